@@ -1,0 +1,28 @@
+//! The nouns of the OCI image and distribution specifications, pure.
+//!
+//! Nothing here knows of sockets, clocks or tokio: values are made by parsing, serialised deterministically
+//! (sorted maps, fixed field order), and layers are read and written over plain byte streams.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`digest`] | [`Digest`], the hasher that makes one |
+//! | [`reference`] | [`Reference`]: `host/repository[:tag][@digest]`, normalised as docker does |
+//! | [`platform`] | [`Platform`]: `os/architecture[/variant]` |
+//! | [`manifest`] | descriptors, manifests, indexes, and [`manifest::Document`] that tells them apart |
+//! | [`config`] | the image configuration with Docker's extra fields, unknown fields kept |
+//! | [`media_type`] | names of formats |
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod digest;
+pub mod manifest;
+pub mod media_type;
+pub mod platform;
+pub mod reference;
+
+pub use config::{History, ImageConfig, RootFs, RuntimeConfig};
+pub use digest::{Digest, Hasher};
+pub use manifest::{Descriptor, Document, Index, Manifest};
+pub use platform::Platform;
+pub use reference::Reference;
