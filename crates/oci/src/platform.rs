@@ -83,7 +83,7 @@ impl FromStr for Platform {
         };
         let lower = text.trim().to_ascii_lowercase();
         let is_word = |part: &str| {
-            !part.is_empty()
+            part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
