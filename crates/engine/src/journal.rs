@@ -1,0 +1,390 @@
+//! The journal of a build: one append-only file that is the only truth about it.
+//!
+//! The worker appends, in one `write` per record, before anyone is told; readers go by offset and never touch the writer. A record
+//! is framed as `length: u32 | crc32: u32 | kind: u8 | unix milliseconds: u64 | payload`, little-endian; the checksum covers
+//! what follows it. A torn tail, left by a power cut, ends reading at the last whole record.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::event::{Event, StepId, Stream};
+
+/// Version of the format, the first eight bytes of every journal.
+pub const FORMAT_VERSION: &[u8; 8] = b"kilnjnl1";
+/// Longest payload of one record.
+pub const RECORD_MAX_BYTES: usize = 1 << 20;
+/// Most output bytes that one record holds.
+pub const OUTPUT_MAX_BYTES: usize = 64 << 10;
+/// Name of the file within a build's folder.
+pub const FILE_NAME: &str = "journal";
+
+const FRAME_BYTES: usize = 8;
+const PREFIX_BYTES: usize = 9;
+const KIND_EVENT: u8 = 1;
+const KIND_OUTPUT: u8 = 2;
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// When it was written, in Unix milliseconds.
+    pub at_ms: u64,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Something happened.
+    Event(Event),
+    /// A step wrote something.
+    Output {
+        /// Which step.
+        step: StepId,
+        /// Where to.
+        stream: Stream,
+        /// What, secrets removed.
+        bytes: Vec<u8>,
+    },
+}
+
+/// Tells what went wrong with a journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file could not be opened or created.
+    #[error("open journal {}", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not a journal of this version.
+    #[error("{} is not a journal of this version", path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Reading failed.
+    #[error("read journal")]
+    Read(#[source] io::Error),
+    /// Writing failed.
+    #[error("append to journal")]
+    Append(#[source] io::Error),
+    /// A record that is whole by length but not by checksum or content.
+    #[error("journal is damaged at offset {offset}")]
+    Damaged {
+        /// Where the record begins.
+        offset: u64,
+    },
+    /// An event too large to record.
+    #[error("record of {size_bytes} bytes is larger than {RECORD_MAX_BYTES}")]
+    TooLarge {
+        /// Size of its payload.
+        size_bytes: usize,
+    },
+}
+
+/// Appends records. There is one writer of a journal at any time: the worker, or the server once the worker is dead.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+}
+
+impl Writer {
+    /// Creates the journal of a new build in its folder.
+    pub fn create(folder: &Path) -> Result<Self, JournalError> {
+        let path = folder.join(FILE_NAME);
+        let open = |source| JournalError::Open {
+            path: path.clone(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(open)?;
+        file.write_all(FORMAT_VERSION)
+            .map_err(JournalError::Append)?;
+        Ok(Self { file })
+    }
+
+    /// Opens an existing journal to go on with it; a torn tail is cut off first.
+    pub fn resume(folder: &Path) -> Result<Self, JournalError> {
+        let path = folder.join(FILE_NAME);
+        let open = |source| JournalError::Open {
+            path: path.clone(),
+            source,
+        };
+        let mut reader = Reader::open(folder)?;
+        while reader.next()?.is_some() {}
+        let file = OpenOptions::new().append(true).open(&path).map_err(open)?;
+        if file.metadata().map_err(open)?.len() > reader.offset() {
+            file.set_len(reader.offset())
+                .map_err(JournalError::Append)?;
+        }
+        Ok(Self { file })
+    }
+
+    /// Appends one record in one write.
+    pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        let frame = encode(record)?;
+        self.file.write_all(&frame).map_err(JournalError::Append)
+    }
+
+    /// Makes what was appended durable.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        self.file.sync_data().map_err(JournalError::Append)
+    }
+}
+
+fn encode(record: &Record) -> Result<Vec<u8>, JournalError> {
+    let mut frame = vec![0; FRAME_BYTES];
+    match &record.body {
+        Body::Event(event) => {
+            frame.push(KIND_EVENT);
+            frame.extend(record.at_ms.to_le_bytes());
+            serde_json::to_writer(&mut frame, event).map_err(|e| JournalError::Append(e.into()))?;
+        }
+        Body::Output {
+            step,
+            stream,
+            bytes,
+        } => {
+            frame.push(KIND_OUTPUT);
+            frame.extend(record.at_ms.to_le_bytes());
+            frame.extend(step.0.to_le_bytes());
+            frame.push(match stream {
+                Stream::Stdout => 1,
+                Stream::Stderr => 2,
+            });
+            frame.extend(bytes);
+        }
+    }
+    let size_bytes = frame.len() - FRAME_BYTES;
+    let length = u32::try_from(size_bytes)
+        .ok()
+        .filter(|_| size_bytes <= RECORD_MAX_BYTES);
+    let length = length.ok_or(JournalError::TooLarge { size_bytes })?;
+    let crc = crc32fast::hash(frame.get(FRAME_BYTES..).unwrap_or_default());
+    if let Some(head) = frame.first_chunk_mut::<FRAME_BYTES>() {
+        let (l, c) = (length.to_le_bytes(), crc.to_le_bytes());
+        *head = [l[0], l[1], l[2], l[3], c[0], c[1], c[2], c[3]];
+    }
+    Ok(frame)
+}
+
+/// Reads records from the start, and again whenever more may have been appended.
+#[derive(Debug)]
+pub struct Reader {
+    file: File,
+    offset: u64,
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Reader {
+    /// Opens the journal in a build's folder.
+    pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        let path = folder.join(FILE_NAME);
+        let mut file = File::open(&path).map_err(|source| JournalError::Open {
+            path: path.clone(),
+            source,
+        })?;
+        let mut magic = [0; FORMAT_VERSION.len()];
+        file.read_exact(&mut magic).map_err(JournalError::Read)?;
+        if &magic != FORMAT_VERSION {
+            return Err(JournalError::Format { path });
+        }
+        Ok(Self {
+            file,
+            offset: FORMAT_VERSION.len() as u64,
+            buffer: Vec::new(),
+            start: 0,
+        })
+    }
+
+    /// Returns the offset of the next record in the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Returns the next record, or `None` when there is no whole one yet.
+    ///
+    /// # Errors
+    /// [`JournalError::Damaged`] when the record is whole but its checksum is not.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "None is not the end here: more may come"
+    )]
+    pub fn next(&mut self) -> Result<Option<Record>, JournalError> {
+        let offset = self.offset;
+        let damaged = || JournalError::Damaged { offset };
+        let Some(frame) = self.peek(0, FRAME_BYTES)? else {
+            return Ok(None);
+        };
+        let (length, crc) = match frame {
+            [a, b, c, d, e, f, g, h] => (
+                u32::from_le_bytes([*a, *b, *c, *d]),
+                u32::from_le_bytes([*e, *f, *g, *h]),
+            ),
+            _ => return Err(damaged()),
+        };
+        let length = usize::try_from(length).map_err(|_| damaged())?;
+        if !(PREFIX_BYTES..=RECORD_MAX_BYTES).contains(&length) {
+            return Err(damaged());
+        }
+        let Some(payload) = self.peek(FRAME_BYTES, length)? else {
+            return Ok(None);
+        };
+        if crc32fast::hash(payload) != crc {
+            return Err(damaged());
+        }
+        let record = decode(payload).ok_or_else(damaged)?;
+        self.start += FRAME_BYTES + length;
+        self.offset += (FRAME_BYTES + length) as u64;
+        Ok(Some(record))
+    }
+
+    /// Returns `length` bytes at `skip` from the next record's beginning, reading more of the file if needed.
+    fn peek(&mut self, skip: usize, length: usize) -> Result<Option<&[u8]>, JournalError> {
+        let wanted = skip + length;
+        while self.buffer.len() - self.start < wanted {
+            if self.start > 0 {
+                self.buffer.drain(..self.start);
+                self.start = 0;
+            }
+            let have = self.buffer.len();
+            self.buffer.resize(have + wanted.max(128 << 10), 0);
+            let room = self.buffer.get_mut(have..).unwrap_or_default();
+            let n = self.file.read_at(room, self.offset + have as u64);
+            self.buffer
+                .truncate(have + n.as_ref().copied().unwrap_or(0));
+            if n.map_err(JournalError::Read)? == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(self.buffer.get(self.start + skip..self.start + wanted))
+    }
+}
+
+fn decode(payload: &[u8]) -> Option<Record> {
+    let (kind, rest) = payload.split_first()?;
+    let (at_ms, rest) = rest.split_first_chunk::<8>()?;
+    let body = match *kind {
+        KIND_EVENT => Body::Event(serde_json::from_slice(rest).ok()?),
+        KIND_OUTPUT => {
+            let (step, rest) = rest.split_first_chunk::<4>()?;
+            let (stream, bytes) = rest.split_first()?;
+            Body::Output {
+                step: StepId(u32::from_le_bytes(*step)),
+                stream: match stream {
+                    1 => Stream::Stdout,
+                    2 => Stream::Stderr,
+                    _ => return None,
+                },
+                bytes: bytes.to_vec(),
+            }
+        }
+        _ => return None,
+    };
+    Some(Record {
+        at_ms: u64::from_le_bytes(*at_ms),
+        body,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Phase;
+
+    fn records() -> Vec<Record> {
+        let output = |n: u32| Record {
+            at_ms: 7 + u64::from(n),
+            body: Body::Output {
+                step: StepId(n),
+                stream: Stream::Stderr,
+                bytes: vec![u8::try_from(n % 251).unwrap(); (n as usize * 97) % 5000],
+            },
+        };
+        let event = Record {
+            at_ms: 1,
+            body: Body::Event(Event::Phase {
+                phase: Phase::Running,
+            }),
+        };
+        std::iter::once(event).chain((0..300).map(output)).collect()
+    }
+
+    fn read_all(folder: &Path) -> Vec<Record> {
+        let mut reader = Reader::open(folder).unwrap();
+        std::iter::from_fn(|| reader.next().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_was_appended_is_read_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(folder.path()).unwrap();
+        let mut reader = Reader::open(folder.path()).unwrap();
+        for record in records() {
+            assert_eq!(reader.next().unwrap(), None);
+            writer.append(&record).unwrap();
+            assert_eq!(reader.next().unwrap().as_ref(), Some(&record));
+        }
+        assert_eq!(read_all(folder.path()), records());
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_at_every_length_and_writing_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let (first, last) = (&records()[0], &records()[3]);
+        let mut writer = Writer::create(folder.path()).unwrap();
+        writer.append(first).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let tail = encode(last).unwrap();
+        for cut in 0..tail.len() {
+            std::fs::write(&path, [&whole[..], &tail[..cut]].concat()).unwrap();
+            let mut writer = Writer::resume(folder.path()).unwrap();
+            writer.append(last).unwrap();
+            assert_eq!(
+                read_all(folder.path()),
+                [first.clone(), last.clone()],
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut writer = Writer::create(folder.path()).unwrap();
+        writer.append(&records()[5]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for at in FORMAT_VERSION.len() + 4..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, bad).unwrap();
+            let read = Reader::open(folder.path()).unwrap().next();
+            assert!(
+                matches!(read, Err(JournalError::Damaged { .. })),
+                "bit at {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE_NAME), b"something else").unwrap();
+        assert!(matches!(
+            Reader::open(folder.path()),
+            Err(JournalError::Format { .. })
+        ));
+    }
+}

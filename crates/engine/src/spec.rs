@@ -1,0 +1,279 @@
+//! What a build is asked to do. Made once by the control plane, read once by the worker.
+//!
+//! It holds credentials and is therefore never written to disk: it travels over the worker's standard input, as JSON. What may be
+//! stored of a build is its [`Record`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci::{Platform, Reference};
+use registry::hosts::Hosts;
+use registry::keychain::Keychain;
+use serde::{Deserialize, Serialize};
+use source::git::GitSource;
+
+use crate::id::BuildId;
+
+/// Everything a worker needs to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuildSpec {
+    /// Which build this is.
+    pub id: BuildId,
+    /// Whose cache is used: nothing is shared between tenants.
+    pub tenant: String,
+    /// What to build from.
+    pub source: Source,
+    /// How to build it.
+    pub options: BuildOptions,
+    /// What to do with the image.
+    pub outputs: Vec<Output>,
+    /// How registries are reached.
+    pub registries: Registries,
+    /// What it may use up.
+    pub limits: Limits,
+}
+
+/// What to build from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Source {
+    /// An image as it is; nothing is built, it is published under other names.
+    Image {
+        /// Which one; with a digest.
+        reference: Reference,
+    },
+    /// A Dockerfile in a context.
+    Dockerfile {
+        /// The files.
+        context: Context,
+        /// Path of the Dockerfile within the workspace; `Dockerfile` in the context folder when not given.
+        dockerfile: Option<String>,
+        /// Folder within the workspace that COPY sees; the Dockerfile's folder when not given.
+        context_path: Option<String>,
+    },
+}
+
+/// Where the workspace comes from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Context {
+    /// A git repository, fetched by the worker.
+    Git(GitSource),
+    /// A folder that the worker can read.
+    Directory {
+        /// Absolute path.
+        path: PathBuf,
+        /// Content of the Dockerfile when it is not in the folder (`-f` elsewhere, or standard input).
+        dockerfile_text: Option<String>,
+        /// What the cache's explanations are kept under: the folder as the user named it.
+        name: String,
+    },
+}
+
+/// How to build.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuildOptions {
+    /// Stage to build; the last one when not given.
+    pub target: Option<String>,
+    /// Values of ARGs.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels added to the image.
+    pub labels: BTreeMap<String, String>,
+    /// What the image runs on; this machine's.
+    pub platform: Platform,
+    /// Whether results of earlier builds are used.
+    pub cache: CacheMode,
+    /// Network of the steps that do not say.
+    pub network: NetworkMode,
+    /// Unix seconds that the image and its newer files are dated with; else the commit's date.
+    pub source_date_epoch: Option<i64>,
+    /// How new layers are compressed.
+    pub compression: Compression,
+    /// Which family of media types is written.
+    pub media_types: MediaTypes,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self {
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            platform: Platform::host(),
+            cache: CacheMode::Use,
+            network: NetworkMode::Default,
+            source_date_epoch: None,
+            compression: Compression::Gzip,
+            media_types: MediaTypes::Oci,
+        }
+    }
+}
+
+/// Whether results of earlier builds are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheMode {
+    /// They are.
+    Use,
+    /// Every step runs; its result is kept for later.
+    Ignore,
+}
+
+/// What network a step has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Its own, with a way out but not to this machine.
+    Default,
+    /// Its own, with nothing in it but loopback.
+    None,
+    /// This machine's. Only where the operator allows it.
+    Host,
+}
+
+/// How new layers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Understood by everything.
+    Gzip,
+    /// Smaller and faster; understood by newer tools.
+    Zstd,
+}
+
+/// Which family of media types is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MediaTypes {
+    /// `application/vnd.oci.image.*`
+    Oci,
+    /// `application/vnd.docker.*`
+    Docker,
+}
+
+/// What to do with the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Output {
+    /// Publish it under a name: in the embedded registry when the host is one of [`Registries::embedded`], else by pushing it.
+    Publish {
+        /// The name, with a tag.
+        reference: Reference,
+    },
+    /// Keep it in the local store under a name, pushed nowhere.
+    Keep {
+        /// The name, with a tag.
+        reference: Reference,
+    },
+    /// Write it to a file, or folder, below the build's output folder.
+    Export {
+        /// In which form.
+        format: ExportFormat,
+        /// Name below the output folder; one path component.
+        name: String,
+        /// Names recorded inside, for formats that have them.
+        references: Vec<Reference>,
+    },
+}
+
+/// Form of an exported image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportFormat {
+    /// A tar of an OCI image layout.
+    Oci,
+    /// A tar as `docker save` writes it.
+    Docker,
+    /// A tar of the root filesystem.
+    Tar,
+    /// The root filesystem as a folder.
+    Local,
+}
+
+/// How registries are reached, and as whom.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Registries {
+    /// Mirrors, plain http, certificates.
+    pub hosts: Hosts,
+    /// What base images may be pulled with: what the caller is allowed to use.
+    pub pull: Keychain,
+    /// What results are published with: the service's own.
+    pub publish: Keychain,
+    /// Hosts that mean the embedded registry.
+    pub embedded: Vec<String>,
+}
+
+/// What a build may use up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// The whole build.
+    pub wall_time_s: u64,
+    /// One step.
+    pub step_time_s: u64,
+    /// Memory of one step.
+    pub step_memory_bytes: Option<u64>,
+    /// Processes and threads of one step.
+    pub step_pids: u32,
+    /// Steps that run at the same time.
+    pub parallel_steps: u32,
+    /// Output of one step that is kept: more is dropped, with a mark.
+    pub step_log_bytes: u64,
+    /// Files of the context, in bytes.
+    pub context_bytes: u64,
+    /// Files of the context, in number.
+    pub context_files: u64,
+    /// One layer, uncompressed.
+    pub layer_bytes: u64,
+    /// Whether steps may use this machine's network.
+    pub allow_host_network: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            wall_time_s: 3600,
+            step_time_s: 3600,
+            step_memory_bytes: None,
+            step_pids: 4096,
+            parallel_steps: 8,
+            step_log_bytes: 256 << 20,
+            context_bytes: 16 << 30,
+            context_files: 2_000_000,
+            layer_bytes: 64 << 30,
+            allow_host_network: false,
+        }
+    }
+}
+
+impl Limits {
+    /// Returns the limit of the whole build.
+    pub fn wall_time(&self) -> Duration {
+        Duration::from_secs(self.wall_time_s)
+    }
+}
+
+/// What is stored of a build beside its journal: everything but secrets. `record.json` in its folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Which build.
+    pub id: BuildId,
+    /// Whose.
+    pub tenant: String,
+    /// Who says to have asked for it; never trusted.
+    #[serde(default)]
+    pub triggered_by: String,
+    /// Accepted and recorded.
+    #[serde(default)]
+    pub supervisor_ref: String,
+    /// Name of the workspace image, or the first name it is published under.
+    pub reference: String,
+    /// Name of the base image.
+    pub base_reference: String,
+    /// When it was accepted, Unix milliseconds.
+    pub started_at_ms: u64,
+    /// Identity of the request: identical requests share it.
+    #[serde(default)]
+    pub key: String,
+}

@@ -1,0 +1,130 @@
+//! Where a build stands: a fold over its events, and nothing else.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{BuiltImage, Event, Failure, Phase};
+
+/// The state of a build.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum BuildState {
+    /// Accepted; its worker has not spoken yet.
+    #[default]
+    Queued,
+    /// On its way.
+    Active {
+        /// How far.
+        phase: Phase,
+    },
+    /// Ended well.
+    Succeeded {
+        /// What was built.
+        image: BuiltImage,
+    },
+    /// Ended otherwise.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+    /// Ended by request.
+    Cancelled,
+}
+
+/// An event that cannot follow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a build that is {state:?} cannot see {event:?}")]
+pub struct IllegalEvent {
+    state: Box<BuildState>,
+    event: Box<Event>,
+}
+
+impl BuildState {
+    /// Returns the state after `event`.
+    pub fn next(self, event: &Event) -> Result<Self, IllegalEvent> {
+        match (self, event) {
+            (state, event) if state.is_terminal() => Err(IllegalEvent {
+                state: Box::new(state),
+                event: Box::new(event.clone()),
+            }),
+            (Self::Active { phase: now }, Event::Phase { phase }) if rank(*phase) < rank(now) => {
+                Err(IllegalEvent {
+                    state: Box::new(Self::Active { phase: now }),
+                    event: Box::new(event.clone()),
+                })
+            }
+            (_, Event::Phase { phase }) => Ok(Self::Active { phase: *phase }),
+            (_, Event::Succeeded { image }) => Ok(Self::Succeeded {
+                image: image.clone(),
+            }),
+            (_, Event::Failed { failure }) => Ok(Self::Failed {
+                failure: failure.clone(),
+            }),
+            (_, Event::Cancelled) => Ok(Self::Cancelled),
+            (state, _) => Ok(state),
+        }
+    }
+
+    /// Tells whether the build has ended.
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            Self::Queued | Self::Active { .. } => false,
+            Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
+        }
+    }
+}
+
+fn rank(phase: Phase) -> u8 {
+    match phase {
+        Phase::Resolving => 0,
+        Phase::Planning => 1,
+        Phase::Running => 2,
+        Phase::Pushing => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::FailureKind;
+
+    fn failed() -> Event {
+        Event::Failed {
+            failure: Failure {
+                kind: FailureKind::Platform,
+                message: "x".to_owned(),
+                step: None,
+                exit_code: None,
+            },
+        }
+    }
+
+    #[test]
+    fn a_terminal_state_sees_nothing_more() {
+        let state = BuildState::default().next(&failed()).unwrap();
+        assert!(state.is_terminal());
+        assert!(state.clone().next(&Event::Cancelled).is_err());
+        assert!(
+            state
+                .next(&Event::Phase {
+                    phase: Phase::Pushing
+                })
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn phases_only_go_forward() {
+        let running = Event::Phase {
+            phase: Phase::Running,
+        };
+        let state = BuildState::default().next(&running).unwrap();
+        assert_eq!(state.clone().next(&running), Ok(state.clone()));
+        assert!(
+            state
+                .next(&Event::Phase {
+                    phase: Phase::Resolving
+                })
+                .is_err()
+        );
+    }
+}
