@@ -1,0 +1,309 @@
+//! One commit of a remote repository, checked out into a directory by the machine's own git.
+//!
+//! What [`fetch`] does, in order:
+//!
+//! 1. check the request ([`GitSource::check`]); nothing has been contacted yet;
+//! 2. get the credential, asking for a one-time secret at most once;
+//! 3. make the checkout location and an empty repository in it, with the remotes and the harmless settings asked for;
+//! 4. find out and fetch what the target names, retrying what may pass;
+//! 5. count what the commit holds, against the limits, before a file of it is written;
+//! 6. check it out, compare HEAD with what was asked for, and remove what differs from one fetch to the next.
+//!
+//! What it does not do: no submodules, no LFS, no hooks, no filters, no protocol but https (and http where it is
+//! allowed), no fallback from a branch that is missing to another one. It decides nothing about which hosts may be
+//! reached; where that matters, the network of the process decides.
+//!
+//! The limits hold while git works, not after: a watcher measures the workspace, each git process has a ceiling for
+//! memory and file size, and when a limit, the deadline or the caller ends the fetch, the whole process group is killed
+//! and waited for before [`fetch`] returns.
+
+mod auth;
+mod checkout;
+mod classify;
+mod command;
+mod config;
+mod error;
+mod http;
+mod limits;
+mod refname;
+mod remote;
+mod resolve;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+pub use self::auth::GitAuth;
+pub use self::config::ConfigError;
+pub use self::error::{FetchError, FetchErrorKind, Missing, RequestError, SecretError};
+pub use self::limits::Limits;
+pub use self::remote::{ParseRemoteUrlError, RemoteUrl};
+
+use self::command::Git;
+use crate::path::RelPath;
+
+/// What to fetch, and where to put it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitSource {
+    /// The repository.
+    pub remote: RemoteUrl,
+    /// A second repository, fetched as the remote `upstream`.
+    #[serde(default)]
+    pub upstream: Option<RemoteUrl>,
+    /// What `target` names.
+    pub target_mode: TargetMode,
+    /// The commit or branch; not looked at for [`TargetMode::RemoteHead`].
+    #[serde(default)]
+    pub target: String,
+    /// How much history to fetch.
+    #[serde(default)]
+    pub depth: Depth,
+    /// Where in the workspace to put the files.
+    #[serde(default)]
+    pub checkout_location: RelPath,
+    /// Harmless git settings to keep in the repository; anything else is an error.
+    #[serde(default)]
+    pub custom_config: BTreeMap<String, String>,
+    /// How to authenticate.
+    #[serde(default)]
+    pub auth: GitAuth,
+}
+
+/// What a target names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetMode {
+    /// Whatever the remote's HEAD is.
+    RemoteHead,
+    /// A commit: 40 hexadecimal digits mean exactly that commit; 7 to 39 an abbreviation that must be unique among
+    /// everything reachable from branches and tags; `refs/…` that reference; anything else a tag, or else a branch of that
+    /// name. Annotated tags stand for the commit that they name.
+    RemoteCommit,
+    /// A branch of the remote. It is an error when there is none of that name.
+    RemoteBranch,
+    /// A new local branch of that name, starting at the remote's HEAD.
+    LocalBranch,
+}
+
+/// How much history to fetch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Depth {
+    /// The one commit.
+    #[default]
+    Shallow,
+    /// All branches and tags with all their history.
+    Full,
+}
+
+/// Whether the repository's own data stay beside the files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GitDirectory {
+    /// `.git` stays, without logs, fetch records and file times, so that two fetches of one commit look alike.
+    #[default]
+    Keep,
+    /// `.git` is removed after the checkout.
+    Remove,
+}
+
+/// What the machine allows and offers; not part of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchOptions {
+    /// The git program.
+    pub git_program: PathBuf,
+    /// Time for the whole fetch.
+    pub timeout: Duration,
+    /// How much the repository may take.
+    pub limits: Limits,
+    /// How often to try what a server refuses for passing reasons; at least once.
+    pub attempts: u32,
+    /// Pause before the second try; doubled for each further one.
+    pub retry_pause: Duration,
+    /// Whether plain http is allowed to this machine itself.
+    pub loopback_http: bool,
+    /// Hosts (`name` or `name:port`) to which plain http is allowed.
+    pub http_hosts: Vec<String>,
+    /// Hosts that one-time secrets may come from; any https host when empty.
+    pub secret_hosts: Vec<String>,
+    /// The http proxy, as in `https_proxy`.
+    pub proxy: Option<String>,
+    /// Hosts reached without the proxy, as in `no_proxy`.
+    pub no_proxy: Option<String>,
+    /// Certificate authorities in PEM form, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether `.git` stays.
+    pub git_directory: GitDirectory,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            git_program: PathBuf::from("git"),
+            timeout: Duration::from_mins(10),
+            limits: Limits::default(),
+            attempts: 4,
+            retry_pause: Duration::from_secs(1),
+            loopback_http: true,
+            http_hosts: Vec::new(),
+            secret_hosts: Vec::new(),
+            proxy: None,
+            no_proxy: None,
+            ca_file: None,
+            git_directory: GitDirectory::Keep,
+        }
+    }
+}
+
+impl FetchOptions {
+    /// Returns whether `url` may be spoken to without TLS.
+    fn allows_plain_http(&self, url: &url::Url) -> bool {
+        let Some(host) = url.host_str() else {
+            return false;
+        };
+        let with_port = url
+            .port_or_known_default()
+            .map(|port| format!("{host}:{port}"));
+        (self.loopback_http && remote::is_loopback(url))
+            || self
+                .http_hosts
+                .iter()
+                .any(|allowed| allowed == host || Some(allowed) == with_port.as_ref())
+    }
+}
+
+/// A finished checkout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkout {
+    /// The commit that is checked out, 40 lower-case hexadecimal digits.
+    pub commit: String,
+    /// When it was committed, in seconds since 1970.
+    pub commit_time_unix: i64,
+}
+
+impl GitSource {
+    /// Checks what can be checked without contacting anything.
+    pub fn check(&self, options: &FetchOptions) -> Result<(), RequestError> {
+        for url in std::iter::once(&self.remote).chain(&self.upstream) {
+            if url.url().scheme() == "http" && !options.allows_plain_http(url.url()) {
+                return Err(RequestError::PlainHttp(
+                    url.url().host_str().unwrap_or_default().to_owned(),
+                ));
+            }
+        }
+        match self.target_mode {
+            TargetMode::RemoteHead => {}
+            TargetMode::RemoteCommit => {
+                refname::parse_commit_name(&self.target)
+                    .ok_or_else(|| RequestError::Commit(shorten(&self.target)))?;
+            }
+            TargetMode::RemoteBranch | TargetMode::LocalBranch => {
+                if !refname::is_valid(&self.target) {
+                    return Err(RequestError::Branch(shorten(&self.target)));
+                }
+            }
+        }
+        config::check(&self.custom_config).map_err(RequestError::Config)?;
+        auth::check(&self.auth, options)
+    }
+}
+
+/// Returns the beginning of a text that may be of any length.
+fn shorten(text: &str) -> String {
+    text.chars().take(256).collect()
+}
+
+/// What every part of one fetch needs.
+struct Session<'a> {
+    options: &'a FetchOptions,
+    remote: &'a RemoteUrl,
+    plain_http: bool,
+    log: &'a (dyn Fn(&str) + Send + Sync),
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("remote", self.remote)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Fetches `source` into `workspace` and returns what was checked out.
+///
+/// `workspace` must exist and be ours alone; the checkout location in it must not hold anything yet. `log` gets git's
+/// remarks line by line, without credentials. When this fails, what is left in the location is for the caller to remove.
+pub async fn fetch(
+    source: &GitSource,
+    workspace: &Path,
+    options: &FetchOptions,
+    log: &(dyn Fn(&str) + Send + Sync),
+    cancel: &CancellationToken,
+) -> Result<Checkout, FetchError> {
+    source.check(options).map_err(FetchError::Request)?;
+    let plain_http = std::iter::once(&source.remote)
+        .chain(&source.upstream)
+        .any(|url| url.url().scheme() == "http");
+    let session = Session {
+        options,
+        remote: &source.remote,
+        plain_http,
+        log,
+        stop: cancel.child_token(),
+    };
+    let work = Box::pin(run(&session, source, workspace));
+    tokio::pin!(work);
+    let ended = tokio::select! {
+        biased;
+        () = cancel.cancelled() => FetchError::Cancelled,
+        result = &mut work => return result,
+        () = tokio::time::sleep(options.timeout) => FetchError::TimedOut { after: options.timeout },
+        outgrown = limits::watch(workspace, &options.limits) => outgrown,
+    };
+    session.stop.cancel();
+    // Ends at once: every git is killed when `stop` is, and waited for. Its error is only that.
+    let _stopped = work.await;
+    Err(ended)
+}
+
+/// Steps 2 to 6.
+async fn run(
+    session: &Session<'_>,
+    source: &GitSource,
+    workspace: &Path,
+) -> Result<Checkout, FetchError> {
+    let credential = tokio::select! {
+        credential = auth::credential(&source.auth, session.options) => credential.map_err(FetchError::Secret)?,
+        () = session.stop.cancelled() => return Err(FetchError::Cancelled),
+    };
+    let location = checkout::make_location(workspace, &source.checkout_location)?;
+    let git = Git::new(
+        session,
+        location.clone(),
+        credential
+            .clone()
+            .map(|credential| (source.remote.origin(), credential)),
+    );
+    checkout::init(&git, source).await?;
+    let found = resolve::fetch_target(&git, session, source, credential.as_ref()).await?;
+    if let Some(upstream) = &source.upstream {
+        resolve::fetch_upstream(&git, session, upstream, source.depth).await?;
+    }
+    checkout::count(&git, &found.commit, &session.options.limits).await?;
+    checkout::check_out(&git, &found).await?;
+    let commit_time_unix = checkout::commit_time(&git, &found.commit).await?;
+    checkout::tidy(&git, &location, session.options.git_directory).await?;
+    Ok(Checkout {
+        commit: found.commit,
+        commit_time_unix,
+    })
+}
