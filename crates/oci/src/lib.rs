@@ -11,15 +11,21 @@
 //! | [`manifest`] | descriptors, manifests, indexes, and [`manifest::Document`] that tells them apart |
 //! | [`config`] | the image configuration with Docker's extra fields, unknown fields kept |
 //! | [`media_type`] | names of formats |
+//! | [`tar`] | archives: a strict reader, a canonical writer |
+//! | [`layer`] | archives in compressed form, with both digests |
+//! | [`validate`] | checks that the parts of an image belong together |
 
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod digest;
+pub mod layer;
 pub mod manifest;
 pub mod media_type;
 pub mod platform;
 pub mod reference;
+pub mod tar;
+pub mod validate;
 
 pub use config::{History, ImageConfig, RootFs, RuntimeConfig};
 pub use digest::{Digest, Hasher};

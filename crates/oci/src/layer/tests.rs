@@ -1,0 +1,226 @@
+use std::io::{Cursor, Read, Write};
+
+use super::*;
+
+const ALL: [Compression; 4] = [
+    Compression::None,
+    Compression::Gzip { level: 1 },
+    Compression::DEFAULT_GZIP,
+    Compression::DEFAULT_ZSTD,
+];
+
+/// Text-like bytes, different everywhere, that compress somewhat.
+fn sample(n: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let mut bytes = Vec::with_capacity(n + 16);
+    while bytes.len() < n {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bytes.extend_from_slice(format!("{} ", state >> 20).as_bytes());
+    }
+    bytes.truncate(n);
+    bytes
+}
+
+fn written(
+    input: &[u8],
+    compression: Compression,
+    n_threads: usize,
+    cut: usize,
+) -> (Layer, Vec<u8>) {
+    let mut writer = LayerWriter::new(Vec::new(), compression, n_threads).unwrap();
+    for piece in input.chunks(cut) {
+        writer.write_all(piece).unwrap();
+        writer.flush().unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+fn unpacked(blob: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    decompress(Cursor::new(blob), Limits::default())?.read_to_end(&mut out)?;
+    Ok(out)
+}
+
+#[test]
+fn a_layer_has_the_digests_of_both_forms_and_unpacks_to_what_was_written() {
+    for compression in ALL {
+        for n in [
+            0,
+            1,
+            511,
+            32 << 10,
+            (1 << 20) - 1,
+            1 << 20,
+            (1 << 20) + 1,
+            5_000_000,
+        ] {
+            let input = sample(n);
+            let (layer, blob) = written(&input, compression, 2, 70_000);
+            assert_eq!(layer.diff_id, Digest::sha256(&input));
+            assert_eq!(layer.digest, Digest::sha256(&blob));
+            assert_eq!(layer.size_bytes, blob.len() as u64);
+            assert_eq!(layer.uncompressed_size_bytes, n as u64);
+            assert!(unpacked(&blob).unwrap() == input, "{compression:?} {n}");
+        }
+    }
+}
+
+#[test]
+fn neither_threads_nor_the_cut_of_the_input_change_a_layer() {
+    let input = sample(6_000_000);
+    for compression in ALL {
+        let (expected, _) = written(&input, compression, 1, 6_000_000);
+        for (n_threads, cut) in [
+            (0, 1 << 20),
+            (1, 4096),
+            (2, 333_333),
+            (3, 6_000_000),
+            (8, 512),
+        ] {
+            let (layer, _) = written(&input, compression, n_threads, cut);
+            assert_eq!(layer, expected, "{compression:?} {n_threads} {cut}");
+        }
+    }
+}
+
+#[test]
+fn gzip_layers_are_one_member_without_time_or_name() {
+    let (_, blob) = written(&sample(3_000_000), Compression::DEFAULT_GZIP, 2, 4096);
+    assert_eq!(blob[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]);
+    let mut one_member = flate2::read::GzDecoder::new(&blob[..]);
+    let mut out = Vec::new();
+    one_member.read_to_end(&mut out).unwrap();
+    assert!(out == sample(3_000_000));
+}
+
+#[test]
+fn gzip_layers_are_read_by_gzip() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layer.gz");
+    let input = sample(3_000_000);
+    let (_, blob) = written(&input, Compression::DEFAULT_GZIP, 2, 4096);
+    std::fs::write(&path, blob).unwrap();
+    let output = std::process::Command::new("gzip")
+        .args(["-dc"])
+        .arg(&path)
+        .output()
+        .expect("gzip runs (Debian package gzip)");
+    assert!(output.status.success());
+    assert!(output.stdout == input);
+}
+
+#[test]
+fn several_members_or_frames_are_one_archive() {
+    for compression in &ALL[1..] {
+        let (_, mut blob) = written(b"one ", *compression, 1, 99);
+        blob.extend(written(b"two", *compression, 1, 99).1);
+        assert_eq!(unpacked(&blob).unwrap(), b"one two", "{compression:?}");
+    }
+}
+
+#[test]
+fn damage_truncation_and_trailing_junk_are_errors() {
+    for compression in &ALL[1..] {
+        let (_, blob) = written(&sample(100_000), *compression, 1, 4096);
+        for cut in [1, 2, 5, blob.len() / 2] {
+            assert!(
+                unpacked(&blob[..blob.len() - cut]).is_err(),
+                "{compression:?} -{cut}"
+            );
+        }
+        for junk in [
+            &b"junk and more junk"[..],
+            b"\0",
+            b"\0\0\0\0\0\0\0\0\0\0\0\0",
+        ] {
+            let long = [&blob[..], junk].concat();
+            assert!(unpacked(&long).is_err(), "{compression:?} {junk:?}");
+        }
+        let mut damaged = blob.clone();
+        let at = blob.len() - 3;
+        damaged[at] ^= 1;
+        assert!(unpacked(&damaged).is_err(), "{compression:?}");
+    }
+}
+
+#[test]
+fn bombs_are_stopped_by_ratio_and_by_size() {
+    let limits = Limits {
+        archive_bytes: 40 << 20,
+        ratio: 50,
+        ratio_floor_bytes: 4 << 20,
+    };
+    let bytes_of = |blob: &[u8]| {
+        let mut out = Vec::new();
+        let end = decompress(Cursor::new(blob), limits)
+            .unwrap()
+            .read_to_end(&mut out);
+        (end.map_err(|error| error.to_string()), out.len())
+    };
+    for compression in &ALL[1..] {
+        let (_, small) = written(&vec![0; 3 << 20], *compression, 1, 1 << 20);
+        assert_eq!(bytes_of(&small).0, Ok(3 << 20));
+        let (_, blob) = written(&vec![0; 32 << 20], *compression, 1, 1 << 20);
+        let (end, n) = bytes_of(&blob);
+        assert_eq!(
+            end.unwrap_err(),
+            "layer unpacks to more than 50 times its size"
+        );
+        assert!(n < 8 << 20, "{compression:?} unpacked {n}");
+    }
+    let (end, _) = bytes_of(&vec![b'x'; 41 << 20]);
+    assert_eq!(
+        end.unwrap_err(),
+        "layer unpacks to more than 41943040 bytes"
+    );
+}
+
+#[test]
+fn a_zstd_window_of_two_gibibytes_is_refused() {
+    // Magic, a frame header that asks for a window of 2 GiB, one raw block of one byte.
+    let blob = [0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 9, 0, 0, b'x'];
+    let error = unpacked(&blob).unwrap_err().to_string();
+    assert!(
+        error.contains("memory") || error.contains("window"),
+        "{error}"
+    );
+}
+
+#[test]
+fn bzip2_and_xz_are_refused_by_name() {
+    for (magic, name) in [(&b"BZh91AY"[..], "bzip2"), (b"\xfd7zXZ\0\0", "xz")] {
+        let error = decompress(Cursor::new(magic), Limits::default()).unwrap_err();
+        assert_eq!(error.to_string(), format!("{name} is not supported"));
+    }
+}
+
+#[test]
+fn levels_that_do_not_exist_are_refused() {
+    for compression in [
+        Compression::Gzip { level: 0 },
+        Compression::Gzip { level: 10 },
+        Compression::Zstd { level: 0 },
+        Compression::Zstd { level: 20 },
+    ] {
+        assert!(LayerWriter::new(Vec::new(), compression, 1).is_err());
+    }
+}
+
+#[test]
+fn a_writer_that_is_dropped_ends_its_threads() {
+    let mut writer = LayerWriter::new(Vec::new(), Compression::DEFAULT_GZIP, 4).unwrap();
+    writer.write_all(&sample(3_000_000)).unwrap();
+    drop(writer);
+}
+
+#[test]
+fn media_types_follow_flavour_and_compression() {
+    let (layer, _) = written(b"x", Compression::DEFAULT_GZIP, 1, 1);
+    let oci = layer.descriptor(Flavour::Oci);
+    assert_eq!(oci.media_type, media_type::OCI_LAYER_GZIP);
+    assert_eq!(oci.digest, layer.digest);
+    assert_eq!(
+        layer.media_type(Flavour::Docker),
+        media_type::DOCKER_LAYER_GZIP
+    );
+}
