@@ -13,7 +13,7 @@ use crate::{Digest, Hasher, ImageConfig, Manifest, media_type};
 pub type Blobs<'a> = dyn Fn(&Digest) -> io::Result<Option<Box<dyn Read>>> + 'a;
 
 /// What a check looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Checked {
     /// The configuration.
     pub config: ImageConfig,

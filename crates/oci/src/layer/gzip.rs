@@ -32,7 +32,7 @@ pub(super) struct GzipWriter<W: Write> {
     crc: crc32fast::Hasher,
     size_bytes: u64,
     pool: Option<Pool>,
-    deflater: Option<Deflater>,
+    compressor: Option<Compressor>,
 }
 
 struct Pool {
@@ -66,7 +66,7 @@ impl<W: Write> GzipWriter<W> {
             crc: crc32fast::Hasher::new(),
             size_bytes: 0,
             pool,
-            deflater: None,
+            compressor: None,
         })
     }
 
@@ -108,8 +108,8 @@ impl<W: Write> GzipWriter<W> {
         let dictionary = std::mem::replace(&mut self.dictionary, next);
         let Some(pool) = &mut self.pool else {
             let level = self.level;
-            let deflater = self.deflater.get_or_insert_with(|| Deflater::new(level));
-            let deflated = deflater.deflate(&dictionary, &input)?;
+            let compressor = self.compressor.get_or_insert_with(|| Compressor::new(level));
+            let deflated = compressor.deflate(&dictionary, &input)?;
             return self.out.write_all(&deflated);
         };
         pool.send(dictionary, input)?;
@@ -138,11 +138,11 @@ impl Pool {
             let pieces = Arc::clone(&pieces);
             let send_deflated = send_deflated.clone();
             let work = move || {
-                let mut deflater = Deflater::new(level);
+                let mut compressor = Compressor::new(level);
                 loop {
                     let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(piece) = piece else { return };
-                    let deflated = deflater.deflate(&piece.dictionary, &piece.input);
+                    let deflated = compressor.deflate(&piece.dictionary, &piece.input);
                     if send_deflated.send((piece.number, deflated)).is_err() {
                         return;
                     }
@@ -192,9 +192,9 @@ fn died() -> io::Error {
     io::Error::other("a compressing thread died")
 }
 
-struct Deflater(Compress);
+struct Compressor(Compress);
 
-impl Deflater {
+impl Compressor {
     fn new(level: u32) -> Self {
         Self(Compress::new(flate2::Compression::new(level), false))
     }
