@@ -32,7 +32,6 @@ pub(super) struct GzipWriter<W: Write> {
     crc: crc32fast::Hasher,
     size_bytes: u64,
     pool: Option<Pool>,
-    compressor: Option<Compressor>,
 }
 
 struct Pool {
@@ -66,7 +65,6 @@ impl<W: Write> GzipWriter<W> {
             crc: crc32fast::Hasher::new(),
             size_bytes: 0,
             pool,
-            compressor: None,
         })
     }
 
@@ -107,9 +105,7 @@ impl<W: Write> GzipWriter<W> {
         let next = input.get(window..).unwrap_or_default().to_vec();
         let dictionary = std::mem::replace(&mut self.dictionary, next);
         let Some(pool) = &mut self.pool else {
-            let level = self.level;
-            let compressor = self.compressor.get_or_insert_with(|| Compressor::new(level));
-            let deflated = compressor.deflate(&dictionary, &input)?;
+            let deflated = deflate(self.level, &dictionary, &input)?;
             return self.out.write_all(&deflated);
         };
         pool.send(dictionary, input)?;
@@ -137,15 +133,12 @@ impl Pool {
         for _ in 0..n_threads {
             let pieces = Arc::clone(&pieces);
             let send_deflated = send_deflated.clone();
-            let work = move || {
-                let mut compressor = Compressor::new(level);
-                loop {
-                    let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(piece) = piece else { return };
-                    let deflated = compressor.deflate(&piece.dictionary, &piece.input);
-                    if send_deflated.send((piece.number, deflated)).is_err() {
-                        return;
-                    }
+            let work = move || loop {
+                let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(piece) = piece else { return };
+                let deflated = deflate(level, &piece.dictionary, &piece.input);
+                if send_deflated.send((piece.number, deflated)).is_err() {
+                    return;
                 }
             };
             let builder = std::thread::Builder::new().name("gzip".to_owned());
@@ -192,33 +185,25 @@ fn died() -> io::Error {
     io::Error::other("a compressing thread died")
 }
 
-struct Compressor(Compress);
-
-impl Compressor {
-    fn new(level: u32) -> Self {
-        Self(Compress::new(flate2::Compression::new(level), false))
+/// Compresses one piece. The state is made anew each time: after a reset, what it had seen before still shows in the output of
+/// the lowest levels, and the output would depend on which thread did which piece.
+fn deflate(level: u32, dictionary: &[u8], input: &[u8]) -> io::Result<Vec<u8>> {
+    let mut state = Compress::new(flate2::Compression::new(level), false);
+    if !dictionary.is_empty() {
+        state.set_dictionary(dictionary)?;
     }
-
-    fn deflate(&mut self, dictionary: &[u8], input: &[u8]) -> io::Result<Vec<u8>> {
-        self.0.reset();
-        if !dictionary.is_empty() {
-            self.0.set_dictionary(dictionary)?;
+    let mut output = Vec::with_capacity(input.len() / 2 + 1024);
+    loop {
+        let n_read = usize::try_from(state.total_in()).unwrap_or(usize::MAX);
+        let rest = input.get(n_read..).unwrap_or_default();
+        let status = state.compress_vec(rest, &mut output, FlushCompress::Sync)?;
+        if status == Status::BufError && output.len() < output.capacity() {
+            return Err(io::Error::other("deflate made no progress"));
         }
-        let mut output = Vec::with_capacity(input.len() / 2 + 1024);
-        loop {
-            let n_read = usize::try_from(self.0.total_in()).unwrap_or(usize::MAX);
-            let rest = input.get(n_read..).unwrap_or_default();
-            let status = self
-                .0
-                .compress_vec(rest, &mut output, FlushCompress::Sync)?;
-            if status == Status::BufError && output.len() < output.capacity() {
-                return Err(io::Error::other("deflate made no progress"));
-            }
-            // Room left over means that everything, the flush included, was written.
-            if self.0.total_in() == input.len() as u64 && output.len() < output.capacity() {
-                return Ok(output);
-            }
-            output.reserve(input.len() / 2 + 1024);
+        // Room left over means that everything, the flush included, was written.
+        if state.total_in() == input.len() as u64 && output.len() < output.capacity() {
+            return Ok(output);
         }
+        output.reserve(input.len() / 2 + 1024);
     }
 }

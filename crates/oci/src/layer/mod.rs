@@ -113,7 +113,7 @@ pub struct LayerWriter<W: Write> {
 
 enum Encoder<W: Write> {
     None(HashWriter<W>),
-    Gzip(gzip::GzipWriter<HashWriter<W>>),
+    Gzip(Box<gzip::GzipWriter<HashWriter<W>>>),
     Zstd(Box<zstd::stream::write::Encoder<'static, HashWriter<W>>>),
 }
 
@@ -181,15 +181,6 @@ impl<W: Write> LayerWriter<W> {
             diff_id: self.diff_id.finish(),
         };
         Ok((layer, out.out))
-    }
-}
-
-impl Compression {
-    fn gzip_level(self) -> u32 {
-        match self {
-            Self::Gzip { level } => level,
-            Self::None | Self::Zstd { .. } => 0,
-        }
     }
 }
 

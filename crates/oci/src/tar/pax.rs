@@ -84,8 +84,11 @@ fn once<T>(field: &mut Option<T>, value: T) -> Result<(), &'static str> {
     }
 }
 
+/// Key and value of a record, and what follows it.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
 /// Splits the first record off.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+fn record(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
     const BAD: &str = "a PAX record is malformed";
     let space = bytes
         .iter()
@@ -140,10 +143,11 @@ fn seconds(value: &[u8]) -> Result<i64, &'static str> {
     }
     let whole = i64::try_from(whole).map_err(|_| BAD)?;
     let has_fraction = fraction.iter().any(|digit| *digit != b'0');
-    Ok(match is_negative {
-        true => -whole - i64::from(has_fraction),
-        false => whole,
-    })
+    if is_negative {
+        Ok(-whole - i64::from(has_fraction))
+    } else {
+        Ok(whole)
+    }
 }
 
 /// Adds one record to `out`.

@@ -160,9 +160,10 @@ impl<R: Read> Reader<R> {
                 _ => return self.entry(&block, prelude).map(Some),
             }
         }
-        match prelude.is_empty() {
-            true => Ok(None),
-            false => Err(ReadError::Truncated),
+        if prelude.is_empty() {
+            Ok(None)
+        } else {
+            Err(ReadError::Truncated)
         }
     }
 
@@ -254,12 +255,12 @@ impl<R: Read> Reader<R> {
         // A run of global headers belongs to no entry: each has the whole allowance.
         prelude.metadata_bytes = 0;
         let records = Records::parse(&content).map_err(ReadError::Pax)?;
-        match records.is_empty() {
-            true => Ok(()),
-            false => Err(ReadError::Ambiguous(
-                "a global header that changes the entries behind it",
-            )),
+        if records.is_empty() {
+            return Ok(());
         }
+        Err(ReadError::Ambiguous(
+            "a global header that changes the entries behind it",
+        ))
     }
 
     fn entry(&mut self, block: &Block, prelude: Prelude) -> Result<Entry, ReadError> {
