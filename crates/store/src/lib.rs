@@ -1,1 +1,240 @@
-//! TEMP
+//! The content-addressed store on disk: blobs, unfinished uploads, repositories, snapshots, records and locks.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`blob`] | [`Ingest`]: write → verify → fsync → link → fsync the directory; reading with verification |
+//! | [`upload`] | [`Upload`]: a blob that arrives over several requests |
+//! | [`repository`] | links from repositories to blobs and manifests, and tags |
+//! | [`snapshot`] | unpacked layers |
+//! | [`record`] | small checksummed documents |
+//! | [`lock`] | named locks across threads and processes |
+//! | [`tree`] | [`remove_tree`], for trees that hostile programs have made |
+//!
+//! Plain blocking IO: callers that are async go through a blocking thread. Any number of processes share one store, of two
+//! users at most: its owner (the data plane) and root (the server), who gives everything it creates to the owner.
+//!
+//! # Invariants
+//! * What is visible under `blobs/` has been hashed by us and is durable. It is never written to again.
+//! * A killed process leaves nothing visible that is half done; what it leaves under `tmp/` is removed by the next one that
+//!   opens the store, and only when it is certain that its process is dead.
+//! * After a failed `fsync` the object is discarded: the system reports such an error once and forgets it.
+//! * No caller's text becomes a path before it has been parsed.
+//! * There is no collection of unreferenced blobs yet: nothing here deletes a blob but [`Store::quarantine`].
+
+#![forbid(unsafe_code)]
+
+pub mod blob;
+mod dir;
+pub mod lock;
+pub mod record;
+pub mod repository;
+mod session;
+pub mod snapshot;
+pub mod tree;
+pub mod upload;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use blob::{BlobError, CommitError, Ingest};
+pub use lock::{LockError, LockGuard};
+pub use record::RecordError;
+pub use repository::RepositoryError;
+pub use snapshot::{SnapshotDraft, SnapshotError};
+pub use tree::remove_tree;
+pub use upload::{Upload, UploadError, UploadId};
+
+use dir::Dir;
+use session::Session;
+
+/// Who owns the store's files, in ids as this process sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What the store refuses to exceed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest blob in bytes.
+    pub blob_max_bytes: u64,
+    /// Largest manifest in bytes.
+    pub manifest_max_bytes: usize,
+    /// Largest record in bytes.
+    pub record_max_bytes: usize,
+    /// Unfinished uploads at a time.
+    pub uploads_max: usize,
+    /// How long an upload may lie untouched until [`Store::expire_uploads`] removes it.
+    pub upload_max_age: Duration,
+    /// Tags of one repository that are listed.
+    pub tags_max: usize,
+    /// Repositories that are listed.
+    pub repositories_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            blob_max_bytes: 64 << 30,
+            manifest_max_bytes: oci::manifest::DOCUMENT_MAX_BYTES,
+            record_max_bytes: 16 << 20,
+            uploads_max: 1024,
+            upload_max_age: Duration::from_secs(24 * 60 * 60),
+            tags_max: 100_000,
+            repositories_max: 100_000,
+        }
+    }
+}
+
+/// A store on disk. Cheap to clone; all clones share one session.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    root: Dir,
+    limits: Limits,
+    session: Session,
+    hashers: upload::Hashers,
+}
+
+/// Tells why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder or one of those in it could not be created or opened.
+    #[error("lay out the store at {path}")]
+    Layout {
+        /// The store's folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder of this session could not be made.
+    #[error("begin a session of the store at {path}")]
+    Session {
+        /// The store's folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Snapshots that may have lost content in a crash of the machine could not be dropped.
+    #[error("drop snapshots of the store at {path} that a crash may have damaged")]
+    Recover {
+        /// The store's folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+const LAYOUT: [&str; 11] = [
+    "blobs/sha256",
+    "blobs/sha512",
+    "ingest/uploads",
+    "locks",
+    "quarantine",
+    "records",
+    "repositories",
+    "snapshots",
+    "tmp",
+    "unsynced",
+    "ingest",
+];
+
+impl Store {
+    /// Opens the store at `dir` with the usual limits, creating what is missing (the parent of `dir` must exist).
+    ///
+    /// When this process is root and `owner` is given, everything it creates is given to `owner`.
+    pub fn open(dir: &Path, owner: Option<Owner>) -> Result<Self, OpenError> {
+        Self::open_with(dir, owner, Limits::default())
+    }
+
+    /// Opens the store at `dir` with `limits`.
+    pub fn open_with(dir: &Path, owner: Option<Owner>, limits: Limits) -> Result<Self, OpenError> {
+        let owner = owner.filter(|_| rustix::process::geteuid().is_root());
+        let lay_out = || {
+            let root = Dir::open_root(dir, owner)?;
+            for path in LAYOUT {
+                root.make(path)?;
+            }
+            Ok((root, std::path::absolute(dir)?))
+        };
+        let (root, path) = lay_out().map_err(|source| OpenError::Layout {
+            path: dir.to_owned(),
+            source,
+        })?;
+        let begin = |source| OpenError::Session {
+            path: path.clone(),
+            source,
+        };
+        let (session, opening) = Session::begin(&root, &path).map_err(begin)?;
+        snapshot::drop_damaged(&root, &session).map_err(|source| OpenError::Recover {
+            path: path.clone(),
+            source,
+        })?;
+        opening.finish(&session).map_err(begin)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path,
+                root,
+                limits,
+                session,
+                hashers: upload::Hashers::default(),
+            }),
+        })
+    }
+
+    /// Returns the store's folder.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Returns what this store refuses to exceed.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    fn root(&self) -> &Dir {
+        &self.inner.root
+    }
+
+    fn session(&self) -> &Session {
+        &self.inner.session
+    }
+
+    /// Writes `bytes` as `name` in `dir`, whole or not at all, durably.
+    fn write_whole(&self, dir: &Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
+        use std::io::Write as _;
+        let session = self.session();
+        let (mut file, draft) = session.create_file()?;
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| {
+                Ok(rustix::fs::fchmod(
+                    &file,
+                    rustix::fs::Mode::from_raw_mode(0o644),
+                )?)
+            })
+            .and_then(|()| file.sync_all())
+            .and_then(|()| session.dir().replace(&draft, dir, name));
+        match written {
+            Ok(()) => dir.sync(),
+            Err(error) => {
+                // The first error is the one to tell; what stays goes with the session.
+                let _ = session.dir().unlink(&draft);
+                Err(error)
+            }
+        }
+    }
+}

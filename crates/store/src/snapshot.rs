@@ -1,0 +1,234 @@
+//! Snapshots: unpacked layers, one directory each, named by the digest of the uncompressed layer.
+//!
+//! A snapshot is filled as a draft in the session's folder and renamed into its place, so it is there whole or not at all.
+//! Making thousands of small files durable one by one would cost more than unpacking them, so a crash of the *machine* is
+//! answered differently than for blobs: before a snapshot gets its name, `unsynced/<name>` is written with the id of this boot.
+//! Who opens the store after another boot drops the snapshots that still carry the mark of an older one (they are made again
+//! from their blobs); [`Store::sync_snapshots`] takes the marks away after one `syncfs` for all.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci::Digest;
+use rustix::fs::FileType;
+
+use crate::dir::Dir;
+use crate::session::Session;
+use crate::{LockError, Store};
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Tells why a snapshot could not be made, named or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// No draft could be created.
+    #[error("begin a snapshot")]
+    Begin(#[source] io::Error),
+    /// A finished draft could not be given its name.
+    #[error("publish snapshot {diff_id}")]
+    Publish {
+        /// The snapshot.
+        diff_id: Digest,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A snapshot could not be removed.
+    #[error("remove snapshot {diff_id}")]
+    Remove {
+        /// The snapshot.
+        diff_id: Digest,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Snapshots could not be made durable.
+    #[error("make snapshots durable")]
+    Sync(#[source] io::Error),
+    /// The lock under which a snapshot gets its name could not be had.
+    #[error("publish snapshot {diff_id}")]
+    Lock {
+        /// The snapshot.
+        diff_id: Digest,
+        /// Why not.
+        #[source]
+        source: LockError,
+    },
+}
+
+/// A snapshot that is being filled. Dropped without [`SnapshotDraft::commit`] it is removed.
+#[derive(Debug)]
+pub struct SnapshotDraft {
+    store: Store,
+    name: String,
+    path: PathBuf,
+    is_over: bool,
+}
+
+impl Store {
+    /// Returns where the snapshot of a layer is, or would be.
+    pub fn snapshot_path(&self, diff_id: &Digest) -> PathBuf {
+        self.path().join("snapshots").join(diff_id.hex())
+    }
+
+    /// Tells whether the snapshot of a layer is there.
+    pub fn has_snapshot(&self, diff_id: &Digest) -> bool {
+        let look = || self.root().sub("snapshots")?.stat(diff_id.hex());
+        let is_dir =
+            |mode: rustix::fs::RawMode| FileType::from_raw_mode(mode) == FileType::Directory;
+        // One that cannot be looked at is made again, which then fails with the reason.
+        look().is_ok_and(|stat| stat.is_some_and(|stat| is_dir(stat.st_mode)))
+    }
+
+    /// Creates an empty directory to be filled with a layer.
+    pub fn new_snapshot(&self) -> Result<SnapshotDraft, SnapshotError> {
+        let session = self.session();
+        let name = session.new_name();
+        session.dir().make(&name).map_err(SnapshotError::Begin)?;
+        Ok(SnapshotDraft {
+            path: session.path().join(&name),
+            store: self.clone(),
+            name,
+            is_over: false,
+        })
+    }
+
+    /// Removes the snapshot of a layer, which must not be mounted; false when there was none.
+    pub fn remove_snapshot(&self, diff_id: &Digest) -> Result<bool, SnapshotError> {
+        drop_snapshot(self.root(), self.session(), diff_id.hex()).map_err(|source| {
+            SnapshotError::Remove {
+                diff_id: diff_id.clone(),
+                source,
+            }
+        })
+    }
+
+    /// Makes all snapshots durable, so that they survive a crash of the machine. Returns how many were not.
+    pub fn sync_snapshots(&self) -> Result<usize, SnapshotError> {
+        let sync = || {
+            let marks = self.root().sub("unsynced")?;
+            let names = marks.names()?;
+            if names.is_empty() {
+                return Ok(0);
+            }
+            // The content of a snapshot is complete when its mark is written, so this covers every mark listed above.
+            rustix::fs::syncfs(self.root())?;
+            for name in &names {
+                marks.unlink(name)?;
+            }
+            marks.sync()?;
+            Ok(names.len())
+        };
+        sync().map_err(SnapshotError::Sync)
+    }
+}
+
+impl SnapshotDraft {
+    /// Returns the directory to fill.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the filled directory its name. Returns false when there was one of this name already; ours is dropped then.
+    pub fn commit(mut self, diff_id: &Digest) -> Result<bool, SnapshotError> {
+        if self.store.has_snapshot(diff_id) {
+            return Ok(false);
+        }
+        let name = format!("snapshot/{diff_id}");
+        let lock = self
+            .store
+            .lock(&name)
+            .map_err(|source| SnapshotError::Lock {
+                diff_id: diff_id.clone(),
+                source,
+            })?;
+        let moved = self.publish(diff_id.hex());
+        drop(lock);
+        let is_ours = moved.map_err(|source| SnapshotError::Publish {
+            diff_id: diff_id.clone(),
+            source,
+        })?;
+        self.is_over = is_ours;
+        Ok(is_ours)
+    }
+
+    fn publish(&self, name: &str) -> io::Result<bool> {
+        let root = self.store.root();
+        let snapshots = root.sub("snapshots")?;
+        if snapshots.stat(name)?.is_some() {
+            return Ok(false);
+        }
+        let mark = boot_id();
+        match &mark {
+            Some(boot_id) => {
+                let marks = root.sub("unsynced")?;
+                self.store.write_whole(&marks, name, boot_id.as_bytes())?;
+            }
+            // Without /proc nobody could tell later which boot this was.
+            None => rustix::fs::syncfs(root)?,
+        }
+        let is_ours = self
+            .store
+            .session()
+            .dir()
+            .rename_new(&self.name, &snapshots, name)?;
+        snapshots.sync()?;
+        Ok(is_ours)
+    }
+}
+
+impl Drop for SnapshotDraft {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // What cannot be removed now is removed with the session, or by the next process that opens the store.
+            let _ = self.store.session().remove(&self.name);
+        }
+    }
+}
+
+/// Drops the snapshots that were not durable when the machine went down. Called while nobody else opens the store: whoever
+/// has opened it since the machine came up has dropped them already, so that no mark of an older boot is ever replaced.
+pub(crate) fn drop_damaged(root: &Dir, session: &Session) -> io::Result<()> {
+    let Some(boot_id) = boot_id() else {
+        return Ok(());
+    };
+    let marks = root.sub("unsynced")?;
+    for name in marks.names()? {
+        let Some(file) = marks.open_file(&name)? else {
+            continue;
+        };
+        let mut written = String::new();
+        let is_current = file
+            .take(boot_id.len() as u64 + 1)
+            .read_to_string(&mut written)
+            .is_ok()
+            && written == boot_id;
+        if !is_current {
+            drop_snapshot(root, session, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a snapshot's name away at once, then its content and its mark.
+fn drop_snapshot(root: &Dir, session: &Session, name: &str) -> io::Result<bool> {
+    let snapshots = root.sub("snapshots")?;
+    let trash = session.new_name();
+    let was_there = match snapshots.rename_new(name, session.dir(), &trash) {
+        Ok(moved) => moved,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    snapshots.sync()?;
+    root.sub("unsynced")?.unlink(name)?;
+    if was_there {
+        // Out of sight already; what is left of it goes with the session.
+        let _ = session.remove(&trash);
+    }
+    Ok(was_there)
+}
+
+fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string(BOOT_ID).ok()?;
+    Some(text.trim().to_owned())
+}
