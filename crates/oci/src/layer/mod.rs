@@ -140,11 +140,9 @@ impl<W: Write> LayerWriter<W> {
         let bad_level = || io::Error::new(io::ErrorKind::InvalidInput, "no such level");
         let encoder = match compression {
             Compression::None => Encoder::None(out),
-            Compression::Gzip { level: 1..=9 } => Encoder::Gzip(gzip::GzipWriter::new(
-                out,
-                compression.gzip_level(),
-                n_threads,
-            )?),
+            Compression::Gzip { level } if (1..=9).contains(&level) => {
+                Encoder::Gzip(Box::new(gzip::GzipWriter::new(out, level, n_threads)?))
+            }
             Compression::Gzip { .. } => return Err(bad_level()),
             Compression::Zstd { level } if !(1..=19).contains(&level) => return Err(bad_level()),
             Compression::Zstd { level } => {
