@@ -267,7 +267,8 @@ fn is_dns_name(name: &str) -> bool {
     !name.is_empty() && name.split('.').all(is_label)
 }
 
-fn is_tag(tag: &str) -> bool {
+/// Tells whether `tag` is a tag: `[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}`.
+pub fn is_tag(tag: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     tag.len() <= TAG_MAX_BYTES
         && tag.bytes().next().is_some_and(word)
