@@ -1,0 +1,451 @@
+//! Stages, their names and numbers, and what depends on what.
+
+use std::collections::BTreeMap;
+
+use oci::{Platform, Reference};
+
+use super::types::{BaseKey, BaseNeed, GraphBase, GraphStage, NeedKind, PlanOptions, StageGraph};
+use crate::ast::{Argument, Body, Dockerfile, Instruction, Word};
+use crate::diagnostic::{Diagnostic, Span};
+use crate::expand::{Budget, ExpandError, Lexer};
+use crate::suggest::did_you_mean;
+
+/// The base that is none.
+const SCRATCH: &str = "scratch";
+
+/// Builds the graph.
+pub(super) fn build(
+    file: &Dockerfile,
+    options: &PlanOptions,
+) -> Result<StageGraph, Vec<Diagnostic>> {
+    let mut builder = Builder {
+        file,
+        options,
+        lexer: Lexer::new(file.escape),
+        budget: Budget::default(),
+        globals: predefined(options),
+        stages: Vec::new(),
+        names: BTreeMap::new(),
+        warnings: Vec::new(),
+        errors: Vec::new(),
+    };
+    builder.read();
+    let target = builder.target();
+    let edges = builder.edges();
+    let (Some(target), true) = (target, builder.errors.is_empty()) else {
+        return Err(builder.errors);
+    };
+    builder.mark_reachable(target, &edges);
+    let needs = builder.needs(&edges);
+    Ok(StageGraph {
+        stages: builder.stages,
+        target,
+        needs,
+        globals: builder.globals,
+        warnings: builder.warnings,
+    })
+}
+
+/// Says what went wrong with expanding `word`.
+pub(super) fn expansion_error(word: &Word, error: &ExpandError) -> Diagnostic {
+    Diagnostic::error(word.span, error.to_string())
+}
+
+/// Returns the variables that are set before the first line, if an ARG asks for them.
+fn predefined(options: &PlanOptions) -> BTreeMap<String, String> {
+    let mut globals = BTreeMap::new();
+    let platforms = [
+        ("BUILD", &options.build_platform),
+        ("TARGET", &options.platform),
+    ];
+    for (prefix, platform) in platforms {
+        let mut set = |name: &str, value: &str| {
+            globals.insert(format!("{prefix}{name}"), value.to_owned());
+        };
+        set("PLATFORM", &platform.to_string());
+        set("OS", &platform.os);
+        set(
+            "OSVERSION",
+            platform.os_version.as_deref().unwrap_or_default(),
+        );
+        set("ARCH", &platform.architecture);
+        set("VARIANT", platform.variant.as_deref().unwrap_or_default());
+    }
+    let target = options.target.as_deref().unwrap_or("default");
+    globals.insert("TARGETSTAGE".to_owned(), target.to_owned());
+    globals
+        .into_iter()
+        .map(|(name, value)| match options.build_args.get(&name) {
+            Some(given) => (name, given.clone()),
+            None => (name, value),
+        })
+        .collect()
+}
+
+/// Where a COPY takes its files from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    Context,
+    Stage(usize),
+    Image(Reference),
+}
+
+/// What `--from` may name.
+pub(super) struct Known<'a> {
+    pub(super) names: &'a BTreeMap<String, usize>,
+    pub(super) n_stages: usize,
+    /// The stage that copies.
+    pub(super) current: usize,
+}
+
+/// Returns where `instruction` copies from, `None` when it does not copy.
+pub(super) fn origin(
+    instruction: &Instruction,
+    known: &Known<'_>,
+) -> Result<Option<Origin>, Diagnostic> {
+    if !matches!(instruction.body, Body::Copy(_)) {
+        return Ok(matches!(instruction.body, Body::Add(_)).then_some(Origin::Context));
+    }
+    let Some(flag) = instruction.flag("from") else {
+        return Ok(Some(Origin::Context));
+    };
+    let name = flag.value.as_deref().unwrap_or_default();
+    let error = |message: String| Diagnostic::error(flag.span, message);
+    if name.is_empty() {
+        return Ok(Some(Origin::Context));
+    }
+    if name.contains('$') {
+        return Err(error("--from cannot hold variables".to_owned())
+            .with_hint("name a stage after it: FROM ${IMAGE} AS name, and copy from that"));
+    }
+    let index = match name.parse::<i64>() {
+        Ok(number) => match usize::try_from(number) {
+            Ok(index) if index < known.n_stages => Some(index),
+            _ => {
+                let message = format!("there is no stage number {number}");
+                return Err(error(message).with_hint("stages are counted from 0"));
+            }
+        },
+        Err(_) => known.names.get(&name.to_ascii_lowercase()).copied(),
+    };
+    match index {
+        Some(index) if index == known.current => {
+            Err(error("a stage cannot copy from itself".to_owned()))
+        }
+        Some(index) if index > known.current => Err(error(format!(
+            "stage {name:?} is defined after the stage that copies from it"
+        ))
+        .with_hint("move the FROM of that stage up")),
+        Some(index) => Ok(Some(Origin::Stage(index))),
+        None if name == SCRATCH => Err(error("there is nothing to copy in scratch".to_owned())),
+        None => {
+            let reference = name.parse().map_err(|reason| {
+                let names = known.names.keys().map(String::as_str);
+                error(format!(
+                    "{name:?} is neither a stage nor an image: {reason}"
+                ))
+                .with_hint_if(did_you_mean(name, names))
+            })?;
+            Ok(Some(Origin::Image(reference)))
+        }
+    }
+}
+
+/// What a stage depends on besides its base, and where it says so.
+type Edges = Vec<Vec<(Origin, Span)>>;
+
+struct Builder<'a> {
+    file: &'a Dockerfile,
+    options: &'a PlanOptions,
+    lexer: Lexer,
+    budget: Budget,
+    globals: BTreeMap<String, String>,
+    stages: Vec<GraphStage>,
+    names: BTreeMap<String, usize>,
+    warnings: Vec<Diagnostic>,
+    errors: Vec<Diagnostic>,
+}
+
+impl Builder<'_> {
+    fn read(&mut self) {
+        let file = self.file;
+        for (index, instruction) in file.instructions.iter().enumerate() {
+            let result = match &instruction.body {
+                Body::From { image, name } => self.from(index, instruction, image, name.as_ref()),
+                Body::Arg(arguments) if self.stages.is_empty() => self.global_args(arguments),
+                _ if self.stages.is_empty() => Err(Diagnostic::error(
+                    instruction.keyword,
+                    format!("{} before the first FROM", instruction.body.keyword()),
+                )
+                .with_hint("only ARG may come before FROM")),
+                _ => {
+                    if let Some(stage) = self.stages.last_mut() {
+                        stage.instructions.end = index + 1;
+                    }
+                    Ok(())
+                }
+            };
+            self.errors.extend(result.err());
+        }
+        if self.stages.is_empty() && self.errors.is_empty() {
+            let span = file.instructions.last().map(|last| last.keyword);
+            self.errors.push(Diagnostic::error(
+                span.unwrap_or_default(),
+                "the Dockerfile has no FROM",
+            ));
+        }
+    }
+
+    fn expand(&self, word: &Word) -> Result<crate::expand::Expanded, Diagnostic> {
+        self.lexer
+            .expand(&word.text, &self.globals, &self.budget)
+            .map_err(|error| expansion_error(word, &error))
+    }
+
+    fn global_args(&mut self, arguments: &[Argument]) -> Result<(), Diagnostic> {
+        for argument in arguments {
+            let name = &argument.name.text;
+            let value = match (self.options.build_args.get(name), &argument.value) {
+                (Some(given), _) => Some(given.clone()),
+                (None, Some(word)) => Some(self.expand(word)?.text),
+                (None, None) => None,
+            };
+            if let Some(value) = value {
+                self.globals.insert(name.clone(), value);
+            }
+        }
+        Ok(())
+    }
+
+    fn from(
+        &mut self,
+        index: usize,
+        instruction: &Instruction,
+        image: &Word,
+        name: Option<&Word>,
+    ) -> Result<(), Diagnostic> {
+        // The stage is entered even when its base is wrong, so that numbers and names of the others stay right.
+        let base = self.base(image);
+        let platform = self.platform(instruction);
+        let n_stages = self.stages.len();
+        if let Some(name) = name {
+            if self.names.insert(name.text.clone(), n_stages).is_some() {
+                let message = format!("another stage is called {:?} too", name.text);
+                self.warnings.push(Diagnostic::warning(name.span, message));
+            }
+        }
+        let (base, error) = match base {
+            Ok(Parsed::Scratch) => (GraphBase::Scratch, None),
+            Ok(Parsed::Stage(index)) => (GraphBase::Stage(index), None),
+            Ok(Parsed::Image(reference)) => {
+                let key = BaseKey {
+                    reference,
+                    platform: self.options.platform.clone(),
+                };
+                (GraphBase::Image(key), None)
+            }
+            Err(error) => (GraphBase::Scratch, Some(error)),
+        };
+        let (platform, platform_error) = match platform {
+            Ok(platform) => (platform, None),
+            Err(error) => (None, Some(error)),
+        };
+        let inherited = match &base {
+            GraphBase::Stage(index) => self.stages.get(*index).map(|stage| stage.platform.clone()),
+            _ => None,
+        };
+        // A stage of this file has its platform already; --platform on it changes nothing, as with BuildKit.
+        let platform = inherited
+            .or(platform)
+            .unwrap_or_else(|| self.options.platform.clone());
+        let base = match base {
+            GraphBase::Image(key) => GraphBase::Image(BaseKey {
+                platform: platform.clone(),
+                ..key
+            }),
+            base => base,
+        };
+        self.stages.push(GraphStage {
+            name: name.map(|word| word.text.clone()),
+            base,
+            platform,
+            span: instruction.span,
+            instructions: index + 1..index + 1,
+            reachable: false,
+        });
+        error.or(platform_error).map_or(Ok(()), Err)
+    }
+
+    fn base(&self, image: &Word) -> Result<Parsed, Diagnostic> {
+        let expanded = self.expand(image)?;
+        let text = expanded.text.as_str();
+        if text.is_empty() {
+            return Err(self.empty(
+                image,
+                &expanded.unset,
+                "the name of the base image is empty",
+            ));
+        }
+        let known = self.names.get(text);
+        if let Some(index) = known.or_else(|| self.names.get(&text.to_ascii_lowercase())) {
+            return Ok(Parsed::Stage(*index));
+        }
+        if text == SCRATCH {
+            return Ok(Parsed::Scratch);
+        }
+        text.parse().map(Parsed::Image).map_err(|reason| {
+            let names = self.names.keys().map(String::as_str);
+            Diagnostic::error(image.span, format!("invalid base {text:?}: {reason}"))
+                .with_hint_if(did_you_mean(text, names))
+        })
+    }
+
+    fn platform(&self, instruction: &Instruction) -> Result<Option<Platform>, Diagnostic> {
+        let Some(flag) = instruction.flag("platform") else {
+            return Ok(None);
+        };
+        let word = Word {
+            text: flag.value.clone().unwrap_or_default(),
+            span: flag.span,
+        };
+        if word.text.is_empty() {
+            return Ok(None);
+        }
+        let expanded = self.expand(&word)?;
+        if expanded.text.is_empty() {
+            return Err(self.empty(&word, &expanded.unset, "the platform is empty"));
+        }
+        let platform: Platform =
+            expanded
+                .text
+                .parse()
+                .map_err(|reason: oci::platform::PlatformError| {
+                    Diagnostic::error(word.span, reason.to_string())
+                })?;
+        if platform.os != "linux" {
+            let message = format!("platform {platform} is not supported yet: only linux is");
+            return Err(Diagnostic::error(word.span, message));
+        }
+        Ok(Some(platform))
+    }
+
+    fn empty(
+        &self,
+        word: &Word,
+        unset: &std::collections::BTreeSet<String>,
+        message: &str,
+    ) -> Diagnostic {
+        let error = Diagnostic::error(word.span, message);
+        let Some(name) = unset.first() else {
+            return error;
+        };
+        let near = did_you_mean(name, self.globals.keys().map(String::as_str));
+        let hint = format!("{name} is not set; only an ARG before the first FROM can be used here");
+        error.with_hint(near.unwrap_or(hint))
+    }
+
+    /// Returns the index of the stage to build.
+    fn target(&mut self) -> Option<usize> {
+        let Some(target) = &self.options.target else {
+            return self.stages.len().checked_sub(1);
+        };
+        let by_name = self.names.get(&target.to_ascii_lowercase()).copied();
+        let by_number = target.parse::<usize>().ok();
+        let found = by_name.or(by_number.filter(|index| *index < self.stages.len()));
+        if found.is_none() && !self.stages.is_empty() {
+            let names = self.names.keys().map(String::as_str);
+            let message = format!("there is no stage {target:?} to build");
+            self.errors.push(
+                Diagnostic::error(Span::default(), message)
+                    .with_hint_if(did_you_mean(target, names)),
+            );
+        }
+        found
+    }
+
+    fn edges(&mut self) -> Edges {
+        let mut all = Vec::new();
+        for (current, stage) in self.stages.iter().enumerate() {
+            let known = Known {
+                names: &self.names,
+                n_stages: self.stages.len(),
+                current,
+            };
+            let mut edges = Vec::new();
+            let instructions = self.file.instructions.get(stage.instructions.clone());
+            for instruction in instructions.unwrap_or_default() {
+                match origin(instruction, &known) {
+                    Ok(None | Some(Origin::Context)) => {}
+                    Ok(Some(origin)) => {
+                        let span = instruction.flag("from").map(|flag| flag.span);
+                        edges.push((origin, span.unwrap_or(instruction.keyword)));
+                    }
+                    Err(error) => self.errors.push(error),
+                }
+            }
+            all.push(edges);
+        }
+        all
+    }
+
+    fn mark_reachable(&mut self, target: usize, edges: &Edges) {
+        let mut open = vec![target];
+        while let Some(index) = open.pop() {
+            let Some(stage) = self.stages.get_mut(index) else {
+                continue;
+            };
+            if std::mem::replace(&mut stage.reachable, true) {
+                continue;
+            }
+            if let GraphBase::Stage(base) = stage.base {
+                open.push(base);
+            }
+            for (origin, _) in edges.get(index).into_iter().flatten() {
+                if let Origin::Stage(index) = origin {
+                    open.push(*index);
+                }
+            }
+        }
+    }
+
+    fn needs(&self, edges: &Edges) -> Vec<BaseNeed> {
+        let mut needs: Vec<BaseNeed> = Vec::new();
+        let mut add = |need: BaseNeed| {
+            if !needs.iter().any(|known| known.key == need.key) {
+                needs.push(need);
+            }
+        };
+        for (stage, edges) in self.stages.iter().zip(edges) {
+            if !stage.reachable {
+                continue;
+            }
+            if let GraphBase::Image(key) = &stage.base {
+                add(BaseNeed {
+                    key: key.clone(),
+                    span: stage.span,
+                    kind: NeedKind::From,
+                });
+            }
+            for (origin, span) in edges {
+                if let Origin::Image(reference) = origin {
+                    add(BaseNeed {
+                        key: BaseKey {
+                            reference: reference.clone(),
+                            platform: self.options.platform.clone(),
+                        },
+                        span: *span,
+                        kind: NeedKind::CopyFrom,
+                    });
+                }
+            }
+        }
+        needs
+    }
+}
+
+/// What the image of a FROM turned out to be.
+enum Parsed {
+    Scratch,
+    Stage(usize),
+    Image(Reference),
+}

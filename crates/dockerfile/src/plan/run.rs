@@ -1,0 +1,214 @@
+//! RUN and WORKDIR.
+
+use std::collections::BTreeMap;
+
+use super::stage::{Layer, Stage, shown};
+use super::types::{InlineScript, Op, RunNetwork, RunOp};
+use super::user;
+use crate::ast::{CommandLine, Instruction, Word};
+use crate::diagnostic::Diagnostic;
+use crate::expand::Variables;
+use crate::parse::Opener;
+use crate::path;
+
+/// Where a heredoc with an interpreter of its own is put while it runs.
+const SCRIPT_DIRECTORY: &str = "/dev/pipes";
+/// Build arguments that reach commands without an ARG, in lower case.
+const PROXIES: [&str; 5] = [
+    "http_proxy",
+    "https_proxy",
+    "ftp_proxy",
+    "no_proxy",
+    "all_proxy",
+];
+
+/// Tells whether `name` is a proxy variable, in any case.
+pub(super) fn is_proxy(name: &str) -> bool {
+    PROXIES.iter().any(|proxy| name.eq_ignore_ascii_case(proxy))
+}
+
+impl Stage<'_> {
+    /// Plans a RUN.
+    pub(super) fn run_command(
+        &mut self,
+        instruction: &Instruction,
+        command: &CommandLine,
+    ) -> Result<(), Diagnostic> {
+        let network = self.check_run_flags(instruction)?;
+        self.check_can_run(instruction)?;
+        let mut script = None;
+        let mut text = shown(instruction);
+        let args = match command {
+            CommandLine::Exec { args, .. } => args.clone(),
+            CommandLine::Shell(word) if instruction.heredocs.is_empty() => {
+                self.with_shell(&word.text)
+            }
+            CommandLine::Shell(word) => {
+                let (line, file) = heredoc_command(word, instruction);
+                if let (Some(heredoc), Some(_)) =
+                    (instruction.heredocs.first(), Opener::parse(&word.text))
+                {
+                    text.push_str(&format!(" ({})", summary(&heredoc.content)));
+                }
+                script = file;
+                self.with_shell(&line)
+            }
+        };
+        let created_by = format!("RUN {}{} # buildkit", self.args_prefix(), args.join(" "));
+        self.add_plan_bytes(args.iter().map(String::len).sum());
+        let op = Op::Run(RunOp {
+            args,
+            proxy: self.proxy(),
+            script,
+            network,
+        });
+        self.add_step(instruction, op, text, created_by);
+        Ok(())
+    }
+
+    /// Plans a WORKDIR.
+    pub(super) fn workdir(
+        &mut self,
+        instruction: &Instruction,
+        word: &Word,
+    ) -> Result<(), Diagnostic> {
+        let expanded = self.expand(word)?.text;
+        if expanded.contains('\0') {
+            return Err(Diagnostic::error(word.span, "a path cannot hold NUL"));
+        }
+        let directory = path::join(self.directory(), &expanded);
+        self.config.config.working_dir.clone_from(&directory);
+        let created_by = format!("WORKDIR {directory}");
+        if directory == "/" {
+            self.record(created_by, Layer::No);
+            return Ok(());
+        }
+        self.check_user(instruction)?;
+        self.add_plan_bytes(directory.len());
+        let op = Op::Workdir { path: directory };
+        self.add_step(instruction, op, shown(instruction), created_by);
+        Ok(())
+    }
+
+    fn check_run_flags(&self, instruction: &Instruction) -> Result<RunNetwork, Diagnostic> {
+        let mut network = RunNetwork::Default;
+        for flag in &instruction.flags {
+            let value = flag.value.as_deref().unwrap_or_default();
+            match (flag.name.as_str(), value) {
+                ("network", "default") => network = RunNetwork::Default,
+                ("network", "none") => network = RunNetwork::None,
+                ("network", "host") => network = RunNetwork::Host,
+                ("network", _) => {
+                    let message = format!("invalid network {value:?}");
+                    return Err(
+                        Diagnostic::error(flag.span, message).with_hint("default, none or host")
+                    );
+                }
+                ("security", "sandbox") => {}
+                (name, _) => {
+                    let message = format!("RUN --{name} is not supported yet");
+                    return Err(Diagnostic::error(flag.span, message));
+                }
+            }
+        }
+        Ok(network)
+    }
+
+    fn check_can_run(&self, instruction: &Instruction) -> Result<(), Diagnostic> {
+        let machine = &self.shared.options.build_platform;
+        let runs_386 = machine.architecture == "amd64" && self.platform.architecture == "386";
+        if !self.platform.satisfies(machine) && !runs_386 {
+            let message = format!(
+                "commands for {} cannot be run on {machine} yet",
+                self.platform
+            );
+            return Err(Diagnostic::error(instruction.keyword, message));
+        }
+        self.check_user(instruction)
+    }
+
+    fn check_user(&self, instruction: &Instruction) -> Result<(), Diagnostic> {
+        let name = &self.config.config.user;
+        if name.is_empty() {
+            return Ok(());
+        }
+        // USER was checked at its line; what is wrong here comes from the base image.
+        user::check(name).map_err(|reason| {
+            let message = format!("the base image's user {name:?} is invalid: {reason}");
+            Diagnostic::error(instruction.keyword, message)
+                .with_hint("set another one with USER before this line")
+        })
+    }
+
+    /// Returns the declared ARGs as they stand before the command in the history: `|2 A=1 B=2 `.
+    fn args_prefix(&self) -> String {
+        let mut places = BTreeMap::new();
+        let mut pairs: Vec<String> = Vec::new();
+        for (name, value) in &self.build_args {
+            let value = self.scope.value(name).or(value.as_deref());
+            let pair = format!("{name}={}", value.unwrap_or_default());
+            match places
+                .get(name)
+                .and_then(|place: &usize| pairs.get_mut(*place))
+            {
+                Some(known) => *known = pair,
+                None => {
+                    places.insert(name, pairs.len());
+                    pairs.push(pair);
+                }
+            }
+        }
+        if pairs.is_empty() {
+            return String::new();
+        }
+        format!("|{} {} ", pairs.len(), pairs.join(" "))
+    }
+
+    fn proxy(&self) -> Vec<(String, String)> {
+        let mut found = BTreeMap::new();
+        for (name, value) in &self.shared.options.build_args {
+            if is_proxy(name) {
+                found.insert(name.to_ascii_lowercase(), value);
+            }
+        }
+        let both = |(name, value): (String, &String)| {
+            [
+                (name.to_ascii_uppercase(), value.clone()),
+                (name, value.clone()),
+            ]
+        };
+        found.into_iter().flat_map(both).collect()
+    }
+}
+
+/// Returns what the shell is to run, and the file that has to be there for it.
+fn heredoc_command(word: &Word, instruction: &Instruction) -> (String, Option<InlineScript>) {
+    let heredocs = &instruction.heredocs;
+    if let (Some(heredoc), Some(_)) = (heredocs.first(), Opener::parse(&word.text)) {
+        let content = heredoc.text();
+        if !content.starts_with("#!") {
+            return (content, None);
+        }
+        let path = path::join(SCRIPT_DIRECTORY, &heredoc.name.replace('/', "_"));
+        let script = InlineScript {
+            path: path.clone(),
+            content,
+        };
+        return (path, Some(script));
+    }
+    // Something more than a heredoc: given back to the shell as it was written.
+    let mut line = word.text.clone();
+    for heredoc in heredocs {
+        line.push('\n');
+        line.push_str(&heredoc.content);
+        line.push_str(&heredoc.name);
+    }
+    (line, None)
+}
+
+fn summary(content: &str) -> String {
+    let mut lines = content.trim().lines();
+    let first = lines.next().unwrap_or_default();
+    let dots = if lines.next().is_some() { "..." } else { "" };
+    format!("{first}{dots}")
+}

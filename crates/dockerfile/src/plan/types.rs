@@ -1,0 +1,318 @@
+//! What planning takes and gives. Plain data; everything public here is re-exported at the crate's root.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use oci::{ImageConfig, Platform, Reference};
+
+use crate::diagnostic::{Diagnostic, Span};
+
+/// What a build asks of a Dockerfile.
+#[derive(Debug, Clone)]
+pub struct PlanOptions {
+    /// The stage to build, by name or number; the last one without it.
+    pub target: Option<String>,
+    /// Values for ARG.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels for the image, over those of the Dockerfile.
+    pub labels: BTreeMap<String, String>,
+    /// What the image is to run on.
+    pub platform: Platform,
+    /// What steps are run on.
+    pub build_platform: Platform,
+}
+
+impl PlanOptions {
+    /// Returns the options of a build of the last stage for the platform that it runs on.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            build_platform: platform.clone(),
+            platform,
+        }
+    }
+}
+
+/// The name of a base image in a plan: a reference, and the platform that is wanted of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BaseKey {
+    /// As the Dockerfile says it, normalised; a missing tag is still missing.
+    pub reference: Reference,
+    /// Which of its platforms.
+    pub platform: Platform,
+}
+
+/// Why a base image is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeedKind {
+    /// A stage starts from it.
+    From,
+    /// Files are copied from it.
+    CopyFrom,
+}
+
+/// A base image that has to be resolved before planning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseNeed {
+    /// Which image.
+    pub key: BaseKey,
+    /// Where the Dockerfile names it.
+    pub span: Span,
+    /// What for.
+    pub kind: NeedKind,
+}
+
+/// A resolved base image.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The reference with its digest, for progress and records.
+    pub pinned: Reference,
+    /// Its configuration.
+    pub config: ImageConfig,
+}
+
+/// The stages of a Dockerfile and what they start from, before any base image is known.
+#[derive(Debug, Clone)]
+pub struct StageGraph {
+    /// All stages, in their order.
+    pub stages: Vec<GraphStage>,
+    /// Index of the stage to build.
+    pub target: usize,
+    /// The base images that the target needs, each once. Triggers of bases may add to them: see [`PlanOutcome`].
+    pub needs: Vec<BaseNeed>,
+    /// ARGs from before the first FROM and the predefined ones, with their values.
+    pub globals: BTreeMap<String, String>,
+    /// Findings that do not stop the build.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// One stage as the Dockerfile has it.
+#[derive(Debug, Clone)]
+pub struct GraphStage {
+    /// What `AS` says.
+    pub name: Option<String>,
+    /// What it starts from.
+    pub base: GraphBase,
+    /// What it runs on.
+    pub platform: Platform,
+    /// Its FROM.
+    pub span: Span,
+    /// Its instructions without FROM, as a range of the Dockerfile's.
+    pub instructions: std::ops::Range<usize>,
+    /// True when the target needs it, as far as can be told without the bases' triggers.
+    pub reachable: bool,
+}
+
+/// What a stage starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GraphBase {
+    /// Nothing.
+    Scratch,
+    /// An image.
+    Image(BaseKey),
+    /// An earlier stage, by its index among all stages.
+    Stage(usize),
+}
+
+/// What planning came to.
+#[derive(Debug, Clone)]
+pub enum PlanOutcome {
+    /// The plan.
+    Ready(Plan),
+    /// A base brought a trigger that needs more base images: resolve them too, then plan again.
+    NeedsBases(Vec<BaseNeed>),
+}
+
+/// Index of a stage in [`Plan::stages`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StageIndex(pub usize);
+
+/// What has to be done to build the target.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The stages that are needed; each refers to earlier ones only.
+    pub stages: Vec<PlanStage>,
+    /// The stage that becomes the image.
+    pub target: StageIndex,
+    /// Findings that do not stop the build.
+    pub warnings: Vec<Diagnostic>,
+    /// Build arguments that no ARG takes.
+    pub unused_build_args: Vec<String>,
+}
+
+impl Plan {
+    /// Returns the stage at `index`.
+    pub fn stage(&self, index: StageIndex) -> Option<&PlanStage> {
+        self.stages.get(index.0)
+    }
+}
+
+/// One stage to be built.
+#[derive(Debug, Clone)]
+pub struct PlanStage {
+    /// What `AS` says.
+    pub name: Option<String>,
+    /// Its place among all stages of the Dockerfile.
+    pub declared_index: usize,
+    /// What is shown for it: the name, `stage-1` without one, nothing when it is the only stage of the Dockerfile.
+    pub display_name: String,
+    /// Its FROM.
+    pub span: Span,
+    /// What it starts from.
+    pub base: BaseRef,
+    /// What it runs on.
+    pub platform: Platform,
+    /// What changes its files, in order.
+    pub steps: Vec<Step>,
+    /// How many numbered things it does: its steps, and one more when it starts from an image.
+    pub n_numbered: usize,
+    /// The image's configuration after the last step: the base's, changed by the instructions. `rootfs` is still the base's,
+    /// `history` holds the base's entries and one for each instruction; `created` is left to the engine.
+    pub config: ImageConfig,
+    /// How many entries of `config.history` come from the base.
+    pub n_base_history: usize,
+}
+
+impl PlanStage {
+    /// Returns what is shown before thing `number` of this stage: `[build 2/4]`.
+    pub fn label(&self, number: usize) -> String {
+        let total = self.n_numbered.to_string();
+        let blank = if self.display_name.is_empty() {
+            ""
+        } else {
+            " "
+        };
+        let width = total.len();
+        format!("[{}{blank}{number:>width$}/{total}]", self.display_name)
+    }
+}
+
+/// What a planned stage starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BaseRef {
+    /// Nothing.
+    Scratch,
+    /// An image.
+    Image(BaseKey),
+    /// An earlier stage.
+    Stage(StageIndex),
+}
+
+/// The variables that a step runs with, in the order in which they were first set. Shared between steps.
+pub type Environment = Arc<Vec<(String, String)>>;
+
+/// Something that changes the files of a stage.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Its number in the stage, for [`PlanStage::label`].
+    pub number: usize,
+    /// The instruction as it is shown: `RUN make`. Variables are not expanded in it.
+    pub text: String,
+    /// Where it stands; the FROM for a trigger of a base.
+    pub span: Span,
+    /// True when it comes from a trigger of the base.
+    pub from_trigger: bool,
+    /// What to do.
+    pub op: Op,
+    /// Its entry in the stage's `config.history`. An entry whose step made no layer is to be marked `empty_layer`.
+    pub history_index: usize,
+    /// ENV and ARG as they are here.
+    pub env: Environment,
+    /// USER as it is here; empty when none is set.
+    pub user: String,
+    /// WORKDIR as it is here, absolute.
+    pub workdir: String,
+    /// SHELL as it is here.
+    pub shell: Arc<Vec<String>>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Runs a command.
+    Run(RunOp),
+    /// Copies files.
+    Copy(CopyOp),
+    /// Creates a directory (with its parents, mode 0755, owned by the step's user) unless it exists.
+    Workdir {
+        /// Absolute and clean.
+        path: String,
+    },
+}
+
+/// A command to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOp {
+    /// Program and arguments; the shell is already among them.
+    pub args: Vec<String>,
+    /// The proxies that the build was given. To be set for the command, in upper and lower case, unless [`Step::env`] has them; no part of
+    /// what the step means, hence of no cache key.
+    pub proxy: Vec<(String, String)>,
+    /// A file to be there, read-only and executable, while the command runs.
+    pub script: Option<InlineScript>,
+    /// What it may reach.
+    pub network: RunNetwork,
+}
+
+/// A heredoc that names its own interpreter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InlineScript {
+    /// Where it is expected: `/dev/pipes/NAME`.
+    pub path: String,
+    /// What it says, `#!` line first.
+    pub content: String,
+}
+
+/// What a command may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunNetwork {
+    /// What the operator chose.
+    Default,
+    /// Nothing.
+    None,
+    /// What the host may; only if the operator allows it.
+    Host,
+}
+
+/// Files to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyOp {
+    /// Where the sources are.
+    pub from: CopyFrom,
+    /// Paths and patterns ([`crate::glob`]) from the root of `from`, cleaned, without leading slash; `.` for all of it.
+    pub sources: Vec<String>,
+    /// Files whose content is in the Dockerfile; they come after the sources.
+    pub inline: Vec<InlineFile>,
+    /// Where to, absolute and clean.
+    pub destination: String,
+    /// True when the destination was written as a directory (`/x/`, `/x/.`, `.`).
+    pub destination_is_directory: bool,
+    /// `user[:group]` of what is copied; root without it.
+    pub chown: Option<String>,
+    /// Mode of what is copied, within 0o7777; the source's without it.
+    pub chmod: Option<u32>,
+    /// True when tar archives among the sources are unpacked (ADD).
+    pub unpack_archives: bool,
+}
+
+/// Where copied files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyFrom {
+    /// The build context.
+    Context,
+    /// A stage of the plan.
+    Stage(StageIndex),
+    /// An image.
+    Image(BaseKey),
+}
+
+/// A file whose content is in the Dockerfile; mode 0644.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InlineFile {
+    /// Its name.
+    pub name: String,
+    /// What it says.
+    pub content: String,
+}
