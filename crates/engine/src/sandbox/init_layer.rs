@@ -1,0 +1,301 @@
+//! The init layer: one thin overlay layer on top of a base that makes the places we mount on what they should be.
+//!
+//! A base image decides what `/dev`, `/proc`, `/sys` and `/etc/resolv.conf` are, and may make them symlinks to somewhere
+//! else, sockets or devices. The layer made here hides whatever is not a plain directory or file behind one that is. It is
+//! stacked as the highest lower layer of a step's root filesystem, so the launcher mounts on known ground and nothing in
+//! a base redirects it.
+//!
+//! It never becomes part of an image: everything in it is mounted over while a command runs, and so cannot be copied up;
+//! only `/` and `/etc` can, which is why they carry the attributes of the base's own.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
+};
+use rustix::io::Errno;
+
+/// The directories the kernel's filesystems are mounted on.
+const DIRECTORIES: [&str; 3] = ["dev", "proc", "sys"];
+/// The files of `/etc` that are mounted over.
+const FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
+
+/// Why an init layer could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitLayerError {
+    /// The base could not be looked at.
+    #[error("look at /{path} of the base")]
+    Look {
+        /// Where, relative to the root.
+        path: &'static str,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The layer could not be written.
+    #[error("make /{path} of the init layer")]
+    Make {
+        /// Where, relative to the root.
+        path: &'static str,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Fills the empty directory `dir` with the init layer for a base, which `view` shows merged and read-only.
+///
+/// No link of the base is followed and no file of it opened for its data.
+pub fn prepare_init_layer(view: BorrowedFd<'_>, dir: &Path) -> Result<(), InitLayerError> {
+    let layer =
+        open_directory(CWD, dir).map_err(|source| InitLayerError::Make { path: "", source })?;
+    for path in DIRECTORIES {
+        let like = look(view, path)?.filter(is_directory);
+        make_directory(layer.as_fd(), path, like.as_ref())?;
+    }
+    let etc = look(view, "etc")?.filter(is_directory);
+    let made = make_directory(layer.as_fd(), "etc", etc.as_ref())?;
+    for name in FILES {
+        // Only what is wrong is hidden: a file of the base that is one may serve as the place to mount on itself.
+        let found = if etc.is_some() {
+            look_in_etc(view, name)?
+        } else {
+            None
+        };
+        if !found.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+        {
+            make_file(made.as_fd(), name).map_err(|source| InitLayerError::Make {
+                path: "etc",
+                source,
+            })?;
+        }
+    }
+    // Last: making entries has changed the times.
+    if let Some(etc) = etc {
+        mirror(made.as_fd(), &etc).map_err(|source| InitLayerError::Make {
+            path: "etc",
+            source,
+        })?;
+    }
+    let root = look(view, ".")?;
+    if let Some(root) = root {
+        mirror(layer.as_fd(), &root).map_err(|source| InitLayerError::Make { path: "", source })?;
+    }
+    Ok(())
+}
+
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+fn look(view: BorrowedFd<'_>, path: &'static str) -> Result<Option<Stat>, InitLayerError> {
+    stat_without_links(view, path).map_err(|source| InitLayerError::Look { path, source })
+}
+
+fn look_in_etc(view: BorrowedFd<'_>, name: &str) -> Result<Option<Stat>, InitLayerError> {
+    stat_without_links(view, &format!("etc/{name}")).map_err(|source| InitLayerError::Look {
+        path: "etc",
+        source,
+    })
+}
+
+fn stat_without_links(view: BorrowedFd<'_>, path: &str) -> io::Result<Option<Stat>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(view, path, flags, Mode::empty(), resolve) {
+        Ok(fd) => Ok(Some(rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)?)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(at, path, flags, Mode::empty())?)
+}
+
+fn make_directory(
+    layer: BorrowedFd<'_>,
+    path: &'static str,
+    like: Option<&Stat>,
+) -> Result<OwnedFd, InitLayerError> {
+    let make = || {
+        rustix::fs::mkdirat(layer, path, Mode::from_raw_mode(0o755))?;
+        let made = open_directory(layer, path)?;
+        match like {
+            Some(stat) => mirror(made.as_fd(), stat)?,
+            // The umask had its say in the mode above.
+            None => rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?,
+        }
+        Ok(made)
+    };
+    make().map_err(|source| InitLayerError::Make { path, source })
+}
+
+fn make_file(etc: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(etc, name, flags, Mode::from_raw_mode(0o644))?;
+    Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?)
+}
+
+/// Gives `made` the owner, mode and modification time of `like`.
+fn mirror(made: BorrowedFd<'_>, like: &Stat) -> io::Result<()> {
+    rustix::fs::fchown(
+        made,
+        Some(Uid::from_raw(like.st_uid)),
+        Some(Gid::from_raw(like.st_gid)),
+    )?;
+    rustix::fs::fchmod(made, Mode::from_raw_mode(like.st_mode & 0o7777))?;
+    let time = Timespec {
+        tv_sec: like.st_mtime,
+        tv_nsec: like.st_mtime_nsec.cast_signed(),
+    };
+    Ok(rustix::fs::futimens(
+        made,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A base beside a canary directory that nothing may touch.
+    struct Case {
+        dir: tempfile::TempDir,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for part in ["base", "init", "canary"] {
+                std::fs::create_dir(dir.path().join(part)).unwrap();
+            }
+            std::fs::write(dir.path().join("canary/ptmx"), "canary").unwrap();
+            Self { dir }
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.dir.path().join(path)
+        }
+
+        fn prepare(&self) {
+            let view = open_directory(CWD, self.path("base").as_path()).unwrap();
+            prepare_init_layer(view.as_fd(), &self.path("init")).unwrap();
+            let canary: Vec<_> = std::fs::read_dir(self.path("canary"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            assert_eq!(canary, ["ptmx"]);
+            assert_eq!(std::fs::read(self.path("canary/ptmx")).unwrap(), b"canary");
+            for directory in ["dev", "proc", "sys", "etc"] {
+                let kind = std::fs::symlink_metadata(self.path("init").join(directory)).unwrap();
+                assert!(kind.is_dir(), "{directory}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_base_gets_every_place_to_mount_on() {
+        let case = Case::new();
+        case.prepare();
+        for file in FILES {
+            let metadata = std::fs::symlink_metadata(case.path("init/etc").join(file)).unwrap();
+            assert!(metadata.is_file() && metadata.len() == 0 && metadata.mode() & 0o7777 == 0o644);
+        }
+        assert_eq!(
+            std::fs::metadata(case.path("init/dev")).unwrap().mode() & 0o7777,
+            0o755
+        );
+    }
+
+    #[test]
+    fn links_and_files_where_directories_belong_are_hidden_and_not_followed() {
+        for (path, target) in [
+            ("dev", "canary"),
+            ("proc", "../canary"),
+            ("sys", "/"),
+            ("etc", "../../canary"),
+        ] {
+            let case = Case::new();
+            let absolute = case.path("canary");
+            let target = if target == "canary" {
+                absolute.as_path()
+            } else {
+                Path::new(target)
+            };
+            symlink(target, case.path("base").join(path)).unwrap();
+            case.prepare();
+        }
+        let case = Case::new();
+        for path in ["dev", "proc", "sys", "etc"] {
+            std::fs::write(case.path("base").join(path), "a file").unwrap();
+        }
+        case.prepare();
+    }
+
+    #[test]
+    fn whatever_is_not_a_file_where_a_file_belongs_is_hidden_by_one() {
+        let case = Case::new();
+        std::fs::create_dir(case.path("base/etc")).unwrap();
+        symlink(case.path("canary/new"), case.path("base/etc/resolv.conf")).unwrap();
+        std::fs::create_dir(case.path("base/etc/hosts")).unwrap();
+        rustix::fs::mknodat(
+            CWD,
+            case.path("base/etc/hostname"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        case.prepare();
+        for file in FILES {
+            let metadata = std::fs::symlink_metadata(case.path("init/etc").join(file)).unwrap();
+            assert!(metadata.is_file() && !metadata.file_type().is_fifo());
+        }
+    }
+
+    #[test]
+    fn a_base_that_is_as_it_should_be_keeps_its_attributes_and_files() {
+        let case = Case::new();
+        std::fs::create_dir(case.path("base/etc")).unwrap();
+        for file in FILES {
+            std::fs::write(case.path("base/etc").join(file), "mine").unwrap();
+        }
+        std::fs::set_permissions(
+            case.path("base/etc"),
+            std::fs::Permissions::from_mode(0o2751),
+        )
+        .unwrap();
+        std::fs::set_permissions(case.path("base"), std::fs::Permissions::from_mode(0o711))
+            .unwrap();
+        let time = Timespec {
+            tv_sec: 86_400,
+            tv_nsec: 7,
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        rustix::fs::utimensat(CWD, case.path("base/etc"), &times, AtFlags::empty()).unwrap();
+        case.prepare();
+        let etc = std::fs::metadata(case.path("init/etc")).unwrap();
+        assert_eq!(
+            (etc.mode() & 0o7777, etc.mtime(), etc.mtime_nsec()),
+            (0o2751, 86_400, 7)
+        );
+        assert_eq!(
+            std::fs::metadata(case.path("init")).unwrap().mode() & 0o7777,
+            0o711
+        );
+        assert_eq!(std::fs::read_dir(case.path("init/etc")).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! What the worker and the launcher say to each other: one plan one way, a few reports the other way.
+//!
+//! The socket is a `SOCK_SEQPACKET` pair, so that a message is a datagram and an end is an end of file. The plan itself
+//! travels in a sealed memory file, because an environment may be larger than a datagram.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize};
+
+/// The most descriptors one message carries.
+const MAX_FDS: usize = 8;
+/// The largest datagram: a report holds a short text at most.
+const MAX_MESSAGE_BYTES: usize = 16 * 1024;
+
+/// Everything the launcher needs to know about one step, besides its descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) network: PlanNetwork,
+    pub(crate) hostname: String,
+    pub(crate) hosts_file: String,
+    pub(crate) resolv_file: String,
+    pub(crate) open_files: u64,
+    pub(crate) shm_bytes: u64,
+    /// Files into which the container's process id is written.
+    pub(crate) cgroup_procs: Vec<std::path::PathBuf>,
+}
+
+/// Which network namespace the container gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PlanNetwork {
+    /// A new one with nothing but loopback.
+    New,
+    /// The one whose descriptor comes last in the message.
+    Given,
+    /// The one the launcher is in.
+    Inherited,
+}
+
+/// What the launcher tells the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The container's first process exists; its pidfd comes with the message.
+    Started,
+    /// The container could not be set up; nothing of it is alive.
+    Failed {
+        /// What was attempted.
+        attempt: String,
+        /// What the system answered.
+        reason: String,
+    },
+    /// The command exited, and nothing of the container is alive.
+    Exited(i32),
+    /// A signal ended the command, and nothing of the container is alive.
+    Killed(i32),
+}
+
+/// Sends one message with descriptors.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[io::IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}
+
+/// Receives one message; `None` at the end of file.
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0_u8; MAX_MESSAGE_BYTES];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [io::IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    bytes.truncate(received.bytes);
+    Ok(Some((bytes, fds)))
+}
+
+/// Sends a report, with a descriptor or none.
+pub(crate) fn send_report(
+    socket: BorrowedFd<'_>,
+    report: &Report,
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(report)?;
+    match fd {
+        Some(fd) => send(socket, &bytes, &[fd]),
+        None => send(socket, &bytes, &[]),
+    }
+}
+
+/// Puts a plan into a memory file that its reader can map no way but reading.
+pub(crate) fn seal_plan(plan: &Plan) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    use std::io::Write as _;
+    let memory =
+        rustix::fs::memfd_create("kiln-step", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(memory);
+    file.write_all(&serde_json::to_vec(plan)?)?;
+    rustix::fs::fcntl_add_seals(
+        file.as_fd(),
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    Ok(file.into())
+}
+
+/// Reads a plan back from the start of its memory file.
+pub(crate) fn read_plan(memory: OwnedFd) -> io::Result<Plan> {
+    use std::io::{Read as _, Seek as _};
+    let mut file = std::fs::File::from(memory);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}

@@ -1,0 +1,468 @@
+//! The real sandbox: one launcher process and one container per step.
+//!
+//! Waiting is by descriptors only: output pipes, the launcher's socket, deadlines. Killing goes two ways at once, by the
+//! container's pidfd and by closing the socket, so that neither a dead worker nor a dead launcher leaves a container.
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Signal;
+use tokio::io::AsyncReadExt as _;
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::cgroup::{CgroupParent, StepCgroup};
+use super::image::LauncherImage;
+use super::launcher::wire::{self, Plan, PlanNetwork, Report};
+use super::launcher::{PLAN_MESSAGE, STEP_INIT};
+use super::network::{Lease, NetworkPool};
+use super::{
+    MAX_CHUNK_BYTES, Network, OutputSink, Sandbox, SandboxError, StepCommand, StepExit, StepLimits,
+    Stream,
+};
+
+/// How long output may still arrive after every process of the step is dead.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// How long a killed container may take to be gone before the worker stops waiting for it.
+const KILL_TIME: Duration = Duration::from_secs(10);
+/// The longest one argument may be; the kernel's own limit.
+const MAX_WORD_BYTES: usize = 128 * 1024 - 1;
+/// The longest a host name may be; the kernel's own limit.
+const MAX_HOSTNAME_BYTES: usize = 64;
+
+/// What a [`Namespaces`] sandbox is made of.
+#[derive(Debug)]
+pub struct NamespacesOptions {
+    /// The program to start containers from.
+    pub image: LauncherImage,
+    /// Where [`Network::Default`] comes from; without it such steps are refused.
+    pub network: Option<NetworkPool>,
+    /// Whether [`Network::Host`] is allowed.
+    pub host_network: HostNetwork,
+    /// Under which steps get their cgroups; without it memory, processes and processor time are not limited.
+    pub cgroups: Option<CgroupParent>,
+    /// The content of `/etc/resolv.conf` for steps in the host's network.
+    pub host_resolv_conf: String,
+}
+
+/// Whether steps may use the host's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostNetwork {
+    /// Such steps are refused.
+    #[default]
+    Refused,
+    /// The configuration allows it.
+    Allowed,
+}
+
+/// Starts each step in a container of its own. Must be used inside the worker's user namespace.
+#[derive(Debug)]
+pub struct Namespaces {
+    options: NamespacesOptions,
+}
+
+impl Namespaces {
+    /// Makes a sandbox.
+    pub fn new(options: NamespacesOptions) -> Self {
+        Self { options }
+    }
+
+    /// Ends what the sandbox keeps running between steps and waits for it.
+    pub async fn shut_down(self) {
+        if let Some(network) = self.options.network {
+            network.shut_down().await;
+        }
+    }
+
+    async fn run_step(
+        &self,
+        step: StepCommand,
+        output: OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<StepExit, SandboxError> {
+        check(&step)?;
+        let deadline = Instant::now() + step.limits.wall_time;
+        let network = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(SandboxError::Cancelled),
+            network = self.network(step.network) => network?,
+        };
+        let cgroup = self.cgroup(&step.limits)?;
+        let plan = self.plan(&step, &network, cgroup.as_ref());
+        let (launched, pipes) = self.launch(&plan, step, network.lease.as_ref())?;
+        let pump = pipes.pump(output);
+        let exit = launched.supervise(pump, deadline, &cancel).await?;
+        let out_of_memory = cgroup.as_ref().is_some_and(StepCgroup::ran_out_of_memory);
+        match exit {
+            StepExit::Signal(libc::SIGKILL) | StepExit::Code(137) if out_of_memory => {
+                Ok(StepExit::OutOfMemory)
+            }
+            other => Ok(other),
+        }
+    }
+
+    async fn network(&self, wanted: Network) -> Result<StepNetwork, SandboxError> {
+        match wanted {
+            Network::Isolated => Ok(StepNetwork {
+                kind: PlanNetwork::New,
+                lease: None,
+                resolv_conf: String::new(),
+            }),
+            Network::Host if self.options.host_network == HostNetwork::Allowed => Ok(StepNetwork {
+                kind: PlanNetwork::Inherited,
+                lease: None,
+                resolv_conf: self.options.host_resolv_conf.clone(),
+            }),
+            Network::Host => Err(SandboxError::Invalid {
+                what: "the host's network is not allowed by the configuration".to_owned(),
+            }),
+            Network::Default => {
+                let pool = self.options.network.as_ref().ok_or_else(|| SandboxError::Invalid {
+                    what: "steps have no network on this machine (see `kiln doctor`); only network none works"
+                        .to_owned(),
+                })?;
+                let lease = pool
+                    .lease()
+                    .await
+                    .map_err(|source| SandboxError::Network { source })?;
+                let resolv_conf = lease.resolv_conf();
+                Ok(StepNetwork {
+                    kind: PlanNetwork::Given,
+                    lease: Some(lease),
+                    resolv_conf,
+                })
+            }
+        }
+    }
+
+    fn cgroup(&self, limits: &StepLimits) -> Result<Option<StepCgroup>, SandboxError> {
+        self.options
+            .cgroups
+            .as_ref()
+            .map(|parent| parent.step(limits))
+            .transpose()
+            .map_err(|source| SandboxError::Limit { source })
+    }
+
+    fn plan(&self, step: &StepCommand, network: &StepNetwork, cgroup: Option<&StepCgroup>) -> Plan {
+        Plan {
+            args: step.args.clone(),
+            env: step.env.clone(),
+            cwd: step.cwd.clone(),
+            uid: step.user.uid,
+            gid: step.user.gid,
+            groups: step.user.groups.clone(),
+            network: network.kind,
+            hostname: step.hostname.clone(),
+            hosts_file: hosts_file(&step.hostname, &step.extra_hosts),
+            resolv_file: network.resolv_conf.clone(),
+            open_files: step.limits.open_files,
+            shm_bytes: step.limits.shm_bytes,
+            cgroup_procs: cgroup.map(StepCgroup::procs_files).unwrap_or_default(),
+        }
+    }
+
+    fn launch(
+        &self,
+        plan: &Plan,
+        step: StepCommand,
+        lease: Option<&Lease>,
+    ) -> Result<(Launched, Pipes), SandboxError> {
+        let start = |source: io::Error| SandboxError::Start { source };
+        let talk = |source: io::Error| SandboxError::Talk { source };
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|errno| start(errno.into()))?;
+        let (pipes, stdout, stderr) = Pipes::new().map_err(start)?;
+        let stdin = match step.stdin {
+            Some(file) => file,
+            None => File::open("/dev/null").map_err(start)?,
+        };
+        let memory = wire::seal_plan(plan).map_err(start)?;
+        let mut fds = vec![
+            memory.as_fd(),
+            step.root.as_fd(),
+            stdin.as_fd(),
+            stdout.as_fd(),
+            stderr.as_fd(),
+        ];
+        fds.extend(lease.map(Lease::namespace));
+        // The message waits in the socket for the process that is started next.
+        wire::send(ours.as_fd(), PLAN_MESSAGE, &fds).map_err(talk)?;
+        drop(fds);
+        let launcher = std::process::Command::new(self.options.image.path());
+        let mut launcher = tokio::process::Command::from(launcher);
+        let child = launcher
+            .arg0("kiln")
+            .arg(STEP_INIT)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(start)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| talk(errno.into()))?;
+        // SAFETY: an owned descriptor stays the same one until it is dropped, and `AsyncFd` drops it after deregistering.
+        let socket = unsafe { AsyncFd::register(ours) }.map_err(|error| talk(error.into()))?;
+        Ok((
+            Launched {
+                child,
+                socket,
+                container: None,
+            },
+            pipes,
+        ))
+    }
+}
+
+impl Sandbox for Namespaces {
+    fn run(
+        &self,
+        step: StepCommand,
+        output: OutputSink,
+        cancel: CancellationToken,
+    ) -> BoxFuture<'_, Result<StepExit, SandboxError>> {
+        Box::pin(self.run_step(step, output, cancel))
+    }
+}
+
+struct StepNetwork {
+    kind: PlanNetwork,
+    lease: Option<Lease>,
+    resolv_conf: String,
+}
+
+fn check(step: &StepCommand) -> Result<(), SandboxError> {
+    let invalid = |what: &str| {
+        Err(SandboxError::Invalid {
+            what: what.to_owned(),
+        })
+    };
+    let words = step
+        .args
+        .iter()
+        .chain(step.env.iter().flat_map(|(key, value)| [key, value]));
+    if step.args.first().is_none_or(String::is_empty) {
+        return invalid("the command is empty");
+    }
+    for word in words {
+        if word.contains('\0') {
+            return invalid("a word of the command or its environment contains a NUL byte");
+        }
+        if word.len() > MAX_WORD_BYTES {
+            return invalid("a word of the command or its environment is longer than 128 KiB");
+        }
+    }
+    if step
+        .env
+        .iter()
+        .any(|(key, _)| key.is_empty() || key.contains('='))
+    {
+        return invalid("a variable's name is empty or contains `=`");
+    }
+    if !step.cwd.starts_with('/') || step.cwd.contains('\0') {
+        return invalid("the working directory is not an absolute path");
+    }
+    if step.hostname.is_empty()
+        || step.hostname.len() > MAX_HOSTNAME_BYTES
+        || !is_host_name(&step.hostname)
+    {
+        return invalid("the host name is not a name");
+    }
+    if step
+        .extra_hosts
+        .iter()
+        .any(|(name, address)| !is_host_name(name) || address.parse::<IpAddr>().is_err())
+    {
+        return invalid("an extra host is not a name and an address");
+    }
+    Ok(())
+}
+
+fn is_host_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+fn hosts_file(hostname: &str, extra: &[(String, String)]) -> String {
+    use std::fmt::Write as _;
+    let mut text =
+        String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "127.0.0.1\t{hostname}");
+    for (name, address) in extra {
+        let _ = writeln!(text, "{address}\t{name}");
+    }
+    text
+}
+
+/// The reading ends of the command's output.
+struct Pipes {
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+impl Pipes {
+    /// Makes both pipes; the writing ends come with them.
+    fn new() -> io::Result<(Self, OwnedFd, OwnedFd)> {
+        let make = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let ((out_reader, out_writer), (err_reader, err_writer)) = (make()?, make()?);
+        let pipes = Self {
+            stdout: pipe::Receiver::from_owned_fd(out_reader)?,
+            stderr: pipe::Receiver::from_owned_fd(err_reader)?,
+        };
+        Ok((pipes, out_writer, err_writer))
+    }
+
+    /// Hands everything that arrives to `output`, until both writing ends are closed.
+    async fn pump(self, output: OutputSink) {
+        let Self { stdout, stderr } = self;
+        let other = Arc::clone(&output);
+        tokio::join!(
+            pump(stdout, Stream::Stdout, output),
+            pump(stderr, Stream::Stderr, other)
+        );
+    }
+}
+
+async fn pump(mut from: pipe::Receiver, stream: Stream, output: OutputSink) {
+    let mut chunk = vec![0_u8; MAX_CHUNK_BYTES];
+    // A read error on a pipe of our own leaves nothing to read; the step's end is learned elsewhere.
+    while let Ok(length) = from.read(&mut chunk).await {
+        let Some(bytes) = chunk.get(..length).filter(|bytes| !bytes.is_empty()) else {
+            return;
+        };
+        output(stream, bytes);
+    }
+}
+
+/// A launcher process and, once it says so, its container.
+struct Launched {
+    child: tokio::process::Child,
+    socket: AsyncFd<OwnedFd>,
+    container: Option<OwnedFd>,
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        // The launcher is killed with its handle; a container that it has started must not outlive it.
+        self.kill();
+    }
+}
+
+impl Launched {
+    fn kill(&self) {
+        if let Some(container) = &self.container {
+            // It may be gone already, which is what is wanted.
+            let _ = rustix::process::pidfd_send_signal(container, Signal::KILL);
+        }
+    }
+
+    /// Tells the launcher to end the step, whether its container exists yet or not.
+    fn end(&self) {
+        self.kill();
+        // A full or closed socket means that the launcher is already on its way out.
+        let _ = wire::send(self.socket.as_fd(), b"end", &[]);
+    }
+
+    async fn supervise(
+        mut self,
+        pump: impl Future<Output = ()>,
+        deadline: Instant,
+        cancel: &CancellationToken,
+    ) -> Result<StepExit, SandboxError> {
+        tokio::pin!(pump);
+        let mut pumping = true;
+        let mut ended_by_us = None;
+        let mut patience = deadline;
+        let report = loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled(), if ended_by_us.is_none() => {
+                    ended_by_us = Some(EndedByUs::Cancelled);
+                    patience = Instant::now() + KILL_TIME;
+                    self.end();
+                }
+                () = tokio::time::sleep_until(patience) => {
+                    if ended_by_us.is_some() {
+                        break None;
+                    }
+                    ended_by_us = Some(EndedByUs::TimedOut);
+                    patience = Instant::now() + KILL_TIME;
+                    self.end();
+                }
+                () = &mut pump, if pumping => pumping = false,
+                report = receive(&self.socket) => match report.map_err(|source| SandboxError::Talk { source })? {
+                    Some((Report::Started, container)) => {
+                        self.container = container;
+                        if ended_by_us.is_some() {
+                            self.end();
+                        }
+                    }
+                    Some((report, _)) => break Some(report),
+                    None => break None,
+                },
+            }
+        };
+        self.kill();
+        if pumping {
+            // Nobody can write any more: this ends at once, and the limit is for a kernel that thinks otherwise.
+            let _ = tokio::time::timeout(DRAIN_TIME, pump).await;
+        }
+        let _ = tokio::time::timeout(KILL_TIME, self.child.wait()).await;
+        match (ended_by_us, report) {
+            (Some(EndedByUs::Cancelled), _) => Err(SandboxError::Cancelled),
+            (Some(EndedByUs::TimedOut), _) => Ok(StepExit::TimedOut),
+            (None, Some(Report::Exited(code))) => Ok(StepExit::Code(code)),
+            (None, Some(Report::Killed(signal))) => Ok(StepExit::Signal(signal)),
+            (None, Some(Report::Failed { attempt, reason })) => {
+                Err(SandboxError::SetUp { attempt, reason })
+            }
+            (None, Some(Report::Started) | None) => Err(SandboxError::LauncherDied),
+        }
+    }
+}
+
+enum EndedByUs {
+    Cancelled,
+    TimedOut,
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let received = ready.try_io(|socket| match wire::receive(socket.as_fd()) {
+            // A launcher that dies with our last word unread resets the connection.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            other => other,
+        });
+        match received {
+            Err(_would_block) => {}
+            Ok(message) => {
+                return match message? {
+                    None => Ok(None),
+                    Some((bytes, fds)) => Ok(Some((
+                        serde_json::from_slice(&bytes)?,
+                        fds.into_iter().next(),
+                    ))),
+                };
+            }
+        }
+    }
+}
