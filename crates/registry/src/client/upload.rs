@@ -1,0 +1,573 @@
+//! Sending one blob: look, mount, upload, in one request or in a stream that is resumed where it broke.
+//!
+//! An upload's `Location` must be on the registry's own scheme, host and port: it gets our bytes and our credentials.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use http::{Method, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use oci::{Descriptor, Digest, Reference};
+use reqwest::Response;
+use store::Store;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::io::ReaderStream;
+use url::Url;
+
+use super::auth::Scopes;
+use super::call::{Call, Payload, content_digest};
+use super::error::{Error, ErrorKind, Problem};
+use super::pull::check_size;
+use super::retry::Tries;
+use super::transport::location;
+use super::{Client, Inner};
+use crate::hosts::Endpoint;
+
+/// Repositories that are asked to lend a blob before it is sent.
+const MOUNTS_MAX: usize = 4;
+/// Bytes that are read from disk at a time.
+const READ_BYTES: usize = 256 << 10;
+/// How often a lost upload session is begun anew.
+const RESTARTS_MAX: u32 = 2;
+
+/// Where the bytes of a blob come from; they can be read again when a connection breaks.
+#[derive(Debug, Clone)]
+pub enum BlobSource {
+    /// A blob of the store.
+    Store(Store, Digest),
+    /// A file that holds exactly the blob.
+    File(PathBuf),
+    /// Memory.
+    Bytes(Bytes),
+}
+
+/// How a blob came to be in a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It was there.
+    Existed,
+    /// The registry took it from another of its repositories.
+    Mounted,
+    /// It was sent.
+    Uploaded,
+}
+
+/// What is being pushed where.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) inner: &'a Inner,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) repository: &'a Reference,
+    pub(crate) descriptor: &'a Descriptor,
+    pub(crate) source: &'a BlobSource,
+    pub(crate) progress: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+/// Whether a blob that seems to be there is sent nevertheless.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    First,
+    /// The registry said that it has it, and then had not.
+    Distrust,
+}
+
+impl Client {
+    /// Makes sure that `repository` holds the blob: looks, asks for it to be mounted from one of `mount_from`, or sends it.
+    /// `progress` is told the number of bytes that were sent so far.
+    pub async fn push_blob(
+        &self,
+        repository: &Reference,
+        descriptor: &Descriptor,
+        source: BlobSource,
+        mount_from: &[Reference],
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Pushed, Error> {
+        let pushed = async {
+            let endpoint = self.origin(repository.host())?;
+            let job = Job {
+                inner: &self.inner,
+                endpoint: &endpoint,
+                repository,
+                descriptor,
+                source: &source,
+                progress,
+            };
+            job.run(mount_from, Look::First).await
+        };
+        pushed.await.map_err(|problem| {
+            let attempt = format!(
+                "push blob {} to {}",
+                descriptor.digest,
+                repository.repository()
+            );
+            problem.into_error(attempt, repository.host())
+        })
+    }
+}
+
+impl Job<'_> {
+    pub(crate) async fn run(
+        &self,
+        mount_from: &[Reference],
+        look: Look,
+    ) -> Result<Pushed, Problem> {
+        let scopes = Scopes::push(self.repository.repository());
+        if look == Look::First && self.is_there(&scopes).await? {
+            return Ok(Pushed::Existed);
+        }
+        let mut session = None;
+        if look == Look::First {
+            match self.mount(mount_from).await? {
+                Mount::Done if self.is_there(&scopes).await? => return Ok(Pushed::Mounted),
+                Mount::Done | Mount::Impossible => {}
+                Mount::Session(url) => session = Some(url),
+            }
+        }
+        let mut upload = Upload {
+            job: *self,
+            scopes: &scopes,
+            session,
+            offset: 0,
+        };
+        upload.run().await?;
+        Ok(Pushed::Uploaded)
+    }
+
+    async fn is_there(&self, scopes: &Scopes) -> Result<bool, Problem> {
+        let (inner, digest) = (self.inner, &self.descriptor.digest);
+        let found = inner.stat_blob(self.endpoint, scopes, self.repository, digest);
+        match found.await? {
+            None => Ok(false),
+            Some(size) => Ok(size.is_none_or(|size| size == self.descriptor.size)),
+        }
+    }
+
+    /// Asks the registry to take the blob from another repository. A refusal is no error: then the blob is sent.
+    async fn mount(&self, candidates: &[Reference]) -> Result<Mount, Problem> {
+        let mut session = None;
+        let host = self.repository.host();
+        let own = self.repository.repository();
+        let candidates = candidates
+            .iter()
+            .filter(|from| from.host() == host && from.repository() != own);
+        for from in candidates.take(MOUNTS_MAX) {
+            let scopes = Scopes::mount(own, from.repository());
+            let mut url = self.uploads_url()?;
+            url.query_pairs_mut()
+                .append_pair("mount", &self.descriptor.digest.to_string())
+                .append_pair("from", from.repository());
+            let call = self.call(&scopes, Method::POST, url);
+            let limit = self.inner.options.finish_timeout;
+            match self.inner.send(&call, &Bytes::new(), limit).await {
+                Ok(response) if response.status() == StatusCode::CREATED => {
+                    return Ok(Mount::Done);
+                }
+                Ok(response) => {
+                    // 202: it began an upload instead. The first one is kept, others are put away.
+                    let url = session_url(&call.url, &response)?;
+                    match &session {
+                        None => session = Some(url),
+                        Some(_) => self.cancel(&scopes, url).await,
+                    }
+                }
+                Err(problem) if problem.is_transient() => return Err(problem),
+                Err(problem) => tracing::debug!(from = %from, %problem, "the mount was refused"),
+            }
+        }
+        Ok(session.map_or(Mount::Impossible, Mount::Session))
+    }
+
+    /// Tells the registry that a session is not needed. Nothing depends on whether it hears.
+    async fn cancel(&self, scopes: &Scopes, url: Url) {
+        let call = self.call(scopes, Method::DELETE, url);
+        let limit = self.inner.options.header_timeout;
+        if let Err(problem) = self.inner.send_once(&call, &Bytes::new(), limit).await {
+            tracing::debug!(%problem, "an upload was not cancelled");
+        }
+    }
+
+    fn uploads_url(&self) -> Result<Url, Problem> {
+        let path = format!("{}/blobs/uploads/", self.repository.repository());
+        Inner::url(self.endpoint, &path)
+    }
+
+    fn call<'b>(&'b self, scopes: &'b Scopes, method: Method, url: Url) -> Call<'b> {
+        Call {
+            endpoint: self.endpoint,
+            scopes,
+            method,
+            url,
+            headers: HeaderMap::new(),
+        }
+    }
+}
+
+enum Mount {
+    Done,
+    Session(Url),
+    Impossible,
+}
+
+/// One upload and how far it got.
+struct Upload<'a> {
+    job: Job<'a>,
+    scopes: &'a Scopes,
+    session: Option<Url>,
+    offset: u64,
+}
+
+impl Upload<'_> {
+    async fn run(&mut self) -> Result<(), Problem> {
+        let policy = self.job.inner.policy(self.job.endpoint);
+        let mut tries = Tries::default();
+        let mut n_restarts = 0;
+        loop {
+            let Err(problem) = self.attempt().await else {
+                policy.budgets.earn(policy.host);
+                return Ok(());
+            };
+            if is_lost_session(&problem) {
+                n_restarts += 1;
+                if n_restarts > RESTARTS_MAX {
+                    return Err(problem);
+                }
+                tracing::debug!(%problem, "the upload was lost, beginning anew");
+                self.restart();
+                continue;
+            }
+            let before = self.offset;
+            tries.after(problem, policy).await?;
+            // The answer may have been lost, and not the blob.
+            if self.job.is_there(self.scopes).await? {
+                return Ok(());
+            }
+            self.find_offset().await;
+            if self.offset > before {
+                tries.reset();
+            }
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<(), Problem> {
+        let job = self.job;
+        let size = job.descriptor.size;
+        let session = match self.session.clone() {
+            Some(url) => url,
+            None => self.begin().await?,
+        };
+        let response = if size <= job.inner.options.monolithic_max_bytes {
+            self.put(session, Rest::new(job.source, 0, size)).await?
+        } else {
+            let session = if self.offset < size {
+                self.patch(session).await?
+            } else {
+                session
+            };
+            self.put(session, Rest::new(job.source, size, size)).await?
+        };
+        match content_digest(response.headers()).unwrap_or_default() {
+            Some(digest) if digest != job.descriptor.digest => Err(Problem::DigestMismatch {
+                what: "the pushed blob",
+                expected: job.descriptor.digest.clone(),
+                actual: digest,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn begin(&mut self) -> Result<Url, Problem> {
+        self.offset = 0;
+        let url = self.job.uploads_url()?;
+        let call = self.job.call(self.scopes, Method::POST, url);
+        let limit = self.job.inner.options.header_timeout;
+        let response = self.job.inner.send(&call, &Bytes::new(), limit).await?;
+        let url = session_url(&call.url, &response)?;
+        self.session = Some(url.clone());
+        Ok(url)
+    }
+
+    /// Streams what is missing.
+    async fn patch(&mut self, url: Url) -> Result<Url, Problem> {
+        let size = self.job.descriptor.size;
+        let rest = Rest::new(self.job.source, self.offset, size);
+        let mut call = self.job.call(self.scopes, Method::PATCH, url);
+        body_headers(&mut call.headers, size - self.offset);
+        if self.offset > 0 {
+            let range = format!("{}-{}", self.offset, size - 1);
+            let range = HeaderValue::from_str(&range);
+            let range = range.map_err(|_| Problem::Header("Content-Range"))?;
+            call.headers.insert(CONTENT_RANGE, range);
+        }
+        let response = self.send_watched(&call, &rest).await?;
+        let url = session_url(&call.url, &response)?;
+        self.session = Some(url.clone());
+        self.offset = size;
+        Ok(url)
+    }
+
+    /// Says that this was all, sending the rest if there is any.
+    async fn put(&self, mut url: Url, rest: Rest<'_>) -> Result<Response, Problem> {
+        let digest = self.job.descriptor.digest.to_string();
+        url.query_pairs_mut().append_pair("digest", &digest);
+        let mut call = self.job.call(self.scopes, Method::PUT, url);
+        body_headers(&mut call.headers, rest.end - rest.offset);
+        self.send_watched(&call, &rest).await
+    }
+
+    /// Sends a body, as long as it moves.
+    async fn send_watched(&self, call: &Call<'_>, rest: &Rest<'_>) -> Result<Response, Problem> {
+        let options = &self.job.inner.options;
+        let mut moved = rest.moved.subscribe();
+        // The limits are those of the loop: a large body takes as long as it takes.
+        let answer = self
+            .job
+            .inner
+            .send_once(call, rest, Duration::from_hours(24));
+        tokio::pin!(answer);
+        let mut window = Window::new();
+        loop {
+            let is_sent = *moved.borrow() >= rest.end;
+            let limit = if is_sent {
+                options.finish_timeout
+            } else {
+                options.stall_window
+            };
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                _ = moved.changed() => {
+                    let offset = *moved.borrow_and_update();
+                    (self.job.progress)(offset);
+                    window.moved_to(offset, options.stall_bytes);
+                }
+                () = tokio::time::sleep_until(window.started + limit) => {
+                    let what = if is_sent { "the answer to a blob" } else { "sending a small part of a blob" };
+                    return Err(Problem::TooSlow { what, limit });
+                }
+            }
+        }
+    }
+
+    /// Asks how much of an interrupted upload arrived. Begins anew when that cannot be known.
+    async fn find_offset(&mut self) {
+        let job = self.job;
+        let is_resumable = job.descriptor.size > job.inner.options.monolithic_max_bytes;
+        let Some(url) = self.session.clone().filter(|_| is_resumable) else {
+            self.restart();
+            return;
+        };
+        let call = job.call(self.scopes, Method::GET, url);
+        let (nothing, limit) = (Bytes::new(), job.inner.options.header_timeout);
+        let answer = job.inner.send(&call, &nothing, limit);
+        let found = match answer.await {
+            Ok(response) => received(response.headers())
+                .filter(|offset| *offset <= job.descriptor.size)
+                .map(|offset| (offset, session_url(&call.url, &response).ok())),
+            Err(problem) => {
+                tracing::debug!(%problem, "the upload cannot be resumed");
+                None
+            }
+        };
+        match found {
+            Some((offset, url)) => {
+                self.offset = offset;
+                self.session = url.or_else(|| self.session.take());
+            }
+            None => self.restart(),
+        }
+    }
+
+    fn restart(&mut self) {
+        self.session = None;
+        self.offset = 0;
+    }
+}
+
+/// The time in which enough bytes must move.
+struct Window {
+    started: Instant,
+    offset: u64,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            offset: 0,
+        }
+    }
+
+    fn moved_to(&mut self, offset: u64, least_bytes: u64) {
+        if offset.saturating_sub(self.offset) >= least_bytes {
+            self.started = Instant::now();
+            self.offset = offset;
+        }
+    }
+}
+
+/// The end of a blob, from an offset.
+struct Rest<'a> {
+    source: &'a BlobSource,
+    offset: u64,
+    end: u64,
+    /// The offset up to which bytes were handed to the connection.
+    moved: watch::Sender<u64>,
+}
+
+impl<'a> Rest<'a> {
+    fn new(source: &'a BlobSource, offset: u64, end: u64) -> Self {
+        Self {
+            source,
+            offset,
+            end,
+            moved: watch::Sender::new(offset),
+        }
+    }
+}
+
+impl Payload for Rest<'_> {
+    async fn open(&self) -> Result<reqwest::Body, Problem> {
+        let n_bytes = self.end - self.offset;
+        if n_bytes == 0 {
+            return Ok(Bytes::new().into());
+        }
+        let pieces = match self.source {
+            BlobSource::Bytes(bytes) => {
+                check_size("the blob", self.end, bytes.len() as u64)?;
+                let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
+                let bytes = bytes.slice(start.min(bytes.len())..);
+                Box::pin(futures_util::stream::once(async { Ok(bytes) })) as Pieces
+            }
+            BlobSource::File(path) => {
+                let file = tokio::fs::File::open(path).await;
+                let file = file.map_err(|error| Problem::local("open the blob to push", error))?;
+                self.read(file).await?
+            }
+            BlobSource::Store(store, digest) => {
+                let (store, digest) = (store.clone(), digest.clone());
+                let opened = tokio::task::spawn_blocking(move || store.open_blob(&digest)).await;
+                let local = "open the blob to push";
+                let opened = opened.map_err(|error| Problem::local(local, error))?;
+                let file = opened.map_err(|error| Problem::local(local, error))?;
+                let missing = || io::Error::new(io::ErrorKind::NotFound, "not in the store");
+                let file = file.ok_or_else(|| Problem::local(local, missing()))?;
+                self.read(tokio::fs::File::from_std(file)).await?
+            }
+        };
+        Ok(reqwest::Body::wrap(Sized {
+            pieces,
+            offset: self.offset,
+            end: self.end,
+            moved: self.moved.clone(),
+        }))
+    }
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + Sync>>;
+
+impl Rest<'_> {
+    async fn read(&self, mut file: tokio::fs::File) -> Result<Pieces, Problem> {
+        let local = |error| Problem::local("read the blob to push", error);
+        let size = file.metadata().await.map_err(local)?.len();
+        check_size("the blob to push", self.end, size)?;
+        let seek = file.seek(io::SeekFrom::Start(self.offset)).await;
+        seek.map_err(local)?;
+        let rest = file.take(self.end - self.offset);
+        Ok(Box::pin(ReaderStream::with_capacity(rest, READ_BYTES)))
+    }
+}
+
+/// A body of a known size that tells how far it got.
+struct Sized {
+    pieces: Pieces,
+    offset: u64,
+    end: u64,
+    moved: watch::Sender<u64>,
+}
+
+impl Body for Sized {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.pieces.as_mut().poll_next(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(piece))) => {
+                self.offset += piece.len() as u64;
+                self.moved.send_replace(self.offset);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
+            Poll::Ready(None) if self.offset < self.end => {
+                let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the blob became shorter");
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.offset >= self.end
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.end.saturating_sub(self.offset))
+    }
+}
+
+fn body_headers(headers: &mut HeaderMap, n_bytes: u64) {
+    let octets = HeaderValue::from_static("application/octet-stream");
+    headers.insert(CONTENT_TYPE, octets);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(n_bytes));
+}
+
+/// Returns where an upload goes on. Nowhere else than on the registry itself.
+fn session_url(from: &Url, response: &Response) -> Result<Url, Problem> {
+    let url = location(from, response.headers())?;
+    if url.origin() == from.origin() {
+        return Ok(url);
+    }
+    let host = url.host_str().unwrap_or_default();
+    Err(Problem::Refused(format!(
+        "an upload location outside of the registry, at {}://{host}",
+        url.scheme()
+    )))
+}
+
+/// Reads how many bytes of an upload arrived. `0-0` is what some registries answer for nothing and for one byte alike.
+fn received(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(RANGE)?.to_str().ok()?;
+    let range = range.strip_prefix("bytes=").unwrap_or(range);
+    let (first, last) = range.split_once('-')?;
+    let last: u64 = last.parse().ok()?;
+    match (first, last) {
+        ("0", 0) => Some(0),
+        ("0", last) => last.checked_add(1),
+        _ => None,
+    }
+}
+
+fn is_lost_session(problem: &Problem) -> bool {
+    match problem {
+        Problem::Status { status, entry, .. } => {
+            *status == StatusCode::RANGE_NOT_SATISFIABLE
+                || problem.kind() == ErrorKind::NotFound && entry.code != "NAME_UNKNOWN"
+                || matches!(
+                    entry.code.as_str(),
+                    "BLOB_UPLOAD_INVALID" | "BLOB_UPLOAD_UNKNOWN"
+                )
+        }
+        _ => false,
+    }
+}
