@@ -39,7 +39,7 @@ pub use image::{ImageError, LauncherImage};
 pub use init_layer::{InitLayerError, prepare_init_layer};
 pub use launcher::{STEP_INIT, seccomp, step_init_main};
 pub use namespaces::{HostNetwork, Namespaces, NamespacesOptions};
-pub use network::{NetworkError, NetworkPool};
+pub use network::{NetworkError, NetworkPool, NetworkProgram};
 pub use scripted::{Script, Scripted};
 
 /// Runs commands over root filesystems.

@@ -131,14 +131,20 @@ impl Namespaces {
                         .to_owned(),
                 })?;
                 let lease = pool
-                    .lease()
+                    .lease(&self.options.image)
                     .await
                     .map_err(|source| SandboxError::Network { source })?;
-                let resolv_conf = lease.resolv_conf();
-                Ok(StepNetwork {
-                    kind: PlanNetwork::Given,
-                    lease: Some(lease),
-                    resolv_conf,
+                Ok(match lease {
+                    Some(lease) => StepNetwork {
+                        kind: PlanNetwork::Given,
+                        resolv_conf: lease.resolv_conf(),
+                        lease: Some(lease),
+                    },
+                    None => StepNetwork {
+                        kind: PlanNetwork::New,
+                        lease: None,
+                        resolv_conf: String::new(),
+                    },
                 })
             }
         }
@@ -191,7 +197,7 @@ impl Namespaces {
             Some(file) => file,
             None => File::open("/dev/null").map_err(start)?,
         };
-        let memory = wire::seal_plan(plan).map_err(start)?;
+        let memory = wire::seal(plan).map_err(start)?;
         let mut fds = vec![
             memory.as_fd(),
             step.root.as_fd(),
@@ -199,7 +205,7 @@ impl Namespaces {
             stdout.as_fd(),
             stderr.as_fd(),
         ];
-        fds.extend(lease.map(Lease::namespace));
+        fds.extend(lease.and_then(Lease::namespace));
         // The message waits in the socket for the process that is started next.
         wire::send(ours.as_fd(), PLAN_MESSAGE, &fds).map_err(talk)?;
         drop(fds);
@@ -215,9 +221,7 @@ impl Namespaces {
             .kill_on_drop(true)
             .spawn()
             .map_err(start)?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| talk(errno.into()))?;
-        // SAFETY: an owned descriptor stays the same one until it is dropped, and `AsyncFd` drops it after deregistering.
-        let socket = unsafe { AsyncFd::register(ours) }.map_err(|error| talk(error.into()))?;
+        let socket = wire::register(ours).map_err(talk)?;
         Ok((
             Launched {
                 child,
@@ -408,7 +412,7 @@ impl Launched {
                     self.end();
                 }
                 () = &mut pump, if pumping => pumping = false,
-                report = receive(&self.socket) => match report.map_err(|source| SandboxError::Talk { source })? {
+                report = wire::next_report(&self.socket) => match report.map_err(|source| SandboxError::Talk { source })? {
                     Some((Report::Started, container)) => {
                         self.container = container;
                         if ended_by_us.is_some() {
@@ -442,27 +446,4 @@ impl Launched {
 enum EndedByUs {
     Cancelled,
     TimedOut,
-}
-
-async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
-    loop {
-        let mut ready = socket.readable().await?;
-        let received = ready.try_io(|socket| match wire::receive(socket.as_fd()) {
-            // A launcher that dies with our last word unread resets the connection.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
-            other => other,
-        });
-        match received {
-            Err(_would_block) => {}
-            Ok(message) => {
-                return match message? {
-                    None => Ok(None),
-                    Some((bytes, fds)) => Ok(Some((
-                        serde_json::from_slice(&bytes)?,
-                        fds.into_iter().next(),
-                    ))),
-                };
-            }
-        }
-    }
 }

@@ -16,6 +16,7 @@
 
 mod ids;
 mod map;
+mod tun;
 
 use std::io;
 use std::path::PathBuf;
@@ -127,6 +128,10 @@ pub fn enter(options: &UserNsOptions) -> Result<Entered, UserNsError> {
         return Err(UserNsError::Threads { count });
     }
     let ids = ids::find(options).map_err(|source| UserNsError::Ids { source })?;
+    if ids.writer == ids::Writer::Ourselves {
+        // Without it steps have no network, which the one that needs it will say.
+        let _ = tun::lend();
+    }
     let helper =
         map::Helper::start(&ids, options).map_err(settle("start the helper that maps ids"))?;
     // SAFETY: the process has a single thread, counted above, and shares no descriptor table.

@@ -47,7 +47,8 @@ pub(super) fn run(
     }
 }
 
-fn exit(code: i32) -> ! {
+/// Ends this process and nothing else.
+pub(in crate::sandbox) fn exit(code: i32) -> ! {
     // SAFETY: ends this process without running the exit handlers of the process it was cloned from.
     unsafe { libc::_exit(code) }
 }
@@ -181,7 +182,7 @@ fn set_stdio(
 }
 
 /// Undoes what the language's runtime and our ancestors did to signals: the command starts from the defaults.
-fn reset_signals() {
+pub(in crate::sandbox) fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: restores default dispositions only; the two that cannot be changed answer with an error.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
@@ -195,7 +196,7 @@ fn reset_signals() {
 }
 
 /// Marks every descriptor but 0, 1 and 2 to be closed by the execution; the error pipe must live until then.
-fn close_the_rest() -> Result<(), Failed> {
+pub(in crate::sandbox) fn close_the_rest() -> Result<(), Failed> {
     // SAFETY: changes flags of descriptors only.
     let answer = unsafe {
         libc::close_range(

@@ -8,7 +8,7 @@
 //! inside is the one that becomes the command; what goes wrong in there before the command runs comes back over a
 //! close-on-exec pipe with what was attempted, never as an exit code.
 
-mod container;
+pub(super) mod container;
 mod filesystem;
 pub(crate) mod mounts;
 mod privileges;
@@ -31,6 +31,8 @@ pub const STEP_INIT: &str = "step-init";
 
 /// The message a plan's descriptors travel with.
 pub(crate) const PLAN_MESSAGE: &[u8] = b"step";
+/// The message a network's plan travels with.
+pub(crate) const NETWORK_MESSAGE: &[u8] = b"network";
 
 /// Something that was attempted and what the system answered.
 #[derive(Debug)]
@@ -90,7 +92,19 @@ pub(crate) struct Descriptors {
 }
 
 fn serve(socket: &OwnedFd) -> Result<Report, Failed> {
-    let (plan, descriptors) = receive_plan(socket.as_fd())?;
+    let incomplete = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let (message, fds) = wire::receive(socket.as_fd())
+        .and_then(|message| message.ok_or_else(incomplete))
+        .attempt("receive what to do")?;
+    match message.as_slice() {
+        PLAN_MESSAGE => serve_step(socket, fds),
+        NETWORK_MESSAGE => super::network::keeper::serve(socket, fds),
+        _ => Err(io::Error::other("an unknown message")).attempt("receive what to do"),
+    }
+}
+
+fn serve_step(socket: &OwnedFd, fds: Vec<OwnedFd>) -> Result<Report, Failed> {
+    let (plan, descriptors) = open_plan(fds)?;
     enter_network(plan.network, descriptors.network.as_ref())?;
     let sysfs = match plan.network {
         // A new sysfs shows the network namespace one is in, and the host's is not ours to mount.
@@ -106,13 +120,13 @@ fn serve(socket: &OwnedFd) -> Result<Report, Failed> {
     };
     let (go_reader, go_writer) = pipe()?;
     let (error_reader, error_writer) = pipe()?;
-    match clone_container().attempt("create the container's namespaces")? {
-        Cloned::Container => {
+    match clone_process(CONTAINER_NAMESPACES).attempt("create the container's namespaces")? {
+        Cloned::Child => {
             drop(go_writer);
             drop(error_reader);
             container::run(&plan, descriptors, sysfs, go_reader, error_writer)
         }
-        Cloned::Launcher { pid, pidfd } => {
+        Cloned::Parent { pid, pidfd } => {
             drop((descriptors, sysfs, go_reader, error_writer));
             let begun = begin(pid, &plan, go_writer).and_then(|()| {
                 wire::send_report(socket.as_fd(), &Report::Started, Some(pidfd.as_fd()))
@@ -127,21 +141,15 @@ fn serve(socket: &OwnedFd) -> Result<Report, Failed> {
     }
 }
 
-fn receive_plan(socket: BorrowedFd<'_>) -> Result<(Plan, Descriptors), Failed> {
+fn open_plan(fds: Vec<OwnedFd>) -> Result<(Plan, Descriptors), Failed> {
     let incomplete = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let (message, fds) = wire::receive(socket)
-        .and_then(|message| message.ok_or_else(incomplete))
-        .attempt("receive the step")?;
-    if message != PLAN_MESSAGE {
-        return Err(io::Error::other("an unknown message")).attempt("receive the step");
-    }
     let mut fds = fds.into_iter();
     let mut next = || {
         fds.next()
             .ok_or_else(incomplete)
             .attempt("receive the step's descriptors")
     };
-    let plan = wire::read_plan(next()?).attempt("read the step's plan")?;
+    let plan = wire::unseal(next()?).attempt("read the step's plan")?;
     let descriptors = Descriptors {
         root: next()?,
         stdin: next()?,
@@ -173,24 +181,28 @@ fn enter_network(network: PlanNetwork, given: Option<&OwnedFd>) -> Result<(), Fa
     }
 }
 
-fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
+pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd), Failed> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).attempt("make a pipe")
 }
 
-enum Cloned {
-    Container,
-    Launcher { pid: libc::pid_t, pidfd: OwnedFd },
+/// Which side of a clone one is on.
+pub(super) enum Cloned {
+    Child,
+    Parent { pid: libc::pid_t, pidfd: OwnedFd },
 }
 
-fn clone_container() -> io::Result<Cloned> {
+/// The namespaces a container has of its own; its network namespace is the launcher's.
+const CONTAINER_NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+/// Forks this single-threaded process into new namespaces.
+pub(super) fn clone_process(namespaces: libc::c_int) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP
-        | libc::CLONE_PIDFD;
+    let flags = namespaces | libc::CLONE_PIDFD;
     // SAFETY: all-zero is a valid value of this plain structure.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from(flags.cast_unsigned());
@@ -206,12 +218,12 @@ fn clone_container() -> io::Result<Cloned> {
     };
     match answer {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Cloned::Container),
+        0 => Ok(Cloned::Child),
         pid => {
             // SAFETY: the kernel has just made this descriptor for us.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
-            Ok(Cloned::Launcher { pid, pidfd })
+            Ok(Cloned::Parent { pid, pidfd })
         }
     }
 }
@@ -248,7 +260,11 @@ fn identity_map(ours: &str) -> String {
 }
 
 /// Waits for the container's end, killing it when the worker says so or is gone.
-fn supervise(socket: BorrowedFd<'_>, pidfd: &OwnedFd, errors: OwnedFd) -> Result<Report, Failed> {
+pub(super) fn supervise(
+    socket: BorrowedFd<'_>,
+    pidfd: &OwnedFd,
+    errors: OwnedFd,
+) -> Result<Report, Failed> {
     let mut errors = Some(std::fs::File::from(errors));
     let mut worker = Some(socket);
     let mut failure = None;
@@ -316,5 +332,10 @@ fn exit_report(status: &WaitIdStatus) -> Report {
 
 fn kill_and_reap(pidfd: &OwnedFd) {
     let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    reap(pidfd);
+}
+
+/// Waits for the end of a child whose answer has come another way.
+pub(super) fn reap(pidfd: &OwnedFd) {
     let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }

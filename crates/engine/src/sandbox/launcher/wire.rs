@@ -11,6 +11,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
 
 /// The most descriptors one message carries.
 const MAX_FDS: usize = 8;
@@ -118,27 +119,59 @@ pub(crate) fn send_report(
     }
 }
 
-/// Puts a plan into a memory file that its reader can map no way but reading.
-pub(crate) fn seal_plan(plan: &Plan) -> io::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, SealFlags};
+/// Puts a plan into a memory file that its reader cannot change.
+pub(crate) fn seal(plan: &impl Serialize) -> io::Result<OwnedFd> {
     use std::io::Write as _;
+
+    use rustix::fs::{MemfdFlags, SealFlags};
     let memory =
-        rustix::fs::memfd_create("kiln-step", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::memfd_create("kiln-plan", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = std::fs::File::from(memory);
     file.write_all(&serde_json::to_vec(plan)?)?;
-    rustix::fs::fcntl_add_seals(
-        file.as_fd(),
-        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
-    )?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(file.as_fd(), seals)?;
     Ok(file.into())
 }
 
 /// Reads a plan back from the start of its memory file.
-pub(crate) fn read_plan(memory: OwnedFd) -> io::Result<Plan> {
+pub(crate) fn unseal<T: for<'a> Deserialize<'a>>(memory: OwnedFd) -> io::Result<T> {
     use std::io::{Read as _, Seek as _};
     let mut file = std::fs::File::from(memory);
     file.rewind()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Makes the worker's end of a socket one to wait for.
+pub(crate) fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    // SAFETY: an owned descriptor stays the same one until it is dropped, and `AsyncFd` drops it after deregistering.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
+}
+
+/// Waits for the next report; `None` when there will be none.
+pub(crate) async fn next_report(
+    socket: &AsyncFd<OwnedFd>,
+) -> io::Result<Option<(Report, Option<OwnedFd>)>> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let received = ready.try_io(|socket| match receive(socket.as_fd()) {
+            // A process that dies with our last word unread resets the connection.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            other => other,
+        });
+        match received {
+            Err(_would_block) => {}
+            Ok(message) => {
+                return match message? {
+                    None => Ok(None),
+                    Some((bytes, fds)) => Ok(Some((
+                        serde_json::from_slice(&bytes)?,
+                        fds.into_iter().next(),
+                    ))),
+                };
+            }
+        }
+    }
 }
