@@ -43,6 +43,13 @@ pub enum Action {
         /// Bytes of the body that still come.
         after_bytes: usize,
     },
+    /// Answers 302 with the same address, `from` in its path replaced by `to`.
+    Redirect {
+        /// What is replaced.
+        from: String,
+        /// By what.
+        to: String,
+    },
     /// Asks the registry and turns one bit of the body's byte at this place.
     Flip {
         /// Which byte.
@@ -246,6 +253,14 @@ async fn respond(site: &Site, parts: &Parts, body: Body, action: Option<Action>)
             response
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, challenge);
+            return response;
+        }
+        Some(Action::Redirect { from, to }) => {
+            let mut response = refusal(302);
+            let location = HeaderValue::from_str(&parts.uri.to_string().replace(&from, &to));
+            response
+                .headers_mut()
+                .extend(location.ok().map(|location| (header::LOCATION, location)));
             return response;
         }
         // The declared body never comes: the server can only close the connection.

@@ -8,8 +8,9 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 
@@ -32,6 +33,12 @@ const MAX_LAST_LINES: usize = 8;
 
 /// Most lines passed to the log by one run; a server can send remarks without end.
 const MAX_LOGGED_LINES: usize = 10_000;
+
+/// How often to look whether a killed group is gone. What is left after that is dead and only not waited for.
+const MAX_LOOKS: u32 = 500;
+
+/// Pause between two such looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Settings for every run. Later ones in the repository's own file do not count: the environment wins.
 const SETTINGS: &[(&str, &str)] = &[
@@ -184,10 +191,14 @@ impl<'a> Git<'a> {
             pumped = async { tokio::try_join!(pump(stdout, sink), self.pump_lines(stderr, &mut last_lines)) } => pumped.map(|_| ()),
             () = self.session.stop.cancelled() => Err(FetchError::Cancelled),
         };
+        let group = child.id();
         if pumped.is_err() {
             child.kill();
         }
         let status = child.0.wait().await.map_err(failed)?;
+        if pumped.is_err() {
+            gone(group).await;
+        }
         pumped?;
         if status.success() {
             return Ok(None);
@@ -391,19 +402,32 @@ async fn pump(from: Option<impl AsyncRead + Unpin>, sink: Sink<'_>) -> Result<()
     }
 }
 
+/// Waits until a killed group is gone: its members other than the child are waited for by somebody else.
+async fn gone(group: Option<Pid>) {
+    let Some(group) = group else { return };
+    for _ in 0..MAX_LOOKS {
+        if test_kill_process_group(group).is_err() {
+            return;
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
 /// A child that leads a process group, which dies with it.
 struct Group(Child);
 
 impl Group {
-    /// Kills the whole group; the child stays to be waited for.
-    fn kill(&self) {
-        // `id` is `None` once the child was waited for; its number may be another's by then.
-        if let Some(pid) = self
-            .0
+    /// Returns the id of the group, until the child was waited for: it may be another's after that.
+    fn id(&self) -> Option<Pid> {
+        self.0
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .and_then(Pid::from_raw)
-        {
+    }
+
+    /// Kills the whole group; the child stays to be waited for.
+    fn kill(&self) {
+        if let Some(pid) = self.id() {
             // Fails only when the group is gone, which is what is wanted.
             let _gone = kill_process_group(pid, Signal::KILL);
         }

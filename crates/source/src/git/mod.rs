@@ -29,9 +29,6 @@ mod refname;
 mod remote;
 mod resolve;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -148,7 +145,7 @@ impl Default for FetchOptions {
     fn default() -> Self {
         Self {
             git_program: PathBuf::from("git"),
-            timeout: Duration::from_mins(10),
+            timeout: Duration::from_secs(600),
             limits: Limits::default(),
             attempts: 4,
             retry_pause: Duration::from_secs(1),
