@@ -31,10 +31,24 @@ enum Token {
     Literal(char),
     One,
     Many,
-    Class {
-        negated: bool,
-        ranges: Vec<(char, char)>,
-    },
+    Class(Class),
+}
+
+/// A character class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Class {
+    negated: bool,
+    ranges: Vec<(char, char)>,
+}
+
+impl Class {
+    pub(crate) fn accepts(&self, c: char) -> bool {
+        let inside = self
+            .ranges
+            .iter()
+            .any(|(low, high)| (*low..=*high).contains(&c));
+        inside != self.negated
+    }
 }
 
 impl Token {
@@ -43,11 +57,8 @@ impl Token {
             Self::Literal(literal) => *literal == c,
             Self::One => c != '/',
             Self::Many => false,
-            Self::Class { negated, ranges } => {
-                let inside = ranges.iter().any(|(low, high)| (*low..=*high).contains(&c));
-                // Go lets a negated class match a slash; no path component holds one.
-                inside != *negated
-            }
+            // Go lets a negated class match a slash too.
+            Self::Class(class) => class.accepts(c),
         }
     }
 }
@@ -65,7 +76,7 @@ impl Pattern {
                 '*' if tokens.last() == Some(&Token::Many) => {}
                 '*' => tokens.push(Token::Many),
                 '?' => tokens.push(Token::One),
-                '[' => tokens.push(class(&mut chars)?),
+                '[' => tokens.push(Token::Class(read_class(&mut chars)?)),
                 '\\' => tokens.push(Token::Literal(chars.next().ok_or(PatternError::Escape)?)),
                 c => tokens.push(Token::Literal(c)),
             }
@@ -158,8 +169,8 @@ impl Pattern {
     }
 }
 
-/// Reads a class up to its `]`.
-fn class(chars: &mut std::str::Chars<'_>) -> Result<Token, PatternError> {
+/// Reads a class up to its `]`; the `[` has been read.
+pub(crate) fn read_class(chars: &mut std::str::Chars<'_>) -> Result<Class, PatternError> {
     let negated = chars.as_str().starts_with('^');
     if negated {
         chars.next();
@@ -167,7 +178,7 @@ fn class(chars: &mut std::str::Chars<'_>) -> Result<Token, PatternError> {
     let mut ranges = Vec::new();
     loop {
         let low = match chars.next() {
-            Some(']') if !ranges.is_empty() => return Ok(Token::Class { negated, ranges }),
+            Some(']') if !ranges.is_empty() => return Ok(Class { negated, ranges }),
             first => class_character(first, chars)?,
         };
         let mut high = low;
@@ -271,12 +282,11 @@ mod tests {
     proptest! {
         #[test]
         fn no_pattern_makes_it_panic(pattern in "[\\[\\]a-c*?^\\\\/-]{0,20}", path in "[a-c/\\[-]{0,20}") {
-            if let Ok(pattern) = Pattern::parse(&pattern) {
-                if pattern.matches(&path) {
-                    if let Some((directory, _)) = path.rsplit_once('/') {
-                        prop_assert!(pattern.matches_below(directory));
-                    }
-                }
+            if let Ok(pattern) = Pattern::parse(&pattern)
+                && pattern.matches(&path)
+                && let Some((directory, _)) = path.rsplit_once('/')
+            {
+                prop_assert!(pattern.matches_below(directory));
             }
         }
     }

@@ -6,6 +6,7 @@
 //! | [`stages`] | stages, target, and which base images have to be resolved first |
 //! | [`plan()`] | the steps of each needed stage and the configuration of its image |
 //! | [`expand`] | `$x`, `${x:-w}` and quotes in words |
+//! | [`ignore`] | `.dockerignore` |
 //! | [`glob`] | patterns of COPY sources |
 //! | [`diagnostic`] | findings with line, caret and hint |
 //! | [`limits`] | how much of anything a Dockerfile may ask for |
@@ -51,6 +52,7 @@ pub mod ast;
 pub mod diagnostic;
 pub mod expand;
 pub mod glob;
+pub mod ignore;
 pub mod limits;
 mod parse;
 pub mod path;

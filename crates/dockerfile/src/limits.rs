@@ -40,5 +40,7 @@ pub const TRIGGERS_TOTAL_MAX: usize = 2_000;
 pub const IGNORE_FILE_MAX_BYTES: usize = 1 << 20;
 /// Most patterns in an ignore file.
 pub const IGNORE_PATTERNS_MAX: usize = 10_000;
+/// Steps that all matching with one ignore file may take.
+pub const IGNORE_STEPS_MAX: u64 = 2_000_000_000;
 /// Longest pattern, of an ignore file or a COPY source, in bytes.
 pub const PATTERN_MAX_BYTES: usize = 4 << 10;

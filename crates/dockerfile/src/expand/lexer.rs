@@ -5,7 +5,7 @@ use crate::limits::{EXPANSION_DEPTH_MAX, VALUE_MAX_BYTES};
 
 /// Expands `text`.
 pub(super) fn expand(
-    lexer: &Lexer,
+    lexer: Lexer,
     text: &str,
     variables: &dyn Variables,
     budget: &Budget,
@@ -14,13 +14,13 @@ pub(super) fn expand(
     let mut reader = Reader {
         rest: text,
         lexer,
-        keep_escapes: lexer.escapes == Escapes::Keep,
+        escapes: lexer.escapes,
         depth: 0,
         variables,
         budget,
         found: Expanded::default(),
     };
-    let (text, words) = reader.until(None, reader.keep_escapes)?;
+    let (text, words) = reader.until(None, lexer.escapes)?;
     Ok(Expanded {
         text,
         words,
@@ -30,8 +30,8 @@ pub(super) fn expand(
 
 struct Reader<'a> {
     rest: &'a str,
-    lexer: &'a Lexer,
-    keep_escapes: bool,
+    lexer: Lexer,
+    escapes: Escapes,
     depth: usize,
     variables: &'a dyn Variables,
     budget: &'a Budget,
@@ -98,15 +98,15 @@ impl Reader<'_> {
     fn until(
         &mut self,
         stop: Option<char>,
-        keep_escapes: bool,
+        escapes: Escapes,
     ) -> Result<(String, Vec<String>), ExpandError> {
         if self.depth > EXPANSION_DEPTH_MAX {
             return Err(ExpandError::TooDeep);
         }
         self.depth += 1;
-        let outer = std::mem::replace(&mut self.keep_escapes, keep_escapes);
+        let outer = std::mem::replace(&mut self.escapes, escapes);
         let result = self.until_inner(stop);
-        self.keep_escapes = outer;
+        self.escapes = outer;
         self.depth -= 1;
         result
     }
@@ -126,7 +126,7 @@ impl Reader<'_> {
                 '\'' if special_quotes => output.push_whole(&self.single_quoted()?),
                 '"' if special_quotes => output.push_whole(&self.double_quoted()?),
                 c if c == self.lexer.escape => {
-                    if self.keep_escapes {
+                    if self.escapes == Escapes::Keep {
                         output.push_whole(c.encode_utf8(&mut [0; 4]));
                     }
                     match self.next() {
@@ -177,7 +177,7 @@ impl Reader<'_> {
                 }
                 '$' => text.push_str(&self.dollar()?),
                 c if c == escape => {
-                    if self.keep_escapes {
+                    if self.escapes == Escapes::Keep {
                         text.push(c);
                     }
                     match self.peek() {
@@ -247,7 +247,11 @@ impl Reader<'_> {
         if !matches!(operator, '+' | '-' | '?' | '#' | '%') {
             return Err(ExpandError::Modifier(modifier));
         }
-        let (word, _) = self.until(Some('}'), matches!(operator, '#' | '%'))?;
+        let escapes = match operator {
+            '#' | '%' => Escapes::Keep,
+            _ => Escapes::Remove,
+        };
+        let (word, _) = self.until(Some('}'), escapes)?;
         let value = self.lookup(&name);
         if value.is_none() && self.lexer.unset == Unset::Keep {
             return Ok(format!("${{{name}{modifier}{word}}}"));
@@ -311,8 +315,8 @@ impl Reader<'_> {
         if all {
             self.next();
         }
-        let (word, _) = self.until(Some('/'), true)?;
-        let (replacement, _) = self.until(Some('}'), true)?;
+        let (word, _) = self.until(Some('/'), Escapes::Keep)?;
+        let (replacement, _) = self.until(Some('}'), Escapes::Keep)?;
         let value = self.lookup(name);
         if value.is_none() && self.lexer.unset == Unset::Keep {
             return Ok(format!("${{{name}/{word}/{replacement}}}"));

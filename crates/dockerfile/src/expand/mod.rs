@@ -1,4 +1,4 @@
-//! Variables and quotes in the words of instructions, with the rules of BuildKit's shell lexer.
+//! Variables and quotes in the words of instructions, with the rules of `BuildKit`'s shell lexer.
 //!
 //! Understood are `$x`, `${x}`, `${x:-w}`, `${x-w}`, `${x:+w}`, `${x+w}`, `${x:?w}`, `${x?w}`, `${x#p}`, `${x##p}`, `${x%p}`,
 //! `${x%%p}`, `${x/p/r}` and `${x//p/r}`, where `w` is itself expanded; single quotes, double quotes, and the escape character
@@ -179,6 +179,6 @@ impl Lexer {
         variables: &dyn Variables,
         budget: &Budget,
     ) -> Result<Expanded, ExpandError> {
-        lexer::expand(self, text, variables, budget)
+        lexer::expand(*self, text, variables, budget)
     }
 }

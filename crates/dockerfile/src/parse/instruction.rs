@@ -92,17 +92,16 @@ pub(super) fn parse(whole: Piece<'_>, escape: char) -> Result<Instruction, Diagn
 /// Returns the heredocs that the line opens. They are looked for also in a line that could not be parsed, so that their
 /// bodies are not taken for instructions.
 pub(super) fn heredocs(whole: Piece<'_>, parsed: Option<&Instruction>) -> Vec<Opener> {
-    let opens = match parsed {
-        Some(instruction) => may_open(&instruction.body),
-        None => {
-            let word = |piece: Piece<'_>| piece.text().to_ascii_uppercase();
-            let (keyword, rest) = whole.split_first();
-            let keyword = match word(keyword).as_str() {
-                "ONBUILD" => word(rest.split_first().0),
-                other => other.to_owned(),
-            };
-            matches!(keyword.as_str(), "RUN" | "COPY" | "ADD")
-        }
+    let opens = if let Some(instruction) = parsed {
+        may_open(&instruction.body)
+    } else {
+        let word = |piece: Piece<'_>| piece.text().to_ascii_uppercase();
+        let (keyword, rest) = whole.split_first();
+        let keyword = match word(keyword).as_str() {
+            "ONBUILD" => word(rest.split_first().0),
+            other => other.to_owned(),
+        };
+        matches!(keyword.as_str(), "RUN" | "COPY" | "ADD")
     };
     if opens {
         words::openers(whole.text())

@@ -69,7 +69,7 @@ fn empty() -> Dockerfile {
 fn check_text(bytes: &[u8]) -> Result<&str, Diagnostic> {
     let at = |offset: usize| {
         let before = bytes.get(..offset).unwrap_or_default();
-        let n_lines = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let n_lines = before.split(|byte| *byte == b'\n').count();
         let line = u32::try_from(n_lines).unwrap_or(u32::MAX);
         Span {
             start: offset,

@@ -7,7 +7,7 @@ use crate::expand::{Budget, Escapes, Lexer, NoVariables, Quotes, Unset};
 use super::source::Piece;
 
 /// Cuts at blanks outside quotes; quotes and escapes stay in the words.
-pub(super) fn split_quoted<'a>(piece: Piece<'a>, escape: char) -> Vec<Piece<'a>> {
+pub(super) fn split_quoted(piece: Piece<'_>, escape: char) -> Vec<Piece<'_>> {
     let mut words = Vec::new();
     let mut start = None;
     let mut quote = None;
@@ -39,7 +39,7 @@ pub(super) fn split_quoted<'a>(piece: Piece<'a>, escape: char) -> Vec<Piece<'a>>
 }
 
 /// Takes the `--name=value` words off the front; quotes and escapes in them vanish.
-pub(super) fn take_flags<'a>(piece: Piece<'a>, escape: char) -> (Vec<Flag>, Piece<'a>) {
+pub(super) fn take_flags(piece: Piece<'_>, escape: char) -> (Vec<Flag>, Piece<'_>) {
     let mut flags = Vec::new();
     let mut rest = piece.trimmed();
     while rest.text().starts_with("--") {

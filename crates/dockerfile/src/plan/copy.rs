@@ -28,7 +28,7 @@ impl Stage<'_> {
         let mut created_by = keyword.to_owned();
         for (name, value) in [("chown", &chown), ("chmod", &chmod)] {
             if let Some((value, _)) = value {
-                created_by.push_str(&format!(" --{name}={value}"));
+                created_by.extend([" --", name, "=", value.as_str()]);
             }
         }
         let mut sources = Vec::new();
@@ -36,11 +36,11 @@ impl Stage<'_> {
             let source = self.expand(word)?.text;
             created_by.push(' ');
             created_by.push_str(&source);
-            sources.push(check_source(is_add, word, &source)?);
+            sources.push(check_source(keyword, word, &source)?);
         }
         let inline = self.inline_files(instruction, &mut created_by)?;
         let destination = self.expand(&transfer.destination)?.text;
-        created_by.push_str(&format!(" {destination} # buildkit"));
+        created_by.extend([" ", destination.as_str(), " # buildkit"]);
         let is_directory = is_directory(&destination);
         if !is_directory && sources.len() + inline.len() > 1 {
             let message = "several sources, but the destination does not end with a slash";
@@ -71,13 +71,13 @@ impl Stage<'_> {
     fn copy_from(&self, instruction: &Instruction) -> Result<CopyFrom, Diagnostic> {
         Ok(match origin(instruction, &self.known())? {
             None | Some(Origin::Context) => CopyFrom::Context,
-            Some(Origin::Stage(index)) => match self.indices.get(&index) {
-                Some(index) => CopyFrom::Stage(*index),
-                None => {
+            Some(Origin::Stage(index)) => {
+                let planned = self.indices.get(&index).copied();
+                CopyFrom::Stage(planned.ok_or_else(|| {
                     let message = "this stage is not part of the plan";
-                    return Err(Diagnostic::error(instruction.keyword, message));
-                }
-            },
+                    Diagnostic::error(instruction.keyword, message)
+                })?)
+            }
             Some(Origin::Image(reference)) => CopyFrom::Image(BaseKey {
                 reference,
                 platform: self.shared.options.platform.clone(),
@@ -157,20 +157,22 @@ fn check_supported(keyword: &str, instruction: &Instruction) -> Result<(), Diagn
 }
 
 /// Returns a source as a path from the root of where it is.
-fn check_source(is_add: bool, word: &Word, source: &str) -> Result<String, Diagnostic> {
+fn check_source(keyword: &str, word: &Word, source: &str) -> Result<String, Diagnostic> {
     let error = |message: &str| Err(Diagnostic::error(word.span, message));
-    if source.starts_with("http://") || source.starts_with("https://") {
-        return match is_add {
-            true => error("ADD of a URL is not supported yet"),
-            false => error("COPY cannot take a URL"),
-        };
-    }
-    let is_git = ["git://", "ssh://", "git@"];
-    if is_git.iter().any(|prefix| source.starts_with(prefix)) {
-        return match is_add {
-            true => error("ADD of a git repository is not supported yet"),
-            false => error("COPY cannot take a git repository"),
-        };
+    let starts_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| source.starts_with(prefix));
+    let remote = if starts_with(&["http://", "https://"]) {
+        Some("a URL")
+    } else if starts_with(&["git://", "ssh://", "git@"]) {
+        Some("a git repository")
+    } else {
+        None
+    };
+    match remote {
+        Some(what) if keyword == "ADD" => {
+            return error(&format!("ADD of {what} is not supported yet"));
+        }
+        Some(what) => return error(&format!("COPY cannot take {what}")),
+        None => {}
     }
     if source.contains('\0') {
         return error("a path cannot hold NUL");

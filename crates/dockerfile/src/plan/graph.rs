@@ -228,11 +228,11 @@ impl Builder<'_> {
         let base = self.base(image);
         let platform = self.platform(instruction);
         let n_stages = self.stages.len();
-        if let Some(name) = name {
-            if self.names.insert(name.text.clone(), n_stages).is_some() {
-                let message = format!("another stage is called {:?} too", name.text);
-                self.warnings.push(Diagnostic::warning(name.span, message));
-            }
+        if let Some(name) = name
+            && self.names.insert(name.text.clone(), n_stages).is_some()
+        {
+            let message = format!("another stage is called {:?} too", name.text);
+            self.warnings.push(Diagnostic::warning(name.span, message));
         }
         let (base, error) = match base {
             Ok(Parsed::Scratch) => (GraphBase::Scratch, None),

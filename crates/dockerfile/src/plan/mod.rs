@@ -33,7 +33,7 @@ pub use types::{
 use crate::ast::{Body, Dockerfile};
 use crate::diagnostic::Diagnostic;
 
-/// Build arguments that need no ARG: BuildKit's own.
+/// Build arguments that need no ARG: `BuildKit`'s own.
 const PREDEFINED_PREFIX: &str = "BUILDKIT_";
 
 /// Resolves the stages of `file` and tells which base images are needed.
@@ -52,7 +52,7 @@ pub fn plan(
         trigger::Collected::Ready(work) => work,
         trigger::Collected::NeedsBases(needs) => return Ok(PlanOutcome::NeedsBases(needs)),
     };
-    let (stages, mut warnings, target) = stage::plan_all(file, graph, options, bases, work)?;
+    let (stages, mut warnings, target) = stage::plan_all(file, graph, options, bases, &work)?;
     warnings.splice(0..0, graph.warnings.iter().cloned());
     Ok(PlanOutcome::Ready(Plan {
         stages,

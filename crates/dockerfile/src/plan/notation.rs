@@ -1,4 +1,4 @@
-//! Values as BuildKit writes them into the history: Go's `%v`, `%q` and durations.
+//! Values as `BuildKit` writes them into the history: Go's `%v`, `%q` and durations.
 
 use oci::config::Healthcheck;
 
@@ -31,9 +31,9 @@ fn quoted(text: &str) -> String {
             '\'' => out.push(c),
             // Unicode's own idea of what can be printed; Go has the same tables.
             c if c == ' ' || c.escape_debug().len() == 1 => out.push(c),
-            _ if code < 0x80 => out.push_str(&format!("\\x{code:02x}")),
-            _ if code < 0x1_0000 => out.push_str(&format!("\\u{code:04x}")),
-            _ => out.push_str(&format!("\\U{code:08x}")),
+            _ if code < 0x80 => out.extend([format!("\\x{code:02x}")]),
+            _ if code < 0x1_0000 => out.extend([format!("\\u{code:04x}")]),
+            _ => out.extend([format!("\\U{code:08x}")]),
         }
     }
     out.push('"');

@@ -5,11 +5,11 @@ pub(super) const PORTS_MAX: usize = 3 * 65_536;
 
 /// Adds the ports that `spec` names to `ports`, as `8080/tcp`.
 pub(super) fn parse(spec: &str, ports: &mut Vec<String>) -> Result<(), &'static str> {
-    let mut parts = spec.rsplitn(3, ':');
+    let mut fields = spec.rsplitn(3, ':');
     let (container, host, address) = (
-        parts.next().unwrap_or_default(),
-        parts.next().unwrap_or_default(),
-        parts.next().unwrap_or_default(),
+        fields.next().unwrap_or_default(),
+        fields.next().unwrap_or_default(),
+        fields.next().unwrap_or_default(),
     );
     let (container, protocol) = container.split_once('/').unwrap_or((container, ""));
     let protocol = match protocol.to_ascii_lowercase().as_str() {

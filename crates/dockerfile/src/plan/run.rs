@@ -34,7 +34,7 @@ impl Stage<'_> {
         instruction: &Instruction,
         command: &CommandLine,
     ) -> Result<(), Diagnostic> {
-        let network = self.check_run_flags(instruction)?;
+        let network = check_run_flags(instruction)?;
         self.check_can_run(instruction)?;
         let mut script = None;
         let mut text = shown(instruction);
@@ -48,7 +48,7 @@ impl Stage<'_> {
                 if let (Some(heredoc), Some(_)) =
                     (instruction.heredocs.first(), Opener::parse(&word.text))
                 {
-                    text.push_str(&format!(" ({})", summary(&heredoc.content)));
+                    text.extend([" (", summary(&heredoc.content).as_str(), ")"]);
                 }
                 script = file;
                 self.with_shell(&line)
@@ -90,30 +90,6 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn check_run_flags(&self, instruction: &Instruction) -> Result<RunNetwork, Diagnostic> {
-        let mut network = RunNetwork::Default;
-        for flag in &instruction.flags {
-            let value = flag.value.as_deref().unwrap_or_default();
-            match (flag.name.as_str(), value) {
-                ("network", "default") => network = RunNetwork::Default,
-                ("network", "none") => network = RunNetwork::None,
-                ("network", "host") => network = RunNetwork::Host,
-                ("network", _) => {
-                    let message = format!("invalid network {value:?}");
-                    return Err(
-                        Diagnostic::error(flag.span, message).with_hint("default, none or host")
-                    );
-                }
-                ("security", "sandbox") => {}
-                (name, _) => {
-                    let message = format!("RUN --{name} is not supported yet");
-                    return Err(Diagnostic::error(flag.span, message));
-                }
-            }
-        }
-        Ok(network)
-    }
-
     fn check_can_run(&self, instruction: &Instruction) -> Result<(), Diagnostic> {
         let machine = &self.shared.options.build_platform;
         let runs_386 = machine.architecture == "amd64" && self.platform.architecture == "386";
@@ -147,15 +123,12 @@ impl Stage<'_> {
         for (name, value) in &self.build_args {
             let value = self.scope.value(name).or(value.as_deref());
             let pair = format!("{name}={}", value.unwrap_or_default());
-            match places
-                .get(name)
-                .and_then(|place: &usize| pairs.get_mut(*place))
-            {
-                Some(known) => *known = pair,
-                None => {
-                    places.insert(name, pairs.len());
-                    pairs.push(pair);
-                }
+            let known = places.get(name).copied();
+            if let Some(known) = known.and_then(|place: usize| pairs.get_mut(place)) {
+                *known = pair;
+            } else {
+                places.insert(name, pairs.len());
+                pairs.push(pair);
             }
         }
         if pairs.is_empty() {
@@ -179,6 +152,30 @@ impl Stage<'_> {
         };
         found.into_iter().flat_map(both).collect()
     }
+}
+
+fn check_run_flags(instruction: &Instruction) -> Result<RunNetwork, Diagnostic> {
+    let mut network = RunNetwork::Default;
+    for flag in &instruction.flags {
+        let value = flag.value.as_deref().unwrap_or_default();
+        match (flag.name.as_str(), value) {
+            ("network", "default") => network = RunNetwork::Default,
+            ("network", "none") => network = RunNetwork::None,
+            ("network", "host") => network = RunNetwork::Host,
+            ("network", _) => {
+                let message = format!("invalid network {value:?}");
+                return Err(
+                    Diagnostic::error(flag.span, message).with_hint("default, none or host")
+                );
+            }
+            ("security", "sandbox") => {}
+            (name, _) => {
+                let message = format!("RUN --{name} is not supported yet");
+                return Err(Diagnostic::error(flag.span, message));
+            }
+        }
+    }
+    Ok(network)
 }
 
 /// Returns what the shell is to run, and the file that has to be there for it.

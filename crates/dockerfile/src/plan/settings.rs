@@ -110,7 +110,7 @@ impl Stage<'_> {
     fn env(&mut self, pairs: &[Pair]) -> Result<(), Diagnostic> {
         let mut created_by = "ENV".to_owned();
         for (name, value) in self.expand_pairs(pairs)? {
-            created_by.push_str(&format!(" {name}={value}"));
+            created_by.extend([" ", name.as_str(), "=", value.as_str()]);
             self.set_variable(&name, &value);
             self.image_env.set(&name, &value);
         }
@@ -122,7 +122,7 @@ impl Stage<'_> {
     fn label(&mut self, pairs: &[Pair]) -> Result<(), Diagnostic> {
         let mut created_by = "LABEL".to_owned();
         for (name, value) in self.expand_pairs(pairs)? {
-            created_by.push_str(&format!(" {name}={value}"));
+            created_by.extend([" ", name.as_str(), "=", value.as_str()]);
             self.config.config.labels.insert(name, value);
         }
         self.add_config_bytes(created_by.len());
@@ -276,7 +276,7 @@ fn retries(instruction: &Instruction) -> Result<Option<u64>, Diagnostic> {
         return Ok(None);
     }
     let number = text.parse::<u64>().ok();
-    let number = number.filter(|number| *number <= i32::MAX as u64);
+    let number = number.filter(|number| i32::try_from(*number).is_ok());
     let number = number.ok_or_else(|| {
         let message = format!("invalid number {text:?} for --retries");
         Diagnostic::error(flag.span, message)

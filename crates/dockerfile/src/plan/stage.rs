@@ -18,7 +18,7 @@ use crate::diagnostic::Diagnostic;
 use crate::expand::{Budget, Expanded, Lexer};
 use crate::limits::{CONFIG_MAX_BYTES, DIAGNOSTICS_MAX, ENVIRONMENT_MAX_BYTES, PLAN_MAX_BYTES};
 
-/// What BuildKit writes into every entry of the history.
+/// What `BuildKit` writes into every entry of the history.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
 /// PATH where a base sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -45,13 +45,12 @@ struct Handed {
 }
 
 /// Plans all needed stages.
-#[expect(clippy::type_complexity, reason = "taken apart by the only caller")]
 pub(super) fn plan_all(
     file: &Dockerfile,
     graph: &StageGraph,
     options: &PlanOptions,
     bases: &BTreeMap<BaseKey, Base>,
-    work: Work,
+    work: &Work,
 ) -> Result<(Vec<PlanStage>, Vec<Diagnostic>, StageIndex), Vec<Diagnostic>> {
     let shared = Shared {
         options,
