@@ -110,3 +110,14 @@ impl Default for Limits {
         }
     }
 }
+
+/// Tells whether `start`, the first bytes of something, begin an archive: a header whose checksum is right.
+pub fn is_archive(start: &[u8]) -> bool {
+    let Some(block) = start.first_chunk::<BLOCK_BYTES>() else {
+        return false;
+    };
+    let block = header::Block(*block);
+    let (unsigned, signed) = block.checksums();
+    let stated = block.number(header::CHECKSUM);
+    !block.is_zero() && (stated == Some(unsigned) || stated == Some(signed))
+}
