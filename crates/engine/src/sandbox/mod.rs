@@ -34,7 +34,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-pub use cgroup::{CgroupError, CgroupParent};
+pub use cgroup::{CgroupError, CgroupMode, CgroupParent, prepare_cgroups};
 pub use image::{ImageError, LauncherImage};
 pub use init_layer::{InitLayerError, prepare_init_layer};
 pub use launcher::{STEP_INIT, seccomp, step_init_main};

@@ -24,7 +24,7 @@ use super::cgroup::{CgroupParent, StepCgroup};
 use super::image::LauncherImage;
 use super::launcher::wire::{self, Plan, PlanNetwork, Report};
 use super::launcher::{PLAN_MESSAGE, STEP_INIT};
-use super::network::{Lease, NetworkPool};
+use super::network::{Lease, NetworkPool, NetworkProgram};
 use super::{
     MAX_CHUNK_BYTES, Network, OutputSink, Sandbox, SandboxError, StepCommand, StepExit, StepLimits,
     Stream,
@@ -54,6 +54,19 @@ pub struct NamespacesOptions {
     pub host_resolv_conf: String,
 }
 
+impl NamespacesOptions {
+    /// Takes the network program this machine has, if any; no host network and no cgroups.
+    pub fn new(image: LauncherImage) -> Self {
+        Self {
+            image,
+            network: NetworkProgram::find().ok().map(NetworkPool::new),
+            host_network: HostNetwork::Refused,
+            cgroups: None,
+            host_resolv_conf: String::new(),
+        }
+    }
+}
+
 /// Whether steps may use the host's network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HostNetwork {
@@ -77,8 +90,8 @@ impl Namespaces {
     }
 
     /// Ends what the sandbox keeps running between steps and waits for it.
-    pub async fn shut_down(self) {
-        if let Some(network) = self.options.network {
+    pub async fn shut_down(&self) {
+        if let Some(network) = &self.options.network {
             network.shut_down().await;
         }
     }
@@ -97,16 +110,16 @@ impl Namespaces {
             network = self.network(step.network) => network?,
         };
         let cgroup = self.cgroup(&step.limits)?;
-        let plan = self.plan(&step, &network, cgroup.as_ref());
+        let plan = plan(&step, &network, cgroup.as_ref());
         let (launched, pipes) = self.launch(&plan, step, network.lease.as_ref())?;
         let pump = pipes.pump(output);
         let exit = launched.supervise(pump, deadline, &cancel).await?;
         let out_of_memory = cgroup.as_ref().is_some_and(StepCgroup::ran_out_of_memory);
         match exit {
-            StepExit::Signal(libc::SIGKILL) | StepExit::Code(137) if out_of_memory => {
-                Ok(StepExit::OutOfMemory)
-            }
-            other => Ok(other),
+            StepExit::Code(0) | StepExit::TimedOut => Ok(exit),
+            // Seldom the command itself is killed, mostly one of its children, of which it then complains.
+            _ if out_of_memory => Ok(StepExit::OutOfMemory),
+            _ => Ok(exit),
         }
     }
 
@@ -157,24 +170,6 @@ impl Namespaces {
             .map(|parent| parent.step(limits))
             .transpose()
             .map_err(|source| SandboxError::Limit { source })
-    }
-
-    fn plan(&self, step: &StepCommand, network: &StepNetwork, cgroup: Option<&StepCgroup>) -> Plan {
-        Plan {
-            args: step.args.clone(),
-            env: step.env.clone(),
-            cwd: step.cwd.clone(),
-            uid: step.user.uid,
-            gid: step.user.gid,
-            groups: step.user.groups.clone(),
-            network: network.kind,
-            hostname: step.hostname.clone(),
-            hosts_file: hosts_file(&step.hostname, &step.extra_hosts),
-            resolv_file: network.resolv_conf.clone(),
-            open_files: step.limits.open_files,
-            shm_bytes: step.limits.shm_bytes,
-            cgroup_procs: cgroup.map(StepCgroup::procs_files).unwrap_or_default(),
-        }
     }
 
     fn launch(
@@ -241,6 +236,25 @@ impl Sandbox for Namespaces {
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<StepExit, SandboxError>> {
         Box::pin(self.run_step(step, output, cancel))
+    }
+}
+
+fn plan(step: &StepCommand, network: &StepNetwork, cgroup: Option<&StepCgroup>) -> Plan {
+    Plan {
+        args: step.args.clone(),
+        env: step.env.clone(),
+        cwd: step.cwd.clone(),
+        uid: step.user.uid,
+        gid: step.user.gid,
+        groups: step.user.groups.clone(),
+        network: network.kind,
+        hostname: step.hostname.clone(),
+        hosts_file: hosts_file(&step.hostname, &step.extra_hosts),
+        resolv_file: network.resolv_conf.clone(),
+        open_files: step.limits.open_files,
+        processes: step.limits.processes,
+        shm_bytes: step.limits.shm_bytes,
+        cgroup_procs: cgroup.map(StepCgroup::procs_files).unwrap_or_default(),
     }
 }
 

@@ -104,6 +104,18 @@ fn set_limits(plan: &Plan) -> Result<(), Failed> {
         },
     )
     .attempt("limit open files")?;
+    if let Some(processes) = plan.processes {
+        // Where cgroups limit them too this changes nothing; where they do not, it stops a fork bomb of one user.
+        let processes = Some(u64::from(processes));
+        rustix::process::setrlimit(
+            Resource::Nproc,
+            Rlimit {
+                current: processes,
+                maximum: processes,
+            },
+        )
+        .attempt("limit processes")?;
+    }
     rustix::process::setrlimit(
         Resource::Core,
         Rlimit {

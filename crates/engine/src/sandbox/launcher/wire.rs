@@ -32,6 +32,7 @@ pub(crate) struct Plan {
     pub(crate) hosts_file: String,
     pub(crate) resolv_file: String,
     pub(crate) open_files: u64,
+    pub(crate) processes: Option<u32>,
     pub(crate) shm_bytes: u64,
     /// Files into which the container's process id is written.
     pub(crate) cgroup_procs: Vec<std::path::PathBuf>,

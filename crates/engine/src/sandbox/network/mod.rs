@@ -179,7 +179,7 @@ impl NetworkPool {
     }
 
     /// Ends every idle network and waits for its processes.
-    pub(super) async fn shut_down(self) {
+    pub(super) async fn shut_down(&self) {
         while let Some(connected) = take(&self.idle) {
             connected.stop().await;
         }
@@ -237,7 +237,9 @@ impl Connected {
         let (ready_reader, ready_writer) = new_pipe().map_err(start)?;
         let (complaints, complaints_writer) = new_pipe().map_err(start)?;
         let (socket, keeper) =
-            spawn(program, image, ready_writer, complaints_writer).map_err(start)?;
+            spawn(program, image, &ready_writer, complaints_writer).map_err(start)?;
+        // The program's own copy must be the last one, or its end would go unnoticed.
+        drop(ready_writer);
         let ready = async {
             let namespace = match wire::next_report(&socket).await.map_err(start)? {
                 Some((Report::Started, Some(namespace))) => namespace,
@@ -298,7 +300,7 @@ fn new_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
 fn spawn(
     program: &NetworkProgram,
     image: &LauncherImage,
-    ready: OwnedFd,
+    ready: &OwnedFd,
     complaints: OwnedFd,
 ) -> io::Result<(AsyncFd<OwnedFd>, Child)> {
     let (ours, theirs) = rustix::net::socketpair(

@@ -146,7 +146,7 @@ pub(super) fn forbid(addresses: &[IpAddr]) -> io::Result<()> {
         let (_, length) = rustix::net::recv(socket.as_fd(), &mut answer, RecvFlags::empty())?;
         match answer_code(answer.get(..length).unwrap_or_default()) {
             // A host without IPv6 has no such addresses to protect.
-            Some(0) | Some(libc::EEXIST | libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {}
+            Some(0 | libc::EEXIST | libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => {}
             Some(code) => return Err(io::Error::from_raw_os_error(code)),
             None => return Err(io::ErrorKind::InvalidData.into()),
         }
