@@ -17,7 +17,7 @@ use url::{Host, Url};
 
 use super::Inner;
 use super::body::read_bounded;
-use super::dial::Dialer;
+use super::dial;
 use super::error::Problem;
 use super::retry::{Policy, retrying};
 use super::transport::{Answer, Request, host_of};
@@ -34,7 +34,7 @@ const REALM_MAX_BYTES: usize = 2 << 10;
 /// How long a token is good for when its service does not say, by the specification.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
 /// How long a token is used at most, whatever its service says.
-const TOKEN_LIFE_MAX: Duration = Duration::from_hours(1);
+const TOKEN_LIFE_MAX: Duration = Duration::from_secs(3600);
 /// A token is not used any more so long before it ends.
 const TOKEN_MARGIN: Duration = Duration::from_secs(5);
 /// Scopes of one token.
@@ -53,7 +53,7 @@ const TOKEN_SERVICES: [(&str, &str); 3] = [
 #[derive(Debug, Default)]
 pub(crate) struct Authorizer {
     schemes: Mutex<HashMap<Url, Scheme>>,
-    tokens: Mutex<HashMap<(Url, Scopes), Arc<tokio::sync::Mutex<Slot>>>>,
+    tokens: Mutex<HashMap<(Url, Scopes), SharedSlot>>,
 }
 
 /// What a request needs to be allowed, as `repository:name:actions`.
@@ -73,6 +73,8 @@ struct Realm {
     url: Url,
     service: Option<String>,
 }
+
+type SharedSlot = Arc<tokio::sync::Mutex<Slot>>;
 
 /// The token of one set of scopes. Locked while it is being fetched, so that it is fetched once.
 #[derive(Default)]
@@ -128,11 +130,10 @@ impl Inner {
     ) -> Result<Option<HeaderValue>, Problem> {
         let scheme = self.authorizer.scheme(&endpoint.base);
         match (scheme, self.keychain.get(&endpoint.host)) {
-            (None, _) => Ok(None),
             (Some(Scheme::Basic), Some(Credential::Basic { username, password })) => {
                 Ok(basic(username, password.reveal()).ok())
             }
-            (Some(Scheme::Basic), _) => Ok(None),
+            (Some(Scheme::Basic) | None, _) => Ok(None),
             (Some(Scheme::Bearer(realm)), _) => {
                 let header = self.token(endpoint, &realm, scopes, None).await?;
                 Ok(Some(header))
@@ -312,7 +313,7 @@ impl Authorizer {
         schemes.insert(base.clone(), scheme);
     }
 
-    fn slot(&self, base: &Url, scopes: &Scopes) -> Arc<tokio::sync::Mutex<Slot>> {
+    fn slot(&self, base: &Url, scopes: &Scopes) -> SharedSlot {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (base.clone(), scopes.clone());
         if tokens.len() >= TOKENS_MAX && !tokens.contains_key(&key) {
@@ -345,7 +346,7 @@ impl Realm {
         }
         let mut url = Url::parse(text).map_err(|_| refused("whose realm is not a URL"))?;
         url.set_fragment(None);
-        Dialer.check(&url)?;
+        dial::check(&url)?;
         let is_ours = may_have_password(&endpoint.host, &url);
         if url.scheme() == "http" && (endpoint.base.scheme() != "http" || !is_ours) {
             return Err(refused("over plain http"));
@@ -540,14 +541,14 @@ mod tests {
     fn hostile_tokens_are_errors() {
         let now = Instant::now();
         for bad in [
-            r#"{}"#,
+            "{}",
             r#"{"token":""}"#,
             r#"{"token":"a\nb"}"#,
             r#"{"token":"a\u0000"}"#,
             r#"{"token":"ä"}"#,
             r#"{"token":"a b"}"#,
             r#"{"token":7}"#,
-            r#"[]"#,
+            "[]",
             "",
             "\u{feff}{}",
         ] {

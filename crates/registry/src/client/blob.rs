@@ -1,12 +1,8 @@
-//! Reading blobs: a stream that survives broken connections, and downloads into the store.
+//! Reading blobs: a stream that survives broken connections.
 //!
 //! A broken connection is resumed where it broke, so that a blob costs little more than its size. Nothing that a stream gave
 //! out may be used before it has ended without error: only then is the digest known to be right. Descriptors' `urls` are
 //! never followed.
-
-use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -14,22 +10,18 @@ use http::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE}
 use http::{Method, StatusCode};
 use oci::{Descriptor, Hasher, Reference};
 use reqwest::Response;
-use store::{CommitError, Store};
-use tokio::sync::mpsc;
 
 use super::auth::Scopes;
 use super::body::Pace;
 use super::call::{Call, content_length};
 use super::error::{Error, Problem};
-use super::pull::{blob_path, check_digest, check_size, no_endpoint};
+use super::pull::{blob_path, check_digest, no_endpoint};
 use super::retry::Tries;
 use super::{Client, Inner};
 use crate::hosts::Endpoint;
 
 /// How often one blob is resumed, whatever progress there was in between.
 const RESUMES_MAX: u32 = 32;
-/// Pieces that wait to be written to disk.
-const WRITE_QUEUE_PIECES: usize = 16;
 
 /// A blob that is being read. Reading to the end verifies it.
 #[derive(Debug)]
@@ -63,13 +55,7 @@ impl BlobStream {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match self.next().await {
             Ok(chunk) => Ok(chunk),
-            Err(problem) => {
-                let host = match self.endpoints.get(self.i_endpoint) {
-                    Some(endpoint) => &endpoint.host,
-                    None => self.repository.host(),
-                };
-                Err(problem.into_error(attempt(&self.repository, &self.descriptor), host))
-            }
+            Err(problem) => Err(self.in_error(problem)),
         }
     }
 
@@ -91,12 +77,33 @@ impl BlobStream {
     }
 
     /// Tells whether all bytes came in one piece from the registry itself, so that asking once more is of no use.
-    fn is_first_hand(&self) -> bool {
+    pub(super) fn is_first_hand(&self) -> bool {
         let is_mirror = self.endpoints.get(self.i_endpoint).map(|e| e.is_mirror);
         self.n_resumes == 0 && is_mirror == Some(false)
     }
 
-    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+    /// Goes straight to the last endpoint, the registry itself.
+    pub(super) fn skip_mirrors(&mut self) {
+        self.i_endpoint = self.endpoints.len().saturating_sub(1);
+    }
+
+    /// Returns what is read.
+    pub(super) fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Returns how many bytes were given out.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(super) fn in_error(&self, problem: Problem) -> Error {
+        let endpoint = self.endpoints.get(self.i_endpoint);
+        let host = endpoint.map_or(self.repository.host(), |endpoint| &endpoint.host);
+        problem.into_error(attempt(&self.repository, &self.descriptor), host)
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         loop {
             if self.offset == self.descriptor.size {
                 return self.finish();
@@ -313,41 +320,7 @@ impl Client {
         Ok(bytes.into())
     }
 
-    /// Downloads a blob into `store`, unless it is there. Of several callers, in whatever process, one downloads and the others
-    /// wait for it. `progress` is told the number of bytes that are there so far.
-    pub async fn blob_to_store(
-        &self,
-        repository: &Reference,
-        descriptor: &Descriptor,
-        store: &Store,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), Error> {
-        let in_error = |problem: Problem| {
-            problem.into_error(attempt(repository, descriptor), repository.host())
-        };
-        if is_there(store, descriptor).await.map_err(in_error)? {
-            return Ok(());
-        }
-        let _lock = lock(store, descriptor).await.map_err(in_error)?;
-        if is_there(store, descriptor).await.map_err(in_error)? {
-            return Ok(());
-        }
-        let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
-        let first = stream.download(store, progress).await;
-        let Err(Problem::DigestMismatch { .. }) = &first else {
-            return first.map_err(|p| stream.in_error(p));
-        };
-        if stream.is_first_hand() {
-            return first.map_err(|p| stream.in_error(p));
-        }
-        // Pieces of several answers, or a mirror's: once more, all from the registry itself.
-        let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
-        stream.i_endpoint = stream.endpoints.len().saturating_sub(1);
-        let second = stream.download(store, progress).await;
-        second.map_err(|p| stream.in_error(p))
-    }
-
-    fn reader(
+    pub(super) fn reader(
         &self,
         repository: &Reference,
         descriptor: &Descriptor,
@@ -384,131 +357,12 @@ impl Client {
 
 /// Who finds out whether the bytes are right: hashing twice would cost as much as receiving.
 #[derive(Clone, Copy)]
-enum Verify {
+pub(super) enum Verify {
     Here,
     ByCaller,
 }
 
-enum Piece {
-    Data(Bytes),
-    End,
-}
-
-impl BlobStream {
-    fn in_error(&self, problem: Problem) -> Error {
-        let endpoint = self.endpoints.get(self.i_endpoint);
-        let host = endpoint.map_or(self.repository.host(), |endpoint| &endpoint.host);
-        problem.into_error(attempt(&self.repository, &self.descriptor), host)
-    }
-
-    /// Reads everything into the store, which hashes and verifies it on a thread of its own.
-    async fn download(
-        &mut self,
-        store: &Store,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), Problem> {
-        let (sender, receiver) = mpsc::channel(WRITE_QUEUE_PIECES);
-        let (store, expected) = (store.clone(), self.descriptor.clone());
-        let writer = tokio::task::spawn_blocking(move || write(&store, &expected, receiver));
-        let mut failed = None;
-        loop {
-            let piece = match self.next().await {
-                Ok(Some(chunk)) => Piece::Data(chunk),
-                Ok(None) => Piece::End,
-                Err(problem) => {
-                    failed = Some(problem);
-                    break;
-                }
-            };
-            let is_last = matches!(piece, Piece::End);
-            // A writer that is gone has something to say.
-            if sender.send(piece).await.is_err() || is_last {
-                break;
-            }
-            progress(self.offset);
-        }
-        drop(sender);
-        let written = match writer.await {
-            Ok(written) => written,
-            Err(error) => Err(Problem::local("write a blob to the store", error)),
-        };
-        match failed {
-            Some(problem) => Err(problem),
-            None => written,
-        }
-    }
-}
-
-fn write(
-    store: &Store,
-    expected: &Descriptor,
-    mut pieces: mpsc::Receiver<Piece>,
-) -> Result<(), Problem> {
-    let local = "write a blob to the store";
-    let algorithm = expected.digest.algorithm();
-    let ingest = store.ingest_as(algorithm);
-    let mut ingest = ingest.map_err(|error| Problem::local(local, error))?;
-    loop {
-        match pieces.blocking_recv() {
-            Some(Piece::Data(chunk)) => {
-                let written = ingest.write_all(&chunk);
-                written.map_err(|error| Problem::local(local, error))?;
-            }
-            Some(Piece::End) => break,
-            // The download failed or was cancelled; what was written is thrown away.
-            None => return Ok(()),
-        }
-    }
-    check_size("the blob", expected.size, ingest.size_bytes())?;
-    match ingest.commit(Some(&expected.digest)) {
-        Ok(_) => Ok(()),
-        Err(CommitError::DigestMismatch { actual, .. }) => Err(Problem::DigestMismatch {
-            what: "the blob",
-            expected: expected.digest.clone(),
-            actual,
-        }),
-        Err(error) => Err(Problem::local(local, error)),
-    }
-}
-
-async fn is_there(store: &Store, descriptor: &Descriptor) -> Result<bool, Problem> {
-    let (store, digest) = (store.clone(), descriptor.digest.clone());
-    let size = tokio::task::spawn_blocking(move || store.size_of(&digest)).await;
-    let size = match size {
-        Ok(Ok(size)) => size,
-        Ok(Err(error)) => return Err(Problem::local("look into the store", error)),
-        Err(error) => return Err(Problem::local("look into the store", error)),
-    };
-    match size {
-        // What the store has was verified, so it is the descriptor that is wrong.
-        Some(size) => check_size("the blob", descriptor.size, size).map(|()| true),
-        None => Ok(false),
-    }
-}
-
-/// Waits until nobody else downloads this blob. Dropping the future stops the waiting.
-async fn lock(store: &Store, descriptor: &Descriptor) -> Result<store::LockGuard, Problem> {
-    struct Waiting(Arc<AtomicBool>);
-    impl Drop for Waiting {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let name = format!("pull {}", descriptor.digest);
-    let is_over = Arc::new(AtomicBool::new(false));
-    let _waiting = Waiting(Arc::clone(&is_over));
-    let store = store.clone();
-    let waited = tokio::task::spawn_blocking(move || {
-        store.lock_unless(&name, &|| is_over.load(Ordering::Relaxed))
-    });
-    match waited.await {
-        Ok(Ok(guard)) => Ok(guard),
-        Ok(Err(error)) => Err(Problem::local("wait for a download", error)),
-        Err(error) => Err(Problem::local("wait for a download", error)),
-    }
-}
-
-fn attempt(repository: &Reference, descriptor: &Descriptor) -> String {
+pub(super) fn attempt(repository: &Reference, descriptor: &Descriptor) -> String {
     format!(
         "read blob {} of {}",
         descriptor.digest,

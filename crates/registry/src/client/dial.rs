@@ -1,6 +1,6 @@
 //! The one place where names become addresses and URLs are allowed to be connected to.
 //!
-//! Every request of the client passes [`Dialer::check`], redirects and token services included, and every name is resolved by
+//! Every request of the client passes [`check`], redirects and token services included, and every name is resolved by
 //! [`Dialer`]'s resolver, so that a policy about addresses sees each address that is then connected to.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -12,21 +12,18 @@ use super::error::Problem;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Dialer;
 
-impl Dialer {
-    /// Refuses URLs that no registry has a reason to send us to.
-    pub(crate) fn check(self, url: &Url) -> Result<(), Problem> {
-        let refused = |why: &str| Err(Problem::Refused(format!("a URL {why}")));
-        if !matches!(url.scheme(), "http" | "https") {
-            return refused("that is neither http nor https");
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return refused("with a user name in it");
-        }
-        match url.host() {
-            Some(Host::Domain(name)) if name.is_empty() => refused("without a host"),
-            Some(_) => Ok(()),
-            None => refused("without a host"),
-        }
+/// Refuses URLs that no registry has a reason to send us to.
+pub(crate) fn check(url: &Url) -> Result<(), Problem> {
+    let refused = |why: &str| Err(Problem::Refused(format!("a URL {why}")));
+    if !matches!(url.scheme(), "http" | "https") {
+        return refused("that is neither http nor https");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return refused("with a user name in it");
+    }
+    match url.host() {
+        Some(Host::Domain("")) | None => refused("without a host"),
+        Some(_) => Ok(()),
     }
 }
 

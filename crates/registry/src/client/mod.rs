@@ -18,10 +18,12 @@ mod blob;
 mod body;
 mod call;
 mod dial;
+mod download;
 mod error;
 mod pull;
 mod push;
 mod retry;
+mod source;
 mod transport;
 mod upload;
 
@@ -29,7 +31,8 @@ pub use blob::BlobStream;
 pub use error::{Error, ErrorKind, Problem};
 pub use pull::{Resolved, ResolvedImage};
 pub use push::{BlobToPush, ImageToPush};
-pub use upload::{BlobSource, Pushed};
+pub use source::BlobSource;
+pub use upload::Pushed;
 
 use auth::Authorizer;
 use retry::Budgets;
@@ -86,7 +89,7 @@ impl Default for Options {
         Self {
             connect_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(15),
-            finish_timeout: Duration::from_mins(5),
+            finish_timeout: Duration::from_secs(300),
             stall_window: Duration::from_secs(30),
             stall_bytes: 16 << 10,
             tries: 6,

@@ -14,7 +14,8 @@ use super::call::{Call, content_digest};
 use super::error::{Error, ErrorKind, Problem};
 use super::pull::{check_digest, shown};
 use super::retry::{Tries, retrying};
-use super::upload::{BlobSource, Job, Look};
+use super::source::BlobSource;
+use super::upload::{Job, Look};
 use super::{Client, Inner};
 use crate::hosts::Endpoint;
 

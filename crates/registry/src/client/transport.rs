@@ -2,7 +2,7 @@
 //!
 //! Invariants: an `Authorization` header goes to the (scheme, host, port) that it was made for and nowhere else; no request
 //! goes from https to http; a request with a body is never redirected; every wait has a limit; URLs are checked by the
-//! [`Dialer`] before each hop.
+//! module [`dial`] before each hop.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ use reqwest::{Certificate, Identity, NoProxy, Proxy, Response};
 use url::Url;
 
 use super::body::read_prefix;
-use super::dial::Dialer;
+use super::dial::{self, Dialer};
 use super::error::{Error, Problem};
 use super::retry::parse_retry_after;
 use super::{Options, ProxyOptions};
@@ -45,7 +45,6 @@ pub(crate) struct Transport {
 #[derive(Debug)]
 struct Inner {
     options: Options,
-    dialer: Dialer,
     /// For plain http: never reads the system's certificates, which takes a while.
     plain: Pool,
     /// For https with the system's certificates.
@@ -117,7 +116,6 @@ impl Transport {
         let transport = Self {
             inner: Arc::new(Inner {
                 options: options.clone(),
-                dialer: Dialer,
                 plain,
                 usual: Pool::default(),
                 special,
@@ -184,7 +182,7 @@ impl Transport {
         body: Option<reqwest::Body>,
         limit: Duration,
     ) -> Result<Response, Problem> {
-        self.inner.dialer.check(&request.url)?;
+        dial::check(&request.url)?;
         let client = self.pool_of(&request.url).client(&self.inner.options)?;
         let mut builder = client
             .request(request.method, request.url)
@@ -342,7 +340,7 @@ pub(crate) fn location(from: &Url, headers: &HeaderMap) -> Result<Url, Problem> 
     let target = value.and_then(|value| from.join(value).ok());
     let mut target = target.ok_or(Problem::Header("Location"))?;
     target.set_fragment(None);
-    Dialer.check(&target)?;
+    dial::check(&target)?;
     Ok(target)
 }
 

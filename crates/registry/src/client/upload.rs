@@ -2,52 +2,31 @@
 //!
 //! An upload's `Location` must be on the registry's own scheme, host and port: it gets our bytes and our credentials.
 
-use std::io;
-use std::path::PathBuf;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use http::{Method, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-use oci::{Descriptor, Digest, Reference};
+use oci::{Descriptor, Reference};
 use reqwest::Response;
-use store::Store;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::io::ReaderStream;
 use url::Url;
 
 use super::auth::Scopes;
-use super::call::{Call, Payload, content_digest};
+use super::call::{Call, content_digest};
 use super::error::{Error, ErrorKind, Problem};
-use super::pull::check_size;
 use super::retry::Tries;
+use super::source::{BlobSource, Rest};
 use super::transport::location;
 use super::{Client, Inner};
 use crate::hosts::Endpoint;
 
 /// Repositories that are asked to lend a blob before it is sent.
 const MOUNTS_MAX: usize = 4;
-/// Bytes that are read from disk at a time.
-const READ_BYTES: usize = 256 << 10;
+/// Longest time that one request may take to send its body, however steadily it moves.
+const UPLOAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often a lost upload session is begun anew.
 const RESTARTS_MAX: u32 = 2;
-
-/// Where the bytes of a blob come from; they can be read again when a connection breaks.
-#[derive(Debug, Clone)]
-pub enum BlobSource {
-    /// A blob of the store.
-    Store(Store, Digest),
-    /// A file that holds exactly the blob.
-    File(PathBuf),
-    /// Memory.
-    Bytes(Bytes),
-}
 
 /// How a blob came to be in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,10 +306,7 @@ impl Upload<'_> {
         let options = &self.job.inner.options;
         let mut moved = rest.moved.subscribe();
         // The limits are those of the loop: a large body takes as long as it takes.
-        let answer = self
-            .job
-            .inner
-            .send_once(call, rest, Duration::from_hours(24));
+        let answer = self.job.inner.send_once(call, rest, UPLOAD_MAX);
         tokio::pin!(answer);
         let mut window = Window::new();
         loop {
@@ -410,119 +386,6 @@ impl Window {
             self.started = Instant::now();
             self.offset = offset;
         }
-    }
-}
-
-/// The end of a blob, from an offset.
-struct Rest<'a> {
-    source: &'a BlobSource,
-    offset: u64,
-    end: u64,
-    /// The offset up to which bytes were handed to the connection.
-    moved: watch::Sender<u64>,
-}
-
-impl<'a> Rest<'a> {
-    fn new(source: &'a BlobSource, offset: u64, end: u64) -> Self {
-        Self {
-            source,
-            offset,
-            end,
-            moved: watch::Sender::new(offset),
-        }
-    }
-}
-
-impl Payload for Rest<'_> {
-    async fn open(&self) -> Result<reqwest::Body, Problem> {
-        let n_bytes = self.end - self.offset;
-        if n_bytes == 0 {
-            return Ok(Bytes::new().into());
-        }
-        let pieces = match self.source {
-            BlobSource::Bytes(bytes) => {
-                check_size("the blob", self.end, bytes.len() as u64)?;
-                let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
-                let bytes = bytes.slice(start.min(bytes.len())..);
-                Box::pin(futures_util::stream::once(async { Ok(bytes) })) as Pieces
-            }
-            BlobSource::File(path) => {
-                let file = tokio::fs::File::open(path).await;
-                let file = file.map_err(|error| Problem::local("open the blob to push", error))?;
-                self.read(file).await?
-            }
-            BlobSource::Store(store, digest) => {
-                let (store, digest) = (store.clone(), digest.clone());
-                let opened = tokio::task::spawn_blocking(move || store.open_blob(&digest)).await;
-                let local = "open the blob to push";
-                let opened = opened.map_err(|error| Problem::local(local, error))?;
-                let file = opened.map_err(|error| Problem::local(local, error))?;
-                let missing = || io::Error::new(io::ErrorKind::NotFound, "not in the store");
-                let file = file.ok_or_else(|| Problem::local(local, missing()))?;
-                self.read(tokio::fs::File::from_std(file)).await?
-            }
-        };
-        Ok(reqwest::Body::wrap(Sized {
-            pieces,
-            offset: self.offset,
-            end: self.end,
-            moved: self.moved.clone(),
-        }))
-    }
-}
-
-type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + Sync>>;
-
-impl Rest<'_> {
-    async fn read(&self, mut file: tokio::fs::File) -> Result<Pieces, Problem> {
-        let local = |error| Problem::local("read the blob to push", error);
-        let size = file.metadata().await.map_err(local)?.len();
-        check_size("the blob to push", self.end, size)?;
-        let seek = file.seek(io::SeekFrom::Start(self.offset)).await;
-        seek.map_err(local)?;
-        let rest = file.take(self.end - self.offset);
-        Ok(Box::pin(ReaderStream::with_capacity(rest, READ_BYTES)))
-    }
-}
-
-/// A body of a known size that tells how far it got.
-struct Sized {
-    pieces: Pieces,
-    offset: u64,
-    end: u64,
-    moved: watch::Sender<u64>,
-}
-
-impl Body for Sized {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        match self.pieces.as_mut().poll_next(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(piece))) => {
-                self.offset += piece.len() as u64;
-                self.moved.send_replace(self.offset);
-                Poll::Ready(Some(Ok(Frame::data(piece))))
-            }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Ready(None) if self.offset < self.end => {
-                let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the blob became shorter");
-                Poll::Ready(Some(Err(error)))
-            }
-            Poll::Ready(None) => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.offset >= self.end
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.end.saturating_sub(self.offset))
     }
 }
 

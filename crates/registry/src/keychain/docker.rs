@@ -110,6 +110,10 @@ impl DockerConfig {
     /// # Errors
     /// See [`DockerConfigError`]. Keys of `auths` that name no registry host are left out, as docker does.
     pub fn parse(bytes: &[u8]) -> Result<Self, DockerConfigError> {
+        // A list would be read as a structure's fields in their order.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(DockerConfigError::Json { line: 1 });
+        }
         let file: File = serde_json::from_slice(bytes)
             .map_err(|error| DockerConfigError::Json { line: error.line() })?;
         let mut config = Self {
