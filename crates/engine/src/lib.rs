@@ -1,15 +1,35 @@
-//! Builds an image: resolve → plan → execute → assemble → publish.
+//! Builds an image: resolve → plan → execute → assemble → publish. [`build`] tells the story.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`spec`] | what is asked: [`spec::BuildSpec`], secrets included, handed to a worker once over its standard input |
 //! | [`event`], [`journal`], [`state`] | what is told: events, the file they are kept in, and the state that is their fold |
-//! | [`render`], [`redact`] | events and output as text; secrets removed before anything is stored |
-#![cfg_attr(doc, warn(missing_docs))]
+//! | [`recorder`], [`redact`] | the writing end of the journal; secrets are removed before anything is stored |
+//! | [`follow`], [`render`] | the reading end, waiting for more; events and output as text |
+//! | `resolve` | sources, Dockerfile, pinned base images |
+//! | `execute` | stages, steps and the cache |
+//! | `assemble`, `publish` | configuration and manifest; names and files |
+//! | [`rootfs`] | layers to directories and back, access to files that somebody else named |
+//! | [`sandbox`] | how a RUN runs |
+//!
+//! Does not know of gRPC, of the table of builds, or of who may do what: that is the service's.
 
+mod assemble;
+mod build;
 pub mod event;
+mod execute;
+mod failure;
+pub mod follow;
 pub mod id;
 pub mod journal;
+mod publish;
+pub mod recorder;
 pub mod redact;
 pub mod render;
+mod resolve;
+pub mod rootfs;
+pub mod sandbox;
+pub mod spec;
 pub mod state;
+
+pub use build::{Rig, build};

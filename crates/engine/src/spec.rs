@@ -11,7 +11,7 @@ use oci::{Platform, Reference};
 use registry::hosts::Hosts;
 use registry::keychain::Keychain;
 use serde::{Deserialize, Serialize};
-use source::git::GitSource;
+use source::git::{FetchOptions, GitAuth, GitSource};
 
 use crate::id::BuildId;
 
@@ -30,8 +30,34 @@ pub struct BuildSpec {
     pub outputs: Vec<Output>,
     /// How registries are reached.
     pub registries: Registries,
+    /// How git and one-time secrets are fetched.
+    pub fetch: FetchOptions,
     /// What it may use up.
     pub limits: Limits,
+}
+
+impl BuildSpec {
+    /// Returns every secret that this spec holds, for the redactor.
+    pub fn secrets(&self) -> Vec<String> {
+        let keychains = [&self.registries.pull, &self.registries.publish];
+        let mut secrets: Vec<String> = keychains
+            .iter()
+            .flat_map(|keychain| keychain.secrets())
+            .map(|secret| secret.reveal().to_owned())
+            .collect();
+        if let Source::Dockerfile {
+            context: Context::Git(git),
+            ..
+        } = &self.source
+        {
+            match &git.auth {
+                GitAuth::None => {}
+                GitAuth::Basic { password, .. } => secrets.push(password.clone()),
+                GitAuth::OneTimeSecret { url } => secrets.push(url.clone()),
+            }
+        }
+        secrets
+    }
 }
 
 /// What to build from.
@@ -197,11 +223,15 @@ pub struct Registries {
     /// Mirrors, plain http, certificates.
     pub hosts: Hosts,
     /// What base images may be pulled with: what the caller is allowed to use.
+    #[serde(with = "registry::keychain::exposed")]
     pub pull: Keychain,
     /// What results are published with: the service's own.
+    #[serde(with = "registry::keychain::exposed")]
     pub publish: Keychain,
     /// Hosts that mean the embedded registry.
     pub embedded: Vec<String>,
+    /// Whether a base may be an image that was kept here under its name ([`Output::Keep`]). For one user's own builds only.
+    pub use_kept: bool,
 }
 
 /// What a build may use up.

@@ -126,9 +126,10 @@ fn look_at(
     let stat = tree::look(&dir, &name).map_err(failed("look at"))?;
     let stat = stat.ok_or_else(|| SelectError::NotFound(tree::shown(&selected.path)))?;
     // A directory gives what it holds: its own name does not count.
-    let (own_name, kind) = match selected.is_dir {
-        true => (&b""[..], "contents"),
-        false => (&selected.name[..], "file"),
+    let (own_name, kind) = if selected.is_dir {
+        (&b""[..], "contents")
+    } else {
+        (&selected.name[..], "file")
     };
     let top = Visit {
         dir: &dir,
@@ -264,11 +265,11 @@ fn hash(
                 hasher.update(&field);
             }
         }
-        let is_dir = tree::kind(&rustix::fs::fstat(&file)?) == FileType::Directory;
         hasher.update(b"\0content\0");
         let mut file = File::from(file);
-        while !is_dir {
+        loop {
             match file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::IsADirectory => break,
                 Ok(0) => break,
                 Ok(n) => {
                     hasher.update(buffer.get(..n).unwrap_or_default());

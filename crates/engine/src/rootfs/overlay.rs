@@ -96,17 +96,14 @@ impl Upper {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         for part in [this.path(), this.empty()] {
             let root = rustix::fs::openat(CWD, &part, flags, Mode::empty())?;
-            match parent_view {
-                Some(view) => {
-                    let stat = rustix::fs::fstat(view)?;
-                    super::copy::put_metadata(&root, &stat.into())?;
-                    let view = rustix::fs::openat(view, ".", flags, Mode::empty())?;
-                    attributes::write(&root, &attributes::read(&view)?)?;
-                }
-                None => {
-                    rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))?;
-                    rustix::fs::futimens(&root, &times(0))?;
-                }
+            if let Some(view) = parent_view {
+                let stat = rustix::fs::fstat(view)?;
+                super::copy::put_metadata(&root, &stat.into())?;
+                let view = rustix::fs::openat(view, ".", flags, Mode::empty())?;
+                attributes::write(&root, &attributes::read(&view)?)?;
+            } else {
+                rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))?;
+                rustix::fs::futimens(&root, &times(0))?;
             }
         }
         Ok(this)
@@ -361,15 +358,18 @@ fn mount_in_own_namespace(
     let dirs = lowers.iter().map(|path| open_dir(path));
     let dirs = dirs.collect::<Result<Vec<_>, _>>()?;
     let paths: Vec<_> = dirs.iter().map(magic_path).collect();
-    let mut options = format!("userxattr,lowerdir={}", paths.join(":"));
+    let lowerdir = paths.join(":");
     let opened = match upper {
         Some((upper, work)) => Some((open_dir(upper)?, open_dir(work)?)),
         None => None,
     };
-    if let Some((upper, work)) = &opened {
-        let (upper, work) = (magic_path(upper), magic_path(work));
-        options += &format!(",upperdir={upper},workdir={work}");
-    }
+    let options = match &opened {
+        Some((upper, work)) => {
+            let (upper, work) = (magic_path(upper), magic_path(work));
+            format!("userxattr,lowerdir={lowerdir},upperdir={upper},workdir={work}")
+        }
+        None => format!("userxattr,lowerdir={lowerdir}"),
+    };
     let options = std::ffi::CString::new(options).unwrap_or_default();
     // Any directory will do to mount on: nobody else sees it.
     let target = lowers.first().ok_or(MountError::Nothing)?;

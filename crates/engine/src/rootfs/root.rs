@@ -212,7 +212,7 @@ impl Root {
         let bytes = path.as_os_str().as_bytes();
         match tree::open_in(&self.fd, bytes, flags) {
             Ok(fd) => {
-                let stat = rustix::fs::fstat(&fd).map_err(|error| error.into());
+                let stat = rustix::fs::fstat(&fd).map_err(io::Error::from);
                 Ok(Some(stat.map_err(failed("look at", bytes))?.into()))
             }
             Err(error) if is_absent(&error) => Ok(None),
@@ -228,7 +228,7 @@ impl Root {
         let bytes = path.as_os_str().as_bytes();
         let fd = tree::open_in(&self.fd, bytes, OFlags::PATH | OFlags::NOFOLLOW)
             .map_err(|error| self.explain("open", bytes, error))?;
-        let target = rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(|error| error.into());
+        let target = rustix::fs::readlinkat(&fd, "", Vec::new()).map_err(io::Error::from);
         let target = target.map_err(failed("read the link", bytes))?;
         Ok(OsStr::from_bytes(target.to_bytes()).into())
     }

@@ -142,13 +142,14 @@ fn select_one(
     let Some(metadata) = root.lstat(&resolved).map_err(in_root)? else {
         let is_link = root.lstat(&as_path(path)).map_err(in_root)?.is_some();
         let path = tree::shown(path);
-        return Err(match is_link {
-            true => SelectError::Dangling(path),
-            false => SelectError::NotFound(path),
+        return Err(if is_link {
+            SelectError::Dangling(path)
+        } else {
+            SelectError::NotFound(path)
         });
     };
     let is_dir = metadata.kind == FileType::Directory;
-    if is_ignored(&resolved, is_dir, ignore) {
+    if is_ignored(&resolved, metadata.kind, ignore) {
         return Err(SelectError::Ignored(tree::shown(path)));
     }
     let names = tree::components(path).unwrap_or_default();
@@ -164,7 +165,8 @@ fn select_one(
 }
 
 /// Tells whether a path, or a directory above it, is left out.
-fn is_ignored(path: &Path, is_dir: bool, ignore: Option<&Ignore<'_>>) -> bool {
+fn is_ignored(path: &Path, kind: FileType, ignore: Option<&Ignore<'_>>) -> bool {
+    let is_dir = kind == FileType::Directory;
     let Some(ignore) = ignore else {
         return false;
     };

@@ -113,17 +113,19 @@ fn split(spec: &str) -> Result<(&str, Option<&str>), UserError> {
         let is_odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | '/');
         !word.is_empty() && word.len() <= 256 && !word.contains(is_odd) && !word.starts_with('-')
     };
-    match is_word(user) && group.is_none_or(is_word) {
-        true => Ok((user, group)),
-        false => Err(malformed()),
+    if is_word(user) && group.is_none_or(is_word) {
+        Ok((user, group))
+    } else {
+        Err(malformed())
     }
 }
 
 /// Returns the number that `word` is; `None` when it is a name.
 fn number(word: &str) -> Result<Option<u32>, UserError> {
-    match word.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => id(word).map(Some),
-        false => Ok(None),
+    if word.bytes().all(|byte| byte.is_ascii_digit()) {
+        id(word).map(Some)
+    } else {
+        Ok(None)
     }
 }
 

@@ -97,13 +97,13 @@ impl Copier<'_> {
         }
         let parent = self.parent()?;
         let is_link = tree::kind(visit.stat) == FileType::Symlink;
-        let made = if is_link {
+        let outcome = if is_link {
             rustix::fs::readlinkat(visit.dir, visit.name, Vec::new())
                 .and_then(|link| rustix::fs::symlinkat(&link, parent, &name))
         } else {
             rustix::fs::mkfifoat(parent, &name, Mode::RUSR)
         };
-        made.map_err(|error| copy_io_error("make", target)(error.into()))?;
+        outcome.map_err(|error| copy_io_error("make", target)(error.into()))?;
         let (uid, gid) = self.owner_of(visit.stat);
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));

@@ -208,9 +208,13 @@ pub fn copy(
         report: CopyReport::default(),
     };
     copier.report.n_sources = selected.len() as u64;
-    let many = selected.len() > 1;
+    let destination = if selected.len() > 1 {
+        Destination::Directory
+    } else {
+        options.destination
+    };
     for source in &selected {
-        copier.copy_one(source, dest, many)?;
+        copier.copy_one(source, dest, destination)?;
     }
     copier.set_times()?;
     Ok(copier.report)
@@ -241,7 +245,12 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn copy_one(&mut self, source: &Selected, dest: &Path, many: bool) -> Result<(), CopyError> {
+    fn copy_one(
+        &mut self,
+        source: &Selected,
+        dest: &Path,
+        destination: Destination,
+    ) -> Result<(), CopyError> {
         let in_dest = |error| CopyError::Destination(dest.display().to_string(), error);
         let resolved = self.to.resolve(dest).map_err(in_dest)?;
         let found = self.to.lstat(&resolved).map_err(in_dest)?;
@@ -253,10 +262,10 @@ impl Copier<'_> {
         if self.options.archives == Archives::Unpack && self.unpack(source, &resolved)? {
             return Ok(());
         }
-        let wants_dir = many || self.options.destination == Destination::Directory;
-        let target = match is_dir || wants_dir {
-            true => join(&resolved, &source.name),
-            false => resolved,
+        let target = if is_dir || destination == Destination::Directory {
+            join(&resolved, &source.name)
+        } else {
+            resolved
         };
         let (parent, _) = select::split(&target);
         self.make_dirs(parent)?;

@@ -1,0 +1,254 @@
+//! The whole of a build, in one function.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use oci::{ImageConfig, Reference};
+use registry::client::{Client, Options};
+use store::Store;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::assemble::{self, Image, LayerRef};
+use crate::event::{BuiltImage, Event, Failure, FailureKind, Phase};
+use crate::execute::cache::{Cache, Scope};
+use crate::execute::layers::{Depot, StageResult};
+use crate::execute::{Counters, Execution, execute};
+use crate::failure::{chain, failure, registry as registry_failure};
+use crate::publish::{self, Publisher};
+use crate::recorder::Recorder;
+use crate::resolve::bases::Library;
+use crate::resolve::context::{self, Places, work_folder};
+use crate::resolve::{self, Resolved};
+use crate::sandbox::Sandbox;
+use crate::spec::{BuildSpec, Context, Source};
+
+/// What a build works with.
+pub struct Rig {
+    /// Blobs, snapshots, the cache and the embedded registry.
+    pub store: Store,
+    /// How steps run.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// The journal.
+    pub recorder: Recorder,
+    /// The build's folder.
+    pub folder: PathBuf,
+    /// Ends the build early.
+    pub cancel: CancellationToken,
+}
+
+impl std::fmt::Debug for Rig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rig")
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds what `spec` asks for, and publishes it.
+///
+/// 1. resolve: fetch the sources, parse the Dockerfile, pin every base to a digest;
+/// 2. plan: which steps in which stages;
+/// 3. execute: run the steps whose results are not known, writing layers in the background;
+/// 4. assemble: configuration and manifest;
+/// 5. publish: under every name that was asked for, and only then say so.
+pub async fn build(spec: &BuildSpec, rig: &Rig) -> Result<BuiltImage, Failure> {
+    rig.recorder.event(&Event::Phase {
+        phase: Phase::Resolving,
+    });
+    let (library, publisher) = helpers(spec, rig)?;
+    match &spec.source {
+        Source::Image { reference } => copy_image(spec, rig, &library, &publisher, reference).await,
+        Source::Dockerfile {
+            context,
+            dockerfile,
+            context_path,
+        } => {
+            let places = Places {
+                dockerfile: dockerfile.as_deref(),
+                context_path: context_path.as_deref(),
+            };
+            build_dockerfile(spec, rig, (&library, &publisher), context, &places).await
+        }
+    }
+}
+
+fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure> {
+    let registries = &spec.registries;
+    let pull = Client::new(
+        registries.hosts.clone(),
+        registries.pull.clone(),
+        Options::default(),
+    );
+    let pull = pull.map_err(|e| registry_failure("set up the registry client", &e))?;
+    let publish = pull.with_keychain(registries.publish.clone());
+    let library = Library {
+        store: rig.store.clone(),
+        pull: pull.clone(),
+        registries: registries.clone(),
+        recorder: rig.recorder.clone(),
+    };
+    let depot = Depot {
+        store: rig.store.clone(),
+        pull,
+        recorder: rig.recorder.clone(),
+        layer_bytes: spec.limits.layer_bytes,
+        cancel: rig.cancel.clone(),
+    };
+    let publisher = Publisher {
+        depot,
+        client: publish,
+        embedded: registries.embedded.clone(),
+        folder: rig.folder.clone(),
+    };
+    Ok((library, publisher))
+}
+
+async fn build_dockerfile(
+    spec: &BuildSpec,
+    rig: &Rig,
+    (library, publisher): (&Library, &Publisher),
+    context: &Context,
+    places: &Places<'_>,
+) -> Result<BuiltImage, Failure> {
+    let recorder = &rig.recorder;
+    let work = work_folder(&rig.folder);
+    let workspace = context::load(spec, context, places, recorder, (&work, &rig.cancel)).await?;
+    let resolved = resolve::resolve(&workspace, &spec.options, library, recorder).await?;
+    recorder.event(&Event::Phase {
+        phase: Phase::Running,
+    });
+    let epoch = spec.options.source_date_epoch.or(workspace.commit_time);
+    let execution = execution(spec, rig, publisher, workspace, resolved, epoch);
+    let target = execute(&execution).await?;
+    let image = assemble_target(&execution, &target).await?;
+    recorder.event(&Event::Phase {
+        phase: Phase::Pushing,
+    });
+    let references = publish::publish(publisher, &image, &spec.outputs, recorder).await?;
+    keep_snapshots(&execution).await;
+    Ok(BuiltImage {
+        digest: image.digest.clone(),
+        config_digest: image.manifest.config.digest.clone(),
+        references,
+        outputs: publish::output_names(&spec.outputs),
+        n_run: execution.counters.n_run.load(Ordering::Relaxed),
+        n_cached: execution.counters.n_cached.load(Ordering::Relaxed),
+    })
+}
+
+fn execution(
+    spec: &BuildSpec,
+    rig: &Rig,
+    publisher: &Publisher,
+    workspace: context::Workspace,
+    resolved: Resolved,
+    epoch: Option<i64>,
+) -> Arc<Execution> {
+    let scope = Scope {
+        tenant: spec.tenant.clone(),
+        platform: spec.options.platform.to_string(),
+    };
+    Arc::new(Execution {
+        plan: resolved.plan,
+        bases: resolved.bases,
+        dockerfile: workspace.dockerfile,
+        context: workspace.context,
+        options: spec.options.clone(),
+        limits: spec.limits.clone(),
+        cache: Cache::new(rig.store.clone(), scope, workspace.project),
+        depot: publisher.depot.clone(),
+        recorder: rig.recorder.clone(),
+        sandbox: Arc::clone(&rig.sandbox),
+        work: work_folder(&rig.folder),
+        cancel: rig.cancel.clone(),
+        epoch,
+        slots: Semaphore::new(usize::try_from(spec.limits.parallel_steps.max(1)).unwrap_or(1)),
+        counters: Counters::default(),
+        fresh: std::sync::Mutex::default(),
+    })
+}
+
+/// Makes the image of the target stage.
+async fn assemble_target(execution: &Execution, target: &StageResult) -> Result<Image, Failure> {
+    let stage = execution.plan.stage(execution.plan.target);
+    let stage = stage.ok_or_else(|| failure(FailureKind::Platform, "the plan has no target"))?;
+    let mut config: ImageConfig = stage.config.clone();
+    let created = execution.epoch.or(target.created);
+    let date = created.map(assemble::rfc3339);
+    for entry in config.history.iter_mut().skip(stage.n_base_history) {
+        entry.created.clone_from(&date);
+    }
+    let mut layers: Vec<LayerRef> = Vec::new();
+    for layer in target.layers.iter() {
+        match (layer.written().await?, layer.history_index) {
+            (Some(written), _) => layers.push(written),
+            (None, Some(index)) => assemble::mark_empty(&mut config.history, index),
+            (None, None) => {}
+        }
+    }
+    assemble::assemble(config, layers, created, execution.options.media_types)
+}
+
+/// Leaves the directories of this build's steps to later builds, so that nobody has to unpack their layers.
+async fn keep_snapshots(execution: &Arc<Execution>) {
+    for layer in execution.take_fresh() {
+        let (Some((path, _)), Ok(Some(written))) = (layer.fresh_directory(), layer.written().await)
+        else {
+            continue;
+        };
+        let store = execution.depot.store.clone();
+        let kept =
+            tokio::task::spawn_blocking(move || keep_snapshot(&store, &path, &written.diff_id))
+                .await;
+        if let Ok(Err(error)) = kept {
+            execution
+                .recorder
+                .warn(format!("a layer was not kept unpacked: {error}"));
+        }
+    }
+}
+
+fn keep_snapshot(store: &Store, directory: &Path, diff_id: &oci::Digest) -> Result<(), String> {
+    if store.has_snapshot(diff_id) {
+        return Ok(());
+    }
+    let draft = store.new_snapshot().map_err(|e| chain(&e))?;
+    // A directory replaces an empty one in one step.
+    std::fs::rename(directory, draft.path()).map_err(|e| e.to_string())?;
+    draft.commit(diff_id).map(drop).map_err(|e| chain(&e))
+}
+
+/// Publishes an image as it is under other names.
+async fn copy_image(
+    spec: &BuildSpec,
+    rig: &Rig,
+    library: &Library,
+    publisher: &Publisher,
+    reference: &Reference,
+) -> Result<BuiltImage, Failure> {
+    let base = library.pin(reference, &spec.options.platform).await?;
+    rig.recorder.event(&Event::Phase {
+        phase: Phase::Pushing,
+    });
+    let image = Image {
+        digest: oci::Digest::sha256(&base.manifest_bytes),
+        media_type: oci::Document::Manifest(base.manifest.clone())
+            .media_type()
+            .to_owned(),
+        manifest_bytes: base.manifest_bytes,
+        manifest: base.manifest,
+        config_bytes: base.config_bytes,
+        layers: base.layers,
+    };
+    let references = publish::publish(publisher, &image, &spec.outputs, &rig.recorder).await?;
+    Ok(BuiltImage {
+        digest: image.digest,
+        config_digest: image.manifest.config.digest,
+        references,
+        outputs: publish::output_names(&spec.outputs),
+        n_run: 0,
+        n_cached: 0,
+    })
+}

@@ -1,0 +1,328 @@
+//! The step cache: which result belongs to which inputs, and why there is none.
+//!
+//! Two keys. The *operation* is everything that decides a step but its parent: instruction, environment, settings, digests of
+//! input files, platform, tenant. The *step* is the operation on the parent's content. Never mtimes, never image history: what
+//! enters is content (CVE-2024-24557). A step whose operation was never seen need not wait for its parent's digest to know
+//! that there is no result.
+
+use std::collections::BTreeMap;
+
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+use store::Store;
+
+/// Changes whenever results of older versions must not be reused.
+const VERSION: u32 = 1;
+/// Most input files whose digests are kept to explain the next miss.
+const EXPLAINED_FILES_MAX: usize = 20_000;
+
+const STEPS: &str = "step";
+const OPERATIONS: &str = "operation";
+const LAST: &str = "last";
+
+/// Everything that decides a step's result but its parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Operation {
+    /// The instruction after expansion.
+    pub(crate) instruction: String,
+    /// Environment and build arguments that it sees.
+    pub(crate) variables: BTreeMap<String, String>,
+    /// User, working directory, network, ownership and the like, in a fixed form.
+    pub(crate) settings: BTreeMap<String, String>,
+    /// Input files by name, with digests.
+    pub(crate) files: Vec<(String, Digest)>,
+}
+
+/// What is mixed into every key: nothing is shared across these.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Scope {
+    pub(crate) tenant: String,
+    pub(crate) platform: String,
+}
+
+/// A layer that a step made, as the cache remembers it; no layer when the step changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CachedLayer {
+    pub(crate) diff_id: Digest,
+    pub(crate) digest: Digest,
+    pub(crate) size_bytes: u64,
+    pub(crate) media_type: String,
+}
+
+/// The result of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CachedStep {
+    pub(crate) layer: Option<CachedLayer>,
+    /// When the step ran, Unix seconds.
+    pub(crate) created: i64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Last {
+    operation: Operation,
+    parent: Option<Digest>,
+}
+
+/// The cache of one build.
+#[derive(Debug, Clone)]
+pub(crate) struct Cache {
+    store: Store,
+    scope: Scope,
+    /// What explanations are kept under: the same Dockerfile of the same project.
+    project: String,
+}
+
+impl Cache {
+    pub(crate) fn new(store: Store, scope: Scope, project: String) -> Self {
+        Self {
+            store,
+            scope,
+            project,
+        }
+    }
+
+    /// Returns the key of `operation`.
+    pub(crate) fn operation_key(&self, operation: &Operation) -> Digest {
+        digest_of(&(VERSION, &self.scope, operation))
+    }
+
+    /// Tells whether any result of this operation was ever kept, on whatever parent.
+    pub(crate) fn may_hit(&self, operation: &Digest) -> bool {
+        matches!(self.store.record(OPERATIONS, operation.hex()), Ok(Some(_)))
+    }
+
+    /// Returns the result of `operation` on `parent`, if it is kept and its layer is still there.
+    pub(crate) fn look_up(&self, operation: &Digest, parent: &Digest) -> Option<CachedStep> {
+        let bytes = self
+            .store
+            .record(STEPS, digest_of(&(operation, parent)).hex())
+            .ok()??;
+        let step: CachedStep = serde_json::from_slice(&bytes).ok()?;
+        let there = match &step.layer {
+            Some(layer) => {
+                matches!(self.store.size_of(&layer.digest), Ok(Some(size)) if size == layer.size_bytes)
+            }
+            None => true,
+        };
+        there.then_some(step)
+    }
+
+    /// Keeps a result.
+    pub(crate) fn keep(&self, operation: &Digest, parent: &Digest, step: &CachedStep) {
+        let key = digest_of(&(operation, parent));
+        // A result that cannot be kept costs time later, nothing else.
+        if let Ok(bytes) = serde_json::to_vec(step)
+            && self.store.put_record(STEPS, key.hex(), &bytes).is_ok()
+        {
+            let _only_slower = self.store.put_record(OPERATIONS, operation.hex(), b"{}");
+        }
+    }
+
+    /// Returns why the step at `position` (stage and index) is not in the cache.
+    pub(crate) fn explain(
+        &self,
+        position: &str,
+        operation: &Operation,
+        parent: Option<&Digest>,
+    ) -> String {
+        let bytes = self
+            .store
+            .record(LAST, self.position_key(position).hex())
+            .ok()
+            .flatten();
+        let last: Option<Last> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        match last {
+            Some(last) => miss_reason(&last, operation, parent),
+            None => "not built before".to_owned(),
+        }
+    }
+
+    /// Remembers the inputs of the step at `position`, to explain the next miss.
+    pub(crate) fn remember(&self, position: &str, operation: &Operation, parent: Option<&Digest>) {
+        let mut operation = operation.clone();
+        operation.files.truncate(EXPLAINED_FILES_MAX);
+        let last = Last {
+            operation,
+            parent: parent.cloned(),
+        };
+        if let Ok(bytes) = serde_json::to_vec(&last) {
+            let _only_less_explained =
+                self.store
+                    .put_record(LAST, self.position_key(position).hex(), &bytes);
+        }
+    }
+
+    fn position_key(&self, position: &str) -> Digest {
+        digest_of(&(VERSION, &self.scope, &self.project, position))
+    }
+
+    /// Returns what was memoised under `key` of `kind`.
+    pub(crate) fn memo(&self, kind: &str, key: &impl Serialize) -> Option<Digest> {
+        let bytes = self
+            .store
+            .record(kind, digest_of(&(VERSION, &self.scope, key)).hex())
+            .ok()??;
+        std::str::from_utf8(&bytes).ok()?.parse().ok()
+    }
+
+    /// Memoises `value`.
+    pub(crate) fn set_memo(&self, kind: &str, key: &impl Serialize, value: &Digest) {
+        let key = digest_of(&(VERSION, &self.scope, key));
+        let _only_slower = self
+            .store
+            .put_record(kind, key.hex(), value.to_string().as_bytes());
+    }
+}
+
+/// Returns the digest of a value's JSON; maps are sorted, so that it is the same every time.
+pub(crate) fn digest_of(value: &impl Serialize) -> Digest {
+    // Only values of this module's callers come here, and all of them serialise; a failure would make one key of many.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    Digest::sha256(&bytes)
+}
+
+fn miss_reason(last: &Last, now: &Operation, parent: Option<&Digest>) -> String {
+    let then = &last.operation;
+    if then.instruction != now.instruction {
+        return "the instruction changed".to_owned();
+    }
+    if let Some(name) = first_difference(&then.variables, &now.variables) {
+        return format!("variable {name} changed");
+    }
+    if let Some(name) = first_difference(&then.settings, &now.settings) {
+        return format!("{name} changed");
+    }
+    if let Some(reason) = file_difference(&then.files, &now.files) {
+        return reason;
+    }
+    match (last.parent.as_ref(), parent) {
+        (Some(then), Some(now)) if then == now => "its result is no longer in the cache".to_owned(),
+        _ => "what it is built on changed".to_owned(),
+    }
+}
+
+fn first_difference<'a>(
+    then: &'a BTreeMap<String, String>,
+    now: &'a BTreeMap<String, String>,
+) -> Option<&'a str> {
+    let changed = now
+        .iter()
+        .find(|(name, value)| then.get(*name) != Some(*value));
+    let gone = then.keys().find(|name| !now.contains_key(*name));
+    changed
+        .map(|(name, _)| name.as_str())
+        .or(gone.map(String::as_str))
+}
+
+fn file_difference(then: &[(String, Digest)], now: &[(String, Digest)]) -> Option<String> {
+    let before: BTreeMap<_, _> = then.iter().map(|(name, digest)| (name, digest)).collect();
+    let after: BTreeMap<_, _> = now
+        .iter()
+        .take(EXPLAINED_FILES_MAX)
+        .map(|(name, digest)| (name, digest))
+        .collect();
+    let mut reasons = after
+        .iter()
+        .filter_map(|(name, digest)| match before.get(*name) {
+            None => Some(format!("file {name} was added")),
+            Some(known) if known != digest => Some(format!("file {name} changed")),
+            Some(_) => None,
+        });
+    let first = reasons.next();
+    let n_more = reasons.count();
+    let gone: Vec<_> = before
+        .keys()
+        .filter(|name| !after.contains_key(*name))
+        .collect();
+    let reason = match (first, gone.first()) {
+        (Some(reason), _) => reason,
+        (None, Some(name)) => format!("file {name} was removed"),
+        (None, None) => return None,
+    };
+    let n_more = if reason.ends_with("removed") {
+        gone.len() - 1
+    } else {
+        n_more + gone.len()
+    };
+    Some(match n_more {
+        0 => reason,
+        n => format!("{reason}, and {n} more"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation() -> Operation {
+        Operation {
+            instruction: "COPY . /src".to_owned(),
+            variables: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
+            settings: BTreeMap::from([("the user".to_owned(), "0".to_owned())]),
+            files: vec![
+                ("a".to_owned(), Digest::sha256(b"a")),
+                ("b".to_owned(), Digest::sha256(b"b")),
+            ],
+        }
+    }
+
+    fn reason(change: impl FnOnce(&mut Operation)) -> String {
+        let parent = Digest::sha256(b"parent");
+        let last = Last {
+            operation: operation(),
+            parent: Some(parent.clone()),
+        };
+        let mut now = operation();
+        change(&mut now);
+        miss_reason(&last, &now, Some(&parent))
+    }
+
+    #[test]
+    fn every_miss_names_what_changed() {
+        assert_eq!(
+            reason(|now| now.instruction.push('x')),
+            "the instruction changed"
+        );
+        assert_eq!(reason(|now| now.variables.clear()), "variable A changed");
+        assert_eq!(
+            reason(|now| drop(now.settings.insert("the user".to_owned(), "1".to_owned()))),
+            "the user changed"
+        );
+        assert_eq!(
+            reason(|now| now.files[1].1 = Digest::sha256(b"c")),
+            "file b changed"
+        );
+        assert_eq!(
+            reason(|now| now.files[0].0 = "c".to_owned()),
+            "file c was added, and 1 more"
+        );
+        assert_eq!(reason(|now| now.files.truncate(1)), "file b was removed");
+        assert_eq!(reason(|_| ()), "its result is no longer in the cache");
+    }
+
+    #[test]
+    fn a_result_is_found_only_for_the_same_operation_parent_and_tenant() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), None).unwrap();
+        let scope = |tenant: &str| Scope {
+            tenant: tenant.to_owned(),
+            platform: "linux/amd64".to_owned(),
+        };
+        let cache = Cache::new(store.clone(), scope("a"), "p".to_owned());
+        let other = Cache::new(store, scope("b"), "p".to_owned());
+        let (parent, stranger) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
+        let step = CachedStep {
+            layer: None,
+            created: 5,
+        };
+        let key = cache.operation_key(&operation());
+        assert!(!cache.may_hit(&key));
+        cache.keep(&key, &parent, &step);
+        assert!(cache.may_hit(&key));
+        assert_eq!(cache.look_up(&key, &parent), Some(step));
+        assert_eq!(cache.look_up(&key, &stranger), None);
+        let foreign = other.operation_key(&operation());
+        assert_ne!(foreign, key);
+        assert_eq!(other.look_up(&foreign, &parent), None);
+    }
+}

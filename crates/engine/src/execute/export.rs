@@ -1,0 +1,92 @@
+//! Writes a step's directory as a layer, while later steps already run.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci::layer::{Flavour, LayerWriter};
+
+use super::Execution;
+use super::cache::{CachedLayer, CachedStep};
+use super::layers::{Layer, content};
+use crate::assemble::LayerRef;
+use crate::event::{Event, Failure, StepId};
+use crate::failure::platform;
+use crate::rootfs::diff::{self, DiffOptions};
+use crate::spec::{Compression, MediaTypes};
+
+/// Threads that compress one layer.
+const THREADS: usize = 2;
+
+/// The directory that a step left.
+#[derive(Debug, Clone)]
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+    pub(super) step: StepId,
+}
+
+/// Writes the layer and tells the cache.
+pub(super) async fn write(
+    execution: Arc<Execution>,
+    directory: Directory,
+    parents: Vec<Layer>,
+    key: oci::Digest,
+    created: i64,
+) -> Result<Option<LayerRef>, Failure> {
+    let shared = Arc::clone(&execution);
+    let written = tokio::task::spawn_blocking(move || write_layer(&shared, &directory)).await;
+    let layer = written.unwrap_or_else(|e| Err(platform("write a layer", &e)))?;
+    let parent = content(&parents).await?;
+    let step = CachedStep {
+        layer: layer.as_ref().map(|layer| CachedLayer {
+            diff_id: layer.diff_id.clone(),
+            digest: layer.descriptor.digest.clone(),
+            size_bytes: layer.descriptor.size,
+            media_type: layer.descriptor.media_type.clone(),
+        }),
+        created,
+    };
+    execution.cache.keep(&key, &parent, &step);
+    Ok(layer)
+}
+
+fn write_layer(execution: &Execution, directory: &Directory) -> Result<Option<LayerRef>, Failure> {
+    let attempt = "write a layer";
+    let ingest = execution
+        .depot
+        .store
+        .ingest()
+        .map_err(|e| platform(attempt, &e))?;
+    let compression = match execution.options.compression {
+        Compression::Gzip => oci::layer::Compression::DEFAULT_GZIP,
+        Compression::Zstd => oci::layer::Compression::DEFAULT_ZSTD,
+    };
+    let mut writer =
+        LayerWriter::new(ingest, compression, THREADS).map_err(|e| platform(attempt, &e))?;
+    let options = DiffOptions {
+        mtime_clamp: execution.epoch,
+    };
+    let report = diff::diff(&directory.path, &mut writer, options, &execution.cancel)
+        .map_err(|e| platform(attempt, &e))?;
+    if report.entries == 0 {
+        return Ok(None);
+    }
+    let (layer, ingest) = writer.finish().map_err(|e| platform(attempt, &e))?;
+    ingest
+        .commit(Some(&layer.digest))
+        .map_err(|e| platform(attempt, &e))?;
+    execution.recorder.event(&Event::LayerWritten {
+        step: directory.step,
+        digest: layer.digest.clone(),
+        size_bytes: layer.size_bytes,
+        uncompressed_bytes: layer.uncompressed_size_bytes,
+    });
+    let flavour = match execution.options.media_types {
+        MediaTypes::Oci => Flavour::Oci,
+        MediaTypes::Docker => Flavour::Docker,
+    };
+    Ok(Some(LayerRef {
+        descriptor: layer.descriptor(flavour),
+        diff_id: layer.diff_id,
+        origin: None,
+    }))
+}

@@ -1,0 +1,381 @@
+//! RUN and WORKDIR: a command, or a directory, over what the steps before have left.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dockerfile::{Op, RunNetwork, RunOp, Step};
+
+use super::Execution;
+use super::cache::Operation;
+use super::export::Directory;
+use super::stage::{Prepared, located};
+use crate::event::{Failure, FailureKind, Stream};
+use crate::failure::{chain, dockerfile as dockerfile_failure, failure, platform};
+use crate::recorder;
+use crate::rootfs::overlay::{self, Upper};
+use crate::rootfs::root::Root;
+use crate::rootfs::user;
+use crate::sandbox::{self, Network, SandboxError, StepCommand, StepExit, StepLimits, UserIds};
+use crate::spec::NetworkMode;
+
+/// Lines of a failed command's output that its failure repeats.
+const TAIL_LINES: usize = 10;
+/// Largest `/etc/passwd` that is read.
+const PASSWD_MAX_BYTES: u64 = 10 << 20;
+/// Where scripts of heredocs are put, in a layer that is never part of the image.
+const SCRIPTS: &str = ".kiln";
+
+/// Returns what decides the result of a RUN.
+pub(super) fn operation(step: &Step, op: &RunOp) -> Operation {
+    let mut settings = place(step);
+    settings.insert("the network".to_owned(), format!("{:?}", op.network));
+    if let Some(script) = &op.script {
+        settings.insert("the script".to_owned(), script.content.clone());
+    }
+    Operation {
+        instruction: format!("RUN {}", serde_json::json!(op.args)),
+        variables: step.env.iter().cloned().collect(),
+        settings,
+        files: Vec::new(),
+    }
+}
+
+/// Returns what decides the result of a WORKDIR.
+pub(super) fn workdir_operation(step: &Step) -> Operation {
+    let path = match &step.op {
+        Op::Workdir { path } => path.as_str(),
+        Op::Run(_) | Op::Copy(_) => "",
+    };
+    Operation {
+        instruction: format!("WORKDIR {path}"),
+        variables: BTreeMap::new(),
+        settings: BTreeMap::from([("the user".to_owned(), step.user.clone())]),
+        files: Vec::new(),
+    }
+}
+
+fn place(step: &Step) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("the user".to_owned(), step.user.clone()),
+        ("the working directory".to_owned(), step.workdir.clone()),
+    ])
+}
+
+/// A writable root filesystem: what the steps before have left, and a directory for what changes.
+pub(super) struct Prospect {
+    pub(super) root: OwnedFd,
+    /// What the steps before have left, alone.
+    pub(super) view: Root,
+    /// Becomes the layer.
+    pub(super) upper: PathBuf,
+}
+
+/// Mounts `lowers` under a fresh upper directory; `above` adds layers that are seen and never written into the image.
+pub(super) fn prospect(
+    execution: &Execution,
+    mut lowers: Vec<PathBuf>,
+    above: impl FnOnce(&Root, &Path) -> Result<Option<PathBuf>, Failure>,
+) -> Result<Prospect, Failure> {
+    let scratch = execution.scratch()?;
+    let fail = |e: &(dyn std::error::Error + 'static)| platform("mount the root filesystem", e);
+    if lowers.is_empty() {
+        let empty = scratch.join("empty");
+        fs::create_dir(&empty).map_err(|e| fail(&e))?;
+        fs::set_permissions(&empty, fs::Permissions::from_mode(0o755)).map_err(|e| fail(&e))?;
+        lowers.push(empty);
+    }
+    let view = Root::from_fd(overlay::mount(&lowers, None).map_err(|e| fail(&e))?);
+    lowers.extend(above(&view, &scratch)?);
+    let upper = Upper::create(Some(view.as_fd()), &scratch.join("step")).map_err(|e| fail(&e))?;
+    let root = overlay::mount(&lowers, Some(&upper)).map_err(|e| fail(&e))?;
+    Ok(Prospect {
+        root,
+        view,
+        upper: upper.path(),
+    })
+}
+
+/// Runs a command.
+pub(super) async fn run(
+    execution: &Arc<Execution>,
+    prepared: &Prepared<'_>,
+    op: &RunOp,
+    reason: String,
+) -> Result<Directory, Failure> {
+    let lowers = execution.depot.directories(prepared.parents).await?;
+    let _slot = execution.slots.acquire().await;
+    let vertex = execution.recorder.begin(&prepared.name, Some(reason));
+    let (shared, step, run) = (Arc::clone(execution), prepared.step.clone(), op.clone());
+    let ready = tokio::task::spawn_blocking(move || command(&shared, &step, &run, lowers)).await;
+    let ready = ready.unwrap_or_else(|e| Err(platform("prepare a step", &e)));
+    let (command, upper) = match ready {
+        Ok(ready) => ready,
+        Err(failure) => return Err(fail_step(execution, prepared.step, vertex, failure)),
+    };
+    let sink = vertex.clone();
+    let output = Arc::new(move |stream: sandbox::Stream, bytes: &[u8]| {
+        let stream = match stream {
+            sandbox::Stream::Stdout => Stream::Stdout,
+            sandbox::Stream::Stderr => Stream::Stderr,
+        };
+        sink.output(stream, bytes);
+    });
+    let exit = execution
+        .sandbox
+        .run(command, output, execution.cancel.clone())
+        .await;
+    let id = vertex.id;
+    match verdict(execution, exit) {
+        Ok(()) => {
+            vertex.finish();
+            Ok(Directory {
+                path: upper,
+                step: id,
+            })
+        }
+        Err(failure) => Err(fail_step(execution, prepared.step, vertex, failure)),
+    }
+}
+
+fn command(
+    execution: &Execution,
+    step: &Step,
+    op: &RunOp,
+    lowers: Vec<PathBuf>,
+) -> Result<(StepCommand, PathBuf), Failure> {
+    let prospect = prospect(execution, lowers, |view, scratch| {
+        init_layer(view, scratch, op)
+    })?;
+    let user = user_ids(&prospect.view, &step.user)?;
+    let mut env: Vec<(String, String)> = (*step.env).clone();
+    for (name, value) in &op.proxy {
+        for name in [name.to_ascii_uppercase(), name.to_ascii_lowercase()] {
+            if !env.iter().any(|(known, _)| *known == name) {
+                env.push((name, value.clone()));
+            }
+        }
+    }
+    complete_env(&mut env, &prospect.view, &user);
+    let scripts = |arg: &String| match &op.script {
+        Some(script) => arg.replace(&script.path, &format!("/{SCRIPTS}/script")),
+        None => arg.clone(),
+    };
+    let limits = &execution.limits;
+    let command = StepCommand {
+        root: prospect.root,
+        args: op.args.iter().map(scripts).collect(),
+        env,
+        cwd: step.workdir.clone(),
+        user,
+        network: network(execution, op.network)?,
+        hostname: "buildkitsandbox".to_owned(),
+        extra_hosts: Vec::new(),
+        limits: StepLimits {
+            memory_bytes: limits.step_memory_bytes,
+            processes: Some(limits.step_pids),
+            wall_time: Duration::from_secs(limits.step_time_s),
+            ..StepLimits::default()
+        },
+        stdin: None,
+    };
+    Ok((command, prospect.upper))
+}
+
+fn init_layer(
+    view: &Root,
+    scratch: &std::path::Path,
+    op: &RunOp,
+) -> Result<Option<PathBuf>, Failure> {
+    let init = scratch.join("init");
+    fs::create_dir(&init).map_err(|e| platform("create the init layer", &e))?;
+    sandbox::prepare_init_layer(view.as_fd(), &init)
+        .map_err(|e| platform("create the init layer", &e))?;
+    if let Some(script) = &op.script {
+        let write = || {
+            let folder = init.join(SCRIPTS);
+            fs::create_dir(&folder)?;
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+            let path = folder.join("script");
+            fs::write(&path, &script.content)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        };
+        write().map_err(|e| platform("write the script of a heredoc", &e))?;
+    }
+    Ok(Some(init))
+}
+
+/// Docker gives every command a PATH and a HOME.
+fn complete_env(env: &mut Vec<(String, String)>, view: &Root, user: &UserIds) {
+    const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let has = |env: &[(String, String)], name: &str| env.iter().any(|(known, _)| known == name);
+    if !has(env, "PATH") {
+        env.push(("PATH".to_owned(), PATH.to_owned()));
+    }
+    if !has(env, "HOME") {
+        env.push(("HOME".to_owned(), home_of(view, user.uid)));
+    }
+}
+
+/// Returns the home of a user by the image's own `/etc/passwd`; `/` when it says nothing.
+fn home_of(view: &Root, uid: u32) -> String {
+    let passwd = view
+        .read_file(Path::new("/etc/passwd"), PASSWD_MAX_BYTES)
+        .unwrap_or_default();
+    let text = String::from_utf8_lossy(&passwd);
+    let home = text.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let is_user = fields.next()?.parse() == Ok(uid);
+        let home = fields.nth(2)?;
+        (is_user && home.starts_with('/')).then(|| home.to_owned())
+    });
+    home.unwrap_or_else(|| {
+        if uid == 0 {
+            "/root".to_owned()
+        } else {
+            "/".to_owned()
+        }
+    })
+}
+
+/// Returns the numbers of `user[:group]`, by the files of the image.
+pub(super) fn user_ids(view: &Root, user: &str) -> Result<UserIds, Failure> {
+    let found = user::lookup_user(view, user)
+        .map_err(|e| dockerfile_failure(&format!("user {user:?}"), &e))?;
+    Ok(UserIds {
+        uid: found.uid,
+        gid: found.gid,
+        groups: found.supplementary,
+    })
+}
+
+fn network(execution: &Execution, asked: RunNetwork) -> Result<Network, Failure> {
+    let mode = match asked {
+        RunNetwork::Default => execution.options.network,
+        RunNetwork::None => NetworkMode::None,
+        RunNetwork::Host => NetworkMode::Host,
+    };
+    match mode {
+        NetworkMode::Default => Ok(Network::Default),
+        NetworkMode::None => Ok(Network::Isolated),
+        NetworkMode::Host if execution.limits.allow_host_network => Ok(Network::Host),
+        NetworkMode::Host => Err(failure(
+            FailureKind::Dockerfile,
+            "the network of the host is not allowed here (the operator's setting allow_host_network)",
+        )),
+    }
+}
+
+fn verdict(execution: &Execution, exit: Result<StepExit, SandboxError>) -> Result<(), Failure> {
+    let with_code = |kind, message: String, code| Failure {
+        exit_code: code,
+        ..failure(kind, message)
+    };
+    match exit {
+        Ok(StepExit::Code(0)) => Ok(()),
+        Ok(StepExit::Code(code)) => Err(with_code(
+            FailureKind::Dockerfile,
+            format!("exit code: {code}"),
+            Some(code),
+        )),
+        Ok(StepExit::Signal(signal)) => Err(with_code(
+            FailureKind::Dockerfile,
+            format!("killed by signal {signal}"),
+            Some(128 + signal),
+        )),
+        Ok(StepExit::OutOfMemory) => Err(with_code(
+            FailureKind::OutOfMemory,
+            "it ran out of memory".to_owned(),
+            Some(137),
+        )),
+        Ok(StepExit::TimedOut) => Err(failure(
+            FailureKind::Timeout,
+            format!("timed out after {} s", execution.limits.step_time_s),
+        )),
+        Err(error) => Err(failure(FailureKind::Platform, chain(&error))),
+    }
+}
+
+/// Ends a vertex with `failure`, and completes it: which instruction, at which line, and what it said last.
+pub(super) fn fail_step(
+    execution: &Execution,
+    step: &Step,
+    vertex: recorder::Step,
+    failure: Failure,
+) -> Failure {
+    let id = vertex.id;
+    let tail = vertex.fail(&failure.message);
+    if !failure.kind.is_users() {
+        return Failure {
+            step: Some(id),
+            ..failure
+        };
+    }
+    let mut message = execution.dockerfile.excerpt(
+        &step.span,
+        &format!(
+            "{} did not complete successfully: {}",
+            step.text, failure.message
+        ),
+    );
+    let tail = String::from_utf8_lossy(&tail);
+    let lines: Vec<&str> = tail.lines().collect();
+    let last = lines
+        .get(lines.len().saturating_sub(TAIL_LINES)..)
+        .unwrap_or_default();
+    if !last.is_empty() {
+        message.push_str("\nlast output:\n");
+        for line in last {
+            message.push_str("  ");
+            message.push_str(line);
+            message.push('\n');
+        }
+    }
+    Failure {
+        step: Some(id),
+        message: message.trim_end().to_owned(),
+        ..failure
+    }
+}
+
+/// Creates the directory of a WORKDIR.
+pub(super) async fn workdir(
+    execution: &Arc<Execution>,
+    prepared: &Prepared<'_>,
+    path: &str,
+    reason: String,
+) -> Result<Directory, Failure> {
+    let lowers = execution.depot.directories(prepared.parents).await?;
+    let vertex = execution.recorder.begin(&prepared.name, Some(reason));
+    let (shared, path, user) = (
+        Arc::clone(execution),
+        path.to_owned(),
+        prepared.step.user.clone(),
+    );
+    let made = tokio::task::spawn_blocking(move || {
+        let prospect = prospect(&shared, lowers, |_, _| Ok(None))?;
+        let user = user_ids(&prospect.view, &user)?;
+        let root = Root::from_fd(prospect.root);
+        root.create_dir_all(Path::new(&path), 0o755, (user.uid, user.gid))
+            .map_err(|e| dockerfile_failure(&format!("create {path}"), &e))?;
+        Ok(prospect.upper)
+    });
+    match made
+        .await
+        .unwrap_or_else(|e| Err(platform("create a directory", &e)))
+    {
+        Ok(upper) => {
+            let step = vertex.id;
+            vertex.finish();
+            Ok(Directory { path: upper, step })
+        }
+        Err(failure) => {
+            vertex.fail(&failure.message);
+            Err(located(execution, prepared.step, failure))
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One stage: its base, then its steps.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dockerfile::{BaseRef, Op, PlanStage, Step};
+
+use super::cache::{CachedStep, Operation};
+use super::layers::{Layer, StageResult, content, shared};
+use super::{Execution, StageFuture, copy, export, run};
+use crate::assemble::LayerRef;
+use crate::event::{Failure, FailureKind};
+use crate::failure::failure;
+use crate::spec::CacheMode;
+
+/// Carries out the stage at `index`; `earlier` are those before it.
+pub(super) async fn carry_out(
+    execution: &Arc<Execution>,
+    index: usize,
+    earlier: &[StageFuture],
+) -> Result<StageResult, Failure> {
+    let stage = execution.plan.stages.get(index);
+    let stage = stage.ok_or_else(|| {
+        failure(
+            FailureKind::Platform,
+            "the plan names a stage that it does not have",
+        )
+    })?;
+    let mut done = base(execution, stage, earlier).await?;
+    for step in &stage.steps {
+        if execution.cancel.is_cancelled() {
+            return Err(failure(FailureKind::Platform, "another stage failed"));
+        }
+        let layer = carry_out_step(execution, stage, step, &done, earlier).await?;
+        let mut layers = (*done.layers).clone();
+        layers.push(layer.0);
+        done = StageResult {
+            layers: Arc::new(layers),
+            created: done.created.max(Some(layer.1)),
+        };
+    }
+    Ok(done)
+}
+
+async fn base(
+    execution: &Execution,
+    stage: &PlanStage,
+    earlier: &[StageFuture],
+) -> Result<StageResult, Failure> {
+    let layers = match &stage.base {
+        BaseRef::Scratch => Vec::new(),
+        BaseRef::Image(key) => {
+            let base = execution.bases.get(key);
+            let base = base.ok_or_else(|| {
+                failure(
+                    FailureKind::Platform,
+                    "the plan names a base that was not resolved",
+                )
+            })?;
+            execution
+                .recorder
+                .cached(&format!("{} FROM {}", stage.label(1), base.pinned));
+            base.layers
+                .iter()
+                .map(|layer| Layer::known(Some(layer.clone()), None))
+                .collect()
+        }
+        BaseRef::Stage(index) => return other_stage(earlier, index.0).await,
+    };
+    Ok(StageResult {
+        layers: Arc::new(layers),
+        created: None,
+    })
+}
+
+/// Waits for another stage.
+pub(super) async fn other_stage(
+    earlier: &[StageFuture],
+    index: usize,
+) -> Result<StageResult, Failure> {
+    match earlier.get(index) {
+        Some(stage) => stage.clone().await,
+        None => Err(failure(
+            FailureKind::Platform,
+            "the plan names a stage that comes later",
+        )),
+    }
+}
+
+/// A step that is about to be looked up or run.
+pub(super) struct Prepared<'a> {
+    pub(super) step: &'a Step,
+    pub(super) parents: &'a [Layer],
+    pub(super) operation: Operation,
+    /// Stage and number, under which explanations are kept.
+    pub(super) position: String,
+    /// What people see.
+    pub(super) name: String,
+}
+
+async fn carry_out_step(
+    execution: &Arc<Execution>,
+    stage: &PlanStage,
+    step: &Step,
+    done: &StageResult,
+    earlier: &[StageFuture],
+) -> Result<(Layer, i64), Failure> {
+    let name = format!("{} {}", stage.label(step.number), step.text);
+    let source = match &step.op {
+        Op::Copy(op) => Some(
+            copy::source(execution, op, earlier)
+                .await
+                .map_err(|f| located(execution, step, f))?,
+        ),
+        Op::Run(_) | Op::Workdir { .. } => None,
+    };
+    let operation = match (&step.op, &source) {
+        (Op::Copy(op), Some(source)) => copy::operation(execution, op, source)
+            .await
+            .map_err(|f| located(execution, step, f))?,
+        (Op::Run(op), _) => run::operation(step, op),
+        _ => run::workdir_operation(step),
+    };
+    let prepared = Prepared {
+        step,
+        parents: &done.layers,
+        operation,
+        position: format!("{} {}", stage.declared_index, step.number),
+        name,
+    };
+    let key = execution.cache.operation_key(&prepared.operation);
+    let reason = match look_up(execution, &prepared, &key).await? {
+        Ok(hit) => return Ok(cached(execution, &prepared, hit)),
+        Err(reason) => reason,
+    };
+    execution.counters.n_run.fetch_add(1, Ordering::Relaxed);
+    let directory = match (&step.op, source) {
+        (Op::Copy(op), Some(source)) => copy::run(execution, &prepared, op, source, reason).await?,
+        (Op::Run(op), _) => run::run(execution, &prepared, op, reason).await?,
+        (Op::Workdir { path }, _) => run::workdir(execution, &prepared, path, reason).await?,
+        (Op::Copy(_), None) => return Err(failure(FailureKind::Platform, "a COPY has no source")),
+    };
+    let created = created(execution);
+    let written = shared(export::write(
+        Arc::clone(execution),
+        directory.clone(),
+        (*done.layers).clone(),
+        key,
+        created,
+    ));
+    // Somebody has to poll it from the start: writing goes on while the next step runs.
+    tokio::spawn(written.clone());
+    let layer = Layer::fresh(directory.path, written, step.history_index);
+    execution.note_fresh(&layer);
+    Ok((layer, created))
+}
+
+fn created(execution: &Execution) -> i64 {
+    let now = i64::try_from(execution.recorder.now_ms() / 1000).unwrap_or(i64::MAX);
+    execution.epoch.unwrap_or(now)
+}
+
+/// Returns the kept result, or why there is none.
+async fn look_up(
+    execution: &Execution,
+    prepared: &Prepared<'_>,
+    key: &oci::Digest,
+) -> Result<Result<CachedStep, String>, Failure> {
+    if execution.options.cache == CacheMode::Ignore {
+        return Ok(Err("the cache is not to be used".to_owned()));
+    }
+    let cache = &execution.cache;
+    if !cache.may_hit(key) {
+        let reason = cache.explain(&prepared.position, &prepared.operation, None);
+        cache.remember(&prepared.position, &prepared.operation, None);
+        return Ok(Err(reason));
+    }
+    let parent = content(prepared.parents).await?;
+    let hit = cache.look_up(key, &parent);
+    let reason = match &hit {
+        Some(_) => String::new(),
+        None => cache.explain(&prepared.position, &prepared.operation, Some(&parent)),
+    };
+    cache.remember(&prepared.position, &prepared.operation, Some(&parent));
+    Ok(hit.ok_or(reason))
+}
+
+fn cached(execution: &Execution, prepared: &Prepared<'_>, hit: CachedStep) -> (Layer, i64) {
+    execution.counters.n_cached.fetch_add(1, Ordering::Relaxed);
+    execution.recorder.cached(&prepared.name);
+    let layer = hit.layer.map(|layer| LayerRef {
+        descriptor: oci::Descriptor {
+            media_type: layer.media_type,
+            digest: layer.digest,
+            size: layer.size_bytes,
+            platform: None,
+            annotations: std::collections::BTreeMap::new(),
+        },
+        diff_id: layer.diff_id,
+        origin: None,
+    });
+    let created = execution.epoch.unwrap_or(hit.created);
+    (
+        Layer::known(layer, Some(prepared.step.history_index)),
+        created,
+    )
+}
+
+/// Adds the place in the Dockerfile to a failure that the Dockerfile caused.
+pub(super) fn located(execution: &Execution, step: &Step, failure: Failure) -> Failure {
+    if failure.kind != FailureKind::Dockerfile || failure.exit_code.is_some() {
+        return failure;
+    }
+    let message = execution.dockerfile.excerpt(&step.span, &failure.message);
+    Failure { message, ..failure }
+}

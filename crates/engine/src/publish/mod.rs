@@ -1,0 +1,155 @@
+//! Publishes an image: into the embedded registry, to other registries, into files.
+//!
+//! In the embedded registry no byte moves: the blobs are in the store it shares, and a name is a link. To another registry only what
+//! it has not got is sent, and "published" is said when it has answered for everything.
+
+mod export;
+mod remote;
+mod root;
+
+use std::path::PathBuf;
+
+use oci::{Digest, Reference};
+use registry::client::Client;
+use store::Store;
+
+use crate::assemble::Image;
+use crate::event::{Event, Failure};
+use crate::execute::layers::Depot;
+use crate::failure::platform;
+use crate::recorder::Recorder;
+use crate::spec::Output;
+
+/// Kind of the records that say which images were kept under a name.
+pub(crate) const KEPT: &str = "kept";
+
+/// Returns the key under which an image kept as `reference` is recorded.
+pub(crate) fn kept_key(reference: &Reference) -> String {
+    let name = format!("{}:{}", reference.name(), reference.tag_or_latest());
+    Digest::sha256(name.as_bytes()).hex().to_owned()
+}
+
+/// What publishing needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Publisher {
+    pub(crate) depot: Depot,
+    /// Pushes, with the service's own credentials.
+    pub(crate) client: Client,
+    /// Hosts that mean the embedded registry.
+    pub(crate) embedded: Vec<String>,
+    /// The build's folder.
+    pub(crate) folder: PathBuf,
+}
+
+/// Does everything that was asked to be done with `image`; returns the names under which it can be found.
+pub(crate) async fn publish(
+    publisher: &Publisher,
+    image: &Image,
+    outputs: &[Output],
+    recorder: &Recorder,
+) -> Result<Vec<Reference>, Failure> {
+    let mut references = Vec::new();
+    for output in outputs {
+        let name = match output {
+            Output::Publish { reference } => format!("[internal] publish {}", reference.familiar()),
+            Output::Keep { reference } => format!("[internal] keep as {}", reference.familiar()),
+            Output::Export { format, name, .. } => {
+                format!("[internal] export {format:?} to {name}")
+            }
+        };
+        let step = recorder.begin(&name, None);
+        let done = match output {
+            Output::Publish { reference }
+                if publisher
+                    .embedded
+                    .iter()
+                    .any(|host| host == reference.host()) =>
+            {
+                to_store(publisher, image, reference, false).await
+            }
+            Output::Publish { reference } => {
+                remote::push(publisher, image, reference, &references).await
+            }
+            Output::Keep { reference } => to_store(publisher, image, reference, true).await,
+            Output::Export {
+                format,
+                name,
+                references,
+            } => export::export(publisher, image, *format, (name, references)).await,
+        };
+        if let Err(failure) = done {
+            step.fail(&failure.message);
+            return Err(failure);
+        }
+        step.finish();
+        if let Output::Publish { reference } | Output::Keep { reference } = output {
+            references.push(reference.clone());
+            recorder.event(&Event::Published {
+                reference: reference.clone(),
+                digest: image.digest.clone(),
+            });
+        }
+    }
+    Ok(references)
+}
+
+/// Returns the names of exported files, below the build's output folder.
+pub(crate) fn output_names(outputs: &[Output]) -> Vec<String> {
+    let name = |output: &Output| match output {
+        Output::Export { name, .. } => Some(name.clone()),
+        Output::Publish { .. } | Output::Keep { .. } => None,
+    };
+    outputs.iter().filter_map(name).collect()
+}
+
+/// Brings every layer of `image` into the store.
+pub(crate) async fn bring_all(depot: &Depot, image: &Image) -> Result<(), Failure> {
+    let bring = image.layers.iter().map(|layer| depot.bring(layer));
+    futures_util::future::try_join_all(bring).await.map(|_| ())
+}
+
+async fn to_store(
+    publisher: &Publisher,
+    image: &Image,
+    reference: &Reference,
+    keep: bool,
+) -> Result<(), Failure> {
+    bring_all(&publisher.depot, image).await?;
+    let (store, image, reference) = (
+        publisher.depot.store.clone(),
+        image.clone(),
+        reference.clone(),
+    );
+    let linked = tokio::task::spawn_blocking(move || link(&store, &image, &reference, keep)).await;
+    linked.unwrap_or_else(|e| Err(platform("publish an image", &e)))
+}
+
+fn link(store: &Store, image: &Image, reference: &Reference, keep: bool) -> Result<(), Failure> {
+    let repository = reference.repository();
+    let attempt = format!("publish {}", reference.familiar());
+    store
+        .put(&image.config_bytes)
+        .map_err(|e| platform(&attempt, &e))?;
+    store
+        .link_blob(repository, &image.manifest.config.digest)
+        .map_err(|e| platform(&attempt, &e))?;
+    for layer in &image.manifest.layers {
+        store
+            .link_blob(repository, &layer.digest)
+            .map_err(|e| platform(&attempt, &e))?;
+    }
+    store
+        .put_manifest(
+            repository,
+            &image.manifest_bytes,
+            Some(reference.tag_or_latest()),
+        )
+        .map_err(|e| platform(&attempt, &e))?;
+    if keep {
+        let digest = image.digest.to_string();
+        store
+            .put_record(KEPT, &kept_key(reference), digest.as_bytes())
+            .map_err(|e| platform(&attempt, &e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Pushing to a registry that is not ours.
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use oci::Reference;
+use registry::client::{BlobSource, BlobToPush, ImageToPush};
+
+use super::{Publisher, bring_all};
+use crate::assemble::{Image, LayerRef};
+use crate::event::Failure;
+use crate::failure::registry as registry_failure;
+
+/// Pushes `image` as `reference`; blobs are borrowed from `published` names on the same registry where it lends them.
+pub(super) async fn push(
+    publisher: &Publisher,
+    image: &Image,
+    reference: &Reference,
+    published: &[Reference],
+) -> Result<(), Failure> {
+    try_join_all(
+        image
+            .layers
+            .iter()
+            .map(|layer| bring_if_needed(publisher, reference, layer)),
+    )
+    .await?;
+    let to_push = image_to_push(publisher, image, reference, published);
+    let attempt = format!("push {}", reference.familiar());
+    let pushed = publisher
+        .client
+        .push_image(reference, &to_push, &|_, _| ())
+        .await;
+    let Err(error) = pushed else {
+        return Ok(());
+    };
+    // A layer that was to be mounted, and never pulled: pull it after all and send it.
+    if image.layers.iter().all(|layer| is_here(publisher, layer)) {
+        return Err(registry_failure(&attempt, &error));
+    }
+    bring_all(&publisher.depot, image).await?;
+    let pushed = publisher
+        .client
+        .push_image(reference, &to_push, &|_, _| ())
+        .await;
+    pushed.map(drop).map_err(|e| registry_failure(&attempt, &e))
+}
+
+/// A layer of a base need not come here when the target has it, or can take it from its own repository.
+async fn bring_if_needed(
+    publisher: &Publisher,
+    target: &Reference,
+    layer: &LayerRef,
+) -> Result<(), Failure> {
+    let is_neighbour = layer
+        .origin
+        .as_ref()
+        .is_some_and(|origin| origin.host() == target.host());
+    if is_here(publisher, layer) || is_neighbour {
+        return Ok(());
+    }
+    match publisher
+        .client
+        .has_blob(target, &layer.descriptor.digest)
+        .await
+    {
+        Ok(Some(_)) => Ok(()),
+        // Whatever is wrong with the target is told when it is pushed to.
+        Ok(None) | Err(_) => publisher.depot.bring(layer).await,
+    }
+}
+
+fn is_here(publisher: &Publisher, layer: &LayerRef) -> bool {
+    matches!(
+        publisher.depot.store.size_of(&layer.descriptor.digest),
+        Ok(Some(_))
+    )
+}
+
+fn image_to_push(
+    publisher: &Publisher,
+    image: &Image,
+    reference: &Reference,
+    published: &[Reference],
+) -> ImageToPush {
+    let store = &publisher.depot.store;
+    let neighbours = published
+        .iter()
+        .filter(|name| name.host() == reference.host());
+    let neighbours: Vec<Reference> = neighbours.cloned().collect();
+    let layers = image
+        .layers
+        .iter()
+        .zip(&image.manifest.layers)
+        .map(|(layer, descriptor)| {
+            let origin = layer
+                .origin
+                .iter()
+                .filter(|origin| origin.host() == reference.host());
+            BlobToPush {
+                descriptor: descriptor.clone(),
+                source: BlobSource::Store(store.clone(), descriptor.digest.clone()),
+                mount_from: origin.chain(&neighbours).cloned().collect(),
+            }
+        });
+    let config = BlobToPush {
+        descriptor: image.manifest.config.clone(),
+        source: BlobSource::Bytes(Bytes::from(image.config_bytes.clone())),
+        mount_from: Vec::new(),
+    };
+    ImageToPush {
+        manifest: Bytes::from(image.manifest_bytes.clone()),
+        media_type: image.media_type.clone(),
+        blobs: layers.chain(std::iter::once(config)).collect(),
+    }
+}

@@ -1,0 +1,169 @@
+//! Pins base images: reference → digest, configuration, layers. Nothing of their content is pulled here.
+
+use oci::{Document, ImageConfig, Platform, Reference};
+use registry::client::Client;
+use store::Store;
+
+use crate::assemble::LayerRef;
+use crate::event::{Event, Failure, FailureKind};
+use crate::failure::{base_image, failure, platform as platform_failure};
+use crate::recorder::Recorder;
+use crate::spec::Registries;
+
+/// A base image that is pinned.
+#[derive(Debug, Clone)]
+pub(crate) struct BaseImage {
+    pub(crate) pinned: Reference,
+    pub(crate) config: ImageConfig,
+    pub(crate) layers: Vec<LayerRef>,
+    pub(crate) manifest_bytes: Vec<u8>,
+    pub(crate) manifest: oci::Manifest,
+    pub(crate) config_bytes: Vec<u8>,
+}
+
+/// Where base images are looked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Library {
+    pub(crate) store: Store,
+    pub(crate) pull: Client,
+    pub(crate) registries: Registries,
+    pub(crate) recorder: Recorder,
+}
+
+impl Library {
+    /// Pins `reference` for `platform`.
+    pub(crate) async fn pin(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, Failure> {
+        let step = self.recorder.begin(
+            &format!("[internal] load metadata for {}", reference.familiar()),
+            None,
+        );
+        match self.look_up(reference, platform).await {
+            Ok(image) => {
+                if let Some(digest) = image.pinned.digest() {
+                    self.recorder.event(&Event::BaseResolved {
+                        reference: reference.familiar(),
+                        digest: digest.clone(),
+                    });
+                }
+                step.finish();
+                Ok(image)
+            }
+            Err(failure) => {
+                step.fail(&failure.message);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn look_up(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, Failure> {
+        let is_ours = self
+            .registries
+            .embedded
+            .iter()
+            .any(|host| host == reference.host());
+        if is_ours || self.is_kept(reference) {
+            let (library, reference, platform) =
+                (self.clone(), reference.clone(), platform.clone());
+            let found =
+                tokio::task::spawn_blocking(move || library.from_store(&reference, &platform))
+                    .await;
+            return found.unwrap_or_else(|e| Err(platform_failure("read a base image", &e)));
+        }
+        let image = self
+            .pull
+            .image(reference, platform)
+            .await
+            .map_err(|e| base_image(reference, &e))?;
+        let pinned = reference.with_digest(image.descriptor.digest.clone());
+        let layers = layers_of(&image.manifest, &image.config, &pinned)?;
+        Ok(BaseImage {
+            layers,
+            pinned,
+            config: image.config,
+            manifest_bytes: image.manifest_bytes.to_vec(),
+            manifest: image.manifest,
+            config_bytes: image.config_bytes.to_vec(),
+        })
+    }
+
+    /// Tells whether `reference` names an image that was built here and kept under that name.
+    fn is_kept(&self, reference: &Reference) -> bool {
+        self.registries.use_kept
+            && reference.digest().is_none()
+            && matches!(
+                self.store
+                    .record(crate::publish::KEPT, &crate::publish::kept_key(reference)),
+                Ok(Some(_))
+            )
+    }
+
+    fn from_store(&self, reference: &Reference, platform: &Platform) -> Result<BaseImage, Failure> {
+        let missing = || {
+            let message = format!("base image does not exist: {}", reference.familiar());
+            failure(FailureKind::BaseImageMissing, message)
+        };
+        let broken = |error: &(dyn std::error::Error + 'static)| {
+            platform_failure(&format!("read image {}", reference.familiar()), error)
+        };
+        let read = |key: &str| {
+            self.store
+                .manifest(reference.repository(), key)
+                .map_err(|e| broken(&e))
+        };
+        let (mut digest, mut bytes) = read(&reference.manifest_key())?.ok_or_else(missing)?;
+        let mut document = Document::parse(None, &bytes).map_err(|e| broken(&e))?;
+        if let Document::Index(index) = &document {
+            let entry = index.for_platform(platform).ok_or_else(missing)?;
+            (digest, bytes) = read(&entry.digest.to_string())?.ok_or_else(missing)?;
+            document = Document::parse(None, &bytes).map_err(|e| broken(&e))?;
+        }
+        let Document::Manifest(manifest) = document else {
+            return Err(missing());
+        };
+        let config_bytes = self
+            .store
+            .read_blob(&manifest.config.digest, oci::config::CONFIG_MAX_BYTES);
+        let config_bytes = config_bytes.map_err(|e| broken(&e))?.ok_or_else(missing)?;
+        let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|e| broken(&e))?;
+        let pinned = reference.with_digest(digest);
+        Ok(BaseImage {
+            layers: layers_of(&manifest, &config, &pinned)?,
+            pinned,
+            config,
+            manifest_bytes: bytes,
+            manifest,
+            config_bytes,
+        })
+    }
+}
+
+fn layers_of(
+    manifest: &oci::Manifest,
+    config: &ImageConfig,
+    pinned: &Reference,
+) -> Result<Vec<LayerRef>, Failure> {
+    if manifest.layers.len() != config.rootfs.diff_ids.len() {
+        let message = format!(
+            "image {} is broken: {} layers, but {} diff ids",
+            pinned.familiar(),
+            manifest.layers.len(),
+            config.rootfs.diff_ids.len()
+        );
+        return Err(failure(FailureKind::BaseImage, message));
+    }
+    let pairs = manifest.layers.iter().zip(&config.rootfs.diff_ids);
+    let layers = pairs.map(|(descriptor, diff_id)| LayerRef {
+        diff_id: diff_id.clone(),
+        descriptor: descriptor.clone(),
+        origin: Some(pinned.clone()),
+    });
+    Ok(layers.collect())
+}

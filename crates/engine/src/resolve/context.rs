@@ -1,0 +1,242 @@
+//! The build context: files on disk, seen through `.dockerignore`.
+//!
+//! Everything below the context is reached in-root, so that no link in a repository leads out of it; a file that is ignored does not
+//! exist for any instruction.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use dockerfile::ignore::{self, IgnoreError, IgnoreFile};
+use dockerfile::limits::IGNORE_FILE_MAX_BYTES;
+use source::git::{Checkout, FetchOptions};
+use source::path::RelPath;
+use tokio_util::sync::CancellationToken;
+
+use super::DockerfileText;
+use crate::event::{Event, Failure, FailureKind};
+use crate::failure::{
+    chain, dockerfile as dockerfile_failure, failure, platform, source as source_failure,
+};
+use crate::recorder::Recorder;
+use crate::rootfs::root::Root;
+use crate::rootfs::select::Ignored;
+use crate::spec::{BuildSpec, Context};
+
+/// Largest Dockerfile that is read.
+const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
+
+/// Files that COPY and ADD see.
+#[derive(Debug)]
+pub(crate) struct BuildContext {
+    pub(crate) root: Root,
+    ignore: IgnoreFile,
+    /// Why the ignore file could not be applied, once it could not.
+    broken: OnceLock<String>,
+}
+
+impl BuildContext {
+    /// Tells whether `path`, from the context's root, is to be seen.
+    pub(crate) fn is_ignored(&self, path: &Path, is_dir: bool) -> Ignored {
+        let decided = self.decide(&path.to_string_lossy(), is_dir);
+        decided.unwrap_or_else(|error| {
+            // Whoever asked goes through [`Self::check`] before it uses what it found.
+            let _first_counts = self.broken.set(chain(&error));
+            Ignored::Skip
+        })
+    }
+
+    fn decide(&self, path: &str, is_dir: bool) -> Result<Ignored, IgnoreError> {
+        if !self.ignore.matches(path)? {
+            return Ok(Ignored::Keep);
+        }
+        if !is_dir {
+            return Ok(Ignored::Skip);
+        }
+        let mut walk = self.ignore.walk();
+        for name in path
+            .split('/')
+            .filter(|name| !name.is_empty() && *name != ".")
+        {
+            walk = walk.enter(name)?;
+        }
+        Ok(if walk.may_include_below() {
+            Ignored::Descend
+        } else {
+            Ignored::Skip
+        })
+    }
+
+    /// Fails when the ignore file could not be applied to something that was asked for.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match self.broken.get() {
+            Some(error) => Err(failure(
+                FailureKind::Dockerfile,
+                format!(".dockerignore: {error}"),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the sources of a build turned out to be.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    pub(crate) context: BuildContext,
+    pub(crate) dockerfile: Arc<DockerfileText>,
+    /// When the commit was made, for git.
+    pub(crate) commit_time: Option<i64>,
+    /// Under what explanations are kept.
+    pub(crate) project: String,
+}
+
+/// Where to look within the workspace, as asked for.
+pub(crate) struct Places<'a> {
+    pub(crate) dockerfile: Option<&'a str>,
+    pub(crate) context_path: Option<&'a str>,
+}
+
+/// Brings the workspace here and opens what is needed of it.
+pub(crate) async fn load(
+    spec: &BuildSpec,
+    context: &Context,
+    places: &Places<'_>,
+    recorder: &Recorder,
+    work: (&Path, &CancellationToken),
+) -> Result<Workspace, Failure> {
+    let step = recorder.begin("[internal] load build context", None);
+    let (folder, text, checkout, project) = match context {
+        Context::Git(git) => {
+            let folder = work.0.join("workspace");
+            std::fs::create_dir(&folder).map_err(|e| platform("create the workspace", &e))?;
+            let fetched = fetch(spec, git, &folder, &step, work.1).await;
+            match fetched {
+                Ok(checkout) => (folder, None, Some(checkout), git.remote.as_str().to_owned()),
+                Err(failure) => {
+                    step.fail(&failure.message);
+                    return Err(failure);
+                }
+            }
+        }
+        Context::Directory {
+            path,
+            dockerfile_text,
+            name,
+        } => (path.clone(), dockerfile_text.clone(), None, name.clone()),
+    };
+    let opened = open(&folder, text, places);
+    match &opened {
+        Ok(_) => step.finish(),
+        Err(failure) => drop(step.fail(&failure.message)),
+    }
+    let (context, dockerfile) = opened?;
+    recorder.event(&Event::ContextReady {
+        commit: checkout.as_ref().map(|checkout| checkout.commit.clone()),
+    });
+    Ok(Workspace {
+        context,
+        project: format!("{project} {}", dockerfile.name),
+        dockerfile: Arc::new(dockerfile),
+        commit_time: checkout.map(|checkout| checkout.commit_time_unix),
+    })
+}
+
+async fn fetch(
+    spec: &BuildSpec,
+    git: &source::git::GitSource,
+    folder: &Path,
+    step: &crate::recorder::Step,
+    cancel: &CancellationToken,
+) -> Result<Checkout, Failure> {
+    let mut options: FetchOptions = spec.fetch.clone();
+    options.limits.size_bytes = options.limits.size_bytes.min(spec.limits.context_bytes);
+    options.limits.n_files = options.limits.n_files.min(spec.limits.context_files);
+    let say = |line: &str| step.say(line);
+    let fetched = source::git::fetch(git, folder, &options, &say, cancel).await;
+    fetched.map_err(|e| source_failure(&e))
+}
+
+fn open(
+    folder: &Path,
+    text: Option<String>,
+    places: &Places<'_>,
+) -> Result<(BuildContext, DockerfileText), Failure> {
+    let workspace = Root::open(folder).map_err(|e| dockerfile_failure("open the workspace", &e))?;
+    let relative = |what: &str, path: &str| {
+        let invalid = |e| dockerfile_failure(&format!("{what} {path:?}"), &e);
+        RelPath::parse_in_workspace(path).map_err(invalid)
+    };
+    let dockerfile = places
+        .dockerfile
+        .map(|path| relative("Dockerfile path", path))
+        .transpose()?;
+    let context_path = match (places.context_path, &dockerfile) {
+        (Some(path), _) => relative("context path", path)?,
+        (None, Some(path)) if text.is_none() => path.parent(),
+        (None, _) => RelPath::default(),
+    };
+    let dockerfile = match dockerfile {
+        Some(path) => path,
+        None => context_path.join(&relative("Dockerfile path", "Dockerfile")?),
+    };
+    let (text, name) = match text {
+        Some(text) => (text.into_bytes(), dockerfile.as_str().to_owned()),
+        None => (
+            read_dockerfile(&workspace, &dockerfile)?,
+            dockerfile.as_str().to_owned(),
+        ),
+    };
+    let root = subdirectory(&workspace, &context_path)?;
+    let ignore = read_ignore(&workspace, &dockerfile, &root)?;
+    let context = BuildContext {
+        root,
+        ignore,
+        broken: OnceLock::new(),
+    };
+    Ok((context, DockerfileText { name, text }))
+}
+
+fn read_dockerfile(workspace: &Root, path: &RelPath) -> Result<Vec<u8>, Failure> {
+    workspace
+        .read_file(Path::new(path.as_str()), DOCKERFILE_MAX_BYTES)
+        .map_err(|e| {
+            let message = format!(
+                "could not find Dockerfile at {:?}: {}",
+                path.as_str(),
+                chain(&e)
+            );
+            failure(FailureKind::Dockerfile, message)
+        })
+}
+
+fn subdirectory(workspace: &Root, path: &RelPath) -> Result<Root, Failure> {
+    let failed = |e| dockerfile_failure(&format!("open the context {:?}", path.as_str()), &e);
+    workspace
+        .subdirectory(Path::new(path.as_str()))
+        .map_err(failed)
+}
+
+/// `<Dockerfile>.dockerignore` beside the Dockerfile wins over `.dockerignore` in the context.
+fn read_ignore(
+    workspace: &Root,
+    dockerfile: &RelPath,
+    context: &Root,
+) -> Result<IgnoreFile, Failure> {
+    let own = format!("{}.dockerignore", dockerfile.as_str());
+    let candidates: [(&Root, &str); 2] = [(workspace, &own), (context, ignore::FILE_NAME)];
+    for (root, name) in candidates {
+        let path = Path::new(name);
+        let failed = |e: &(dyn std::error::Error + 'static)| dockerfile_failure(name, e);
+        if root.stat(path).map_err(|e| failed(&e))?.is_some() {
+            let bytes = root
+                .read_file(path, IGNORE_FILE_MAX_BYTES as u64)
+                .map_err(|e| failed(&e))?;
+            return IgnoreFile::parse(&bytes).map_err(|e| failed(&e));
+        }
+    }
+    Ok(IgnoreFile::empty())
+}
+
+/// Returns the path of the scratch directory of a build.
+pub(crate) fn work_folder(folder: &Path) -> PathBuf {
+    folder.join("work")
+}

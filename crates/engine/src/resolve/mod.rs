@@ -1,0 +1,137 @@
+//! From a request to a plan: sources, Dockerfile, pinned bases. After this there are no tags any more.
+
+pub(crate) mod bases;
+pub(crate) mod context;
+
+use std::collections::BTreeMap;
+
+use dockerfile::{Base, BaseKey, BaseNeed, Diagnostic, Plan, PlanOptions, PlanOutcome, Span};
+use futures_util::future::try_join_all;
+use oci::Platform;
+
+use self::bases::{BaseImage, Library};
+use self::context::Workspace;
+use crate::event::{Event, Failure, FailureKind, Phase};
+use crate::failure::failure;
+use crate::recorder::Recorder;
+use crate::spec::BuildOptions;
+
+/// Rounds of planning: each brings bases that triggers of earlier ones asked for.
+const ROUNDS_MAX: usize = 8;
+
+/// A Dockerfile as text, to show lines of it.
+#[derive(Debug)]
+pub(crate) struct DockerfileText {
+    /// Its path in the workspace.
+    pub(crate) name: String,
+    pub(crate) text: Vec<u8>,
+}
+
+impl DockerfileText {
+    /// Returns `message` with the place it is about: file, line and caret.
+    pub(crate) fn excerpt(&self, span: &Span, message: &str) -> String {
+        self.render(&Diagnostic::error(*span, message))
+    }
+
+    fn render(&self, diagnostic: &Diagnostic) -> String {
+        let text = String::from_utf8_lossy(&self.text);
+        dockerfile::render(diagnostic, &text, &self.name)
+            .trim_end()
+            .to_owned()
+    }
+
+    fn failure(&self, diagnostics: &[Diagnostic]) -> Failure {
+        let errors = diagnostics
+            .iter()
+            .filter(|diagnostic| diagnostic.is_error());
+        let texts: Vec<String> = errors.map(|diagnostic| self.render(diagnostic)).collect();
+        failure(FailureKind::Dockerfile, texts.join("\n"))
+    }
+
+    fn warn(&self, diagnostics: &[Diagnostic], recorder: &Recorder) {
+        for diagnostic in diagnostics
+            .iter()
+            .filter(|diagnostic| !diagnostic.is_error())
+        {
+            recorder.warn(self.render(diagnostic));
+        }
+    }
+}
+
+/// A plan, and the images that it stands on.
+pub(crate) struct Resolved {
+    pub(crate) plan: Plan,
+    pub(crate) bases: BTreeMap<BaseKey, BaseImage>,
+}
+
+/// Parses the Dockerfile, pins what it is based on, and plans.
+pub(crate) async fn resolve(
+    workspace: &Workspace,
+    options: &BuildOptions,
+    library: &Library,
+    recorder: &Recorder,
+) -> Result<Resolved, Failure> {
+    let text = &workspace.dockerfile;
+    let (file, diagnostics) = dockerfile::parse(&text.text);
+    text.warn(&diagnostics, recorder);
+    if diagnostics.iter().any(Diagnostic::is_error) {
+        return Err(text.failure(&diagnostics));
+    }
+    let plan_options = PlanOptions {
+        target: options.target.clone(),
+        build_args: options.build_args.clone(),
+        labels: options.labels.clone(),
+        platform: options.platform.clone(),
+        build_platform: Platform::host(),
+    };
+    let graph = dockerfile::stages(&file, &plan_options).map_err(|found| text.failure(&found))?;
+    let mut bases = BTreeMap::new();
+    let mut needs = graph.needs.clone();
+    for _ in 0..ROUNDS_MAX {
+        bases.extend(pin_all(&needs, library).await?);
+        recorder.event(&Event::Phase {
+            phase: Phase::Planning,
+        });
+        let known: BTreeMap<BaseKey, Base> = bases
+            .iter()
+            .map(|(key, image)| (key.clone(), base_of(image)))
+            .collect();
+        match dockerfile::plan(&file, &graph, &plan_options, &known)
+            .map_err(|found| text.failure(&found))?
+        {
+            PlanOutcome::Ready(plan) => {
+                text.warn(&plan.warnings, recorder);
+                if !plan.unused_build_args.is_empty() {
+                    recorder.warn(format!(
+                        "build arguments that no ARG takes: {}",
+                        plan.unused_build_args.join(", ")
+                    ));
+                }
+                return Ok(Resolved { plan, bases });
+            }
+            PlanOutcome::NeedsBases(more) => needs = more,
+        }
+    }
+    Err(failure(
+        FailureKind::Dockerfile,
+        "triggers of base images ask for ever more base images",
+    ))
+}
+
+async fn pin_all(
+    needs: &[BaseNeed],
+    library: &Library,
+) -> Result<Vec<(BaseKey, BaseImage)>, Failure> {
+    let pins = needs.iter().map(|need| async {
+        let image = library.pin(&need.key.reference, &need.key.platform).await?;
+        Ok::<_, Failure>((need.key.clone(), image))
+    });
+    try_join_all(pins).await
+}
+
+fn base_of(image: &BaseImage) -> Base {
+    Base {
+        pinned: image.pinned.clone(),
+        config: image.config.clone(),
+    }
+}

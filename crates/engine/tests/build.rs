@@ -1,0 +1,378 @@
+//! Whole builds with a scripted sandbox: everything but the containers is real. Needs to be root, or root of a user namespace.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+
+use engine::event::{BuiltImage, Event, Failure, FailureKind};
+use engine::id::BuildId;
+use engine::journal::{Body, Reader, Writer};
+use engine::recorder::{Environment, Recorder};
+use engine::redact::Redactor;
+use engine::sandbox::{Script, Scripted, StepCommand, StepExit, Stream};
+use engine::spec::{
+    BuildOptions, BuildSpec, CacheMode, Context, Limits, Output, Registries, Source,
+};
+use engine::{Rig, build};
+use oci::{Document, Manifest};
+use rustix::fs::{Mode, OFlags};
+use source::git::FetchOptions;
+use store::Store;
+use tokio_util::sync::CancellationToken;
+
+/// A state directory and a context.
+struct Bench {
+    state: tempfile::TempDir,
+    context: tempfile::TempDir,
+    n_builds: u8,
+    options: BuildOptions,
+}
+
+/// What a build came to.
+struct Outcome {
+    result: Result<BuiltImage, Failure>,
+    events: Vec<Event>,
+}
+
+impl Bench {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let bench = Self {
+            state: tempfile::tempdir().unwrap(),
+            context: tempfile::tempdir().unwrap(),
+            n_builds: 0,
+            options: BuildOptions {
+                source_date_epoch: Some(1_700_000_000),
+                ..BuildOptions::default()
+            },
+        };
+        for (name, text) in files {
+            bench.write(name, text);
+        }
+        bench
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.context.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.state.path().join("store"), None).unwrap()
+    }
+
+    async fn build(
+        &mut self,
+        answer: impl Fn(&StepCommand) -> Script + Send + Sync + 'static,
+    ) -> Outcome {
+        self.n_builds += 1;
+        let id = BuildId::from_random([self.n_builds; 16]);
+        let folder = self.state.path().join("builds").join(id.as_str());
+        fs::create_dir_all(folder.join("work")).unwrap();
+        fs::create_dir_all(folder.join("output")).unwrap();
+        let writer = Writer::create(&folder).unwrap();
+        let recorder = Recorder::new(writer, Redactor::default(), 1 << 20, Environment::real());
+        let rig = Rig {
+            store: self.store(),
+            sandbox: Arc::new(Scripted::new(answer)),
+            recorder,
+            folder: folder.clone(),
+            cancel: CancellationToken::new(),
+        };
+        let spec = BuildSpec {
+            id,
+            tenant: "t".to_owned(),
+            source: Source::Dockerfile {
+                context: Context::Directory {
+                    path: self.context.path().to_owned(),
+                    dockerfile_text: None,
+                    name: "ctx".to_owned(),
+                },
+                dockerfile: None,
+                context_path: None,
+            },
+            options: self.options.clone(),
+            outputs: vec![Output::Keep {
+                reference: "app:1".parse().unwrap(),
+            }],
+            registries: Registries::default(),
+            fetch: FetchOptions::default(),
+            limits: Limits::default(),
+        };
+        let result = build(&spec, &rig).await;
+        Outcome {
+            result,
+            events: events(&folder),
+        }
+    }
+}
+
+fn events(folder: &Path) -> Vec<Event> {
+    let mut reader = Reader::open(folder).unwrap();
+    let mut events = Vec::new();
+    while let Some(record) = reader.next().unwrap() {
+        if let Body::Event(event) = record.body {
+            events.push(event);
+        }
+    }
+    events
+}
+
+impl Outcome {
+    fn image(&self) -> &BuiltImage {
+        self.result
+            .as_ref()
+            .unwrap_or_else(|failure| panic!("{}", failure.message))
+    }
+
+    fn failure(&self) -> &Failure {
+        self.result.as_ref().expect_err("the build succeeded")
+    }
+
+    /// Why steps ran.
+    fn reasons(&self) -> Vec<(String, String)> {
+        let pair = |event: &Event| match event {
+            Event::StepStarted {
+                name,
+                reason: Some(reason),
+                ..
+            } => Some((name.clone(), reason.clone())),
+            _ => None,
+        };
+        self.events.iter().filter_map(pair).collect()
+    }
+}
+
+fn succeed(_: &StepCommand) -> Script {
+    exit(0)
+}
+
+fn exit(code: i32) -> Script {
+    Script {
+        output: vec![(Stream::Stdout, b"some output\nlast words\n".to_vec())],
+        exit: StepExit::Code(code),
+    }
+}
+
+/// Writes a file below the root filesystem of a step.
+fn put(step: &StepCommand, name: &str, text: &str) {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let file =
+        rustix::fs::openat(step.root.as_fd(), name, flags, Mode::from_raw_mode(0o644)).unwrap();
+    rustix::io::write(file, text.as_bytes()).unwrap();
+}
+
+fn manifest(store: &Store, image: &BuiltImage) -> Manifest {
+    let (_, bytes) = store
+        .manifest("library/app", &image.digest.to_string())
+        .unwrap()
+        .unwrap();
+    match Document::parse(None, &bytes).unwrap() {
+        Document::Manifest(manifest) => manifest,
+        Document::Index(_) => panic!("an index"),
+    }
+}
+
+/// Returns the files of an image with their content, by name, after checking the image.
+fn files(store: &Store, image: &BuiltImage) -> BTreeMap<String, String> {
+    let manifest = manifest(store, image);
+    let mut files = BTreeMap::new();
+    for layer in &manifest.layers {
+        let blob = store.open_blob(&layer.digest).unwrap().unwrap();
+        let plain = oci::layer::decompress(blob, oci::layer::Limits::default()).unwrap();
+        let mut archive = tar::Archive::new(plain);
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().to_string_lossy().into_owned();
+            let mut text = String::new();
+            if entry.header().entry_type().is_file() {
+                entry.read_to_string(&mut text).unwrap();
+                files.insert(name, text);
+            }
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_build_runs_nothing_and_gives_the_same_digest() {
+    let mut bench = Bench::new(&[
+        (
+            "Dockerfile",
+            "FROM scratch\nCOPY a.txt /data/\nRUN [\"/make\"]\nENV X=1\nCMD [\"/data/a.txt\"]\n",
+        ),
+        ("a.txt", "hello"),
+    ]);
+    let make = |step: &StepCommand| {
+        put(step, "made", "by the step");
+        exit(0)
+    };
+    let first = bench.build(make).await;
+    let image = first.image().clone();
+    assert_eq!((image.n_run, image.n_cached), (2, 0));
+    let found = files(&bench.store(), &image);
+    assert_eq!(
+        found.get("data/a.txt").map(String::as_str),
+        Some("hello"),
+        "{found:?}"
+    );
+    assert_eq!(
+        found.get("made").map(String::as_str),
+        Some("by the step"),
+        "{found:?}"
+    );
+
+    let second = bench.build(|_| panic!("a step ran")).await;
+    assert_eq!((second.image().n_run, second.image().n_cached), (0, 2));
+    assert_eq!(second.image().digest, image.digest);
+
+    bench.options.cache = CacheMode::Ignore;
+    let third = bench.build(make).await;
+    assert_eq!(third.image().n_run, 2);
+    assert_eq!(third.image().digest, image.digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_run_step_says_why_it_ran() {
+    let mut bench = Bench::new(&[
+        (
+            "Dockerfile",
+            "FROM scratch\nARG V=1\nCOPY src /src\nRUN [\"/make\"]\n",
+        ),
+        ("src/main.c", "1"),
+    ]);
+    let first = bench.build(succeed).await;
+    let whys: Vec<String> = first.reasons().into_iter().map(|(_, why)| why).collect();
+    assert_eq!(whys, ["not built before", "not built before"]);
+    bench.write("src/main.c", "2");
+    let second = bench.build(succeed).await;
+    assert!(
+        second.reasons()[0].1.contains("main.c changed"),
+        "{:?}",
+        second.reasons()
+    );
+    bench
+        .options
+        .build_args
+        .insert("V".to_owned(), "2".to_owned());
+    let third = bench.build(succeed).await;
+    assert_eq!(third.reasons().len(), 1);
+    assert_eq!(third.reasons()[0].1, "variable V changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_stamps_and_ignored_files_do_not_matter() {
+    let mut bench = Bench::new(&[
+        ("Dockerfile", "FROM scratch\nCOPY . /all\n"),
+        (".dockerignore", "*.log\n"),
+        ("a.txt", "1"),
+        ("noise.log", "1"),
+    ]);
+    let first = bench.build(succeed).await;
+    let names: Vec<String> = files(&bench.store(), first.image()).into_keys().collect();
+    assert_eq!(names, ["all/.dockerignore", "all/Dockerfile", "all/a.txt"]);
+    bench.write("noise.log", "2");
+    bench.write("a.txt", "1");
+    let second = bench.build(succeed).await;
+    assert_eq!(second.image().n_cached, 1, "{:?}", second.reasons());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_step_is_told_with_its_line_its_code_and_its_last_words() {
+    let mut bench = Bench::new(&[(
+        "Dockerfile",
+        "FROM scratch\n# a comment\nRUN [\"/fail\", \"now\"]\n",
+    )]);
+    let outcome = bench.build(|_| exit(3)).await;
+    let failure = outcome.failure();
+    assert_eq!(
+        (failure.kind, failure.exit_code),
+        (FailureKind::Dockerfile, Some(3))
+    );
+    for part in [
+        "Dockerfile:3",
+        "exit code: 3",
+        "last words",
+        "RUN [\"/fail\", \"now\"]",
+    ] {
+        assert!(
+            failure.message.contains(part),
+            "{part} is not in {}",
+            failure.message
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stages_run_side_by_side_and_unused_ones_not_at_all() {
+    let dockerfile = "FROM scratch AS a\nRUN [\"/a\"]\nFROM scratch AS b\nRUN [\"/b\"]\nFROM scratch AS unused\nRUN [\"/unused\"]\n\
+        FROM scratch\nCOPY --from=a /a /\nCOPY --from=b /b /\n";
+    let mut bench = Bench::new(&[("Dockerfile", dockerfile)]);
+    // Both steps must be inside at the same time, or this never ends.
+    let both = Arc::new(Barrier::new(2));
+    let outcome = bench
+        .build(move |step| {
+            assert_ne!(step.args, ["/unused"]);
+            both.wait();
+            put(step, &step.args[0][1..], &step.args[0]);
+            exit(0)
+        })
+        .await;
+    let found = files(&bench.store(), outcome.image());
+    assert_eq!(
+        found,
+        BTreeMap::from([
+            ("a".to_owned(), "/a".to_owned()),
+            ("b".to_owned(), "/b".to_owned())
+        ])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_the_context_leads_nowhere_outside_of_it() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let mut bench = Bench::new(&[("Dockerfile", "FROM scratch\nCOPY link/secret /\n")]);
+    std::os::unix::fs::symlink(outside.path(), bench.context.path().join("link")).unwrap();
+    let outcome = bench.build(succeed).await;
+    assert_eq!(outcome.failure().kind, FailureKind::Dockerfile);
+    assert!(
+        outcome.failure().message.contains("Dockerfile:2"),
+        "{}",
+        outcome.failure().message
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_syntax_error_shows_its_line() {
+    let mut bench = Bench::new(&[("Dockerfile", "FROM scratch\nCOYP a b\n")]);
+    let outcome = bench.build(succeed).await;
+    let message = &outcome.failure().message;
+    assert!(
+        message.contains("Dockerfile:2") && message.contains("COPY"),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_image_is_complete() {
+    let mut bench = Bench::new(&[
+        (
+            "Dockerfile",
+            "FROM scratch\nCOPY a /x\nCOPY a /y\nWORKDIR /w/y/../z\n",
+        ),
+        ("a", "1"),
+    ]);
+    let outcome = bench.build(succeed).await;
+    let store = bench.store();
+    let manifest = manifest(&store, outcome.image());
+    let blobs = |digest: &oci::Digest| -> std::io::Result<Option<Box<dyn std::io::Read>>> {
+        let blob = store.open_blob(digest).map_err(std::io::Error::other)?;
+        Ok(blob.map(|file| Box::new(file) as Box<dyn std::io::Read>))
+    };
+    let checked = oci::validate::validate(&manifest, &blobs).unwrap();
+    assert_eq!(checked.config.config.working_dir, "/w/z");
+}
