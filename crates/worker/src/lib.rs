@@ -1,1 +1,22 @@
-//! TEMP
+//! One build in one process: user namespace, spec in, engine, journal out.
+//!
+//! [`start`] is called by whoever wants a build (the service's executor, `kiln build`); [`main`] is the process that carries it out.
+//! The worker is started in a session of its own and outlives its starter: all they share afterwards is the build's folder.
+//!
+//! | file in `builds/<id>/` | written by | what |
+//! |---|---|---|
+//! | `record.json` | starter | what was asked, without secrets |
+//! | `journal` | worker | every event and log byte |
+//! | `lock` | worker | locked as long as it lives |
+//! | `work/` | worker | scratch, gone at the end |
+//! | `output/` | worker | exported files |
+//! | `worker.log` | worker | its own complaints, when it cannot even write the journal |
+
+pub mod doctor;
+pub mod folder;
+mod run;
+mod start;
+pub mod userns;
+
+pub use run::{WorkerArgs, main};
+pub use start::{StartError, WorkerCommand, WorkerHandle, adopt, conclude, start};

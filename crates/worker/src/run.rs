@@ -1,0 +1,268 @@
+//! The worker process.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use engine::event::{BuiltImage, Event, Failure, FailureKind};
+use engine::id::BuildId;
+use engine::journal::Writer;
+use engine::recorder::{Environment, Recorder};
+use engine::redact::Redactor;
+use engine::sandbox::{
+    HostNetwork, LauncherImage, Namespaces, NamespacesOptions, NetworkPool, NetworkProgram,
+};
+use engine::spec::{BuildSpec, Context, Source};
+use store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::folder;
+use crate::userns::{self, UserNsOptions};
+
+/// Largest spec that is read.
+const SPEC_MAX_BYTES: u64 = 64 << 20;
+
+/// What `kiln worker` is told on its command line; the rest comes over standard input.
+#[derive(Debug, Clone)]
+pub struct WorkerArgs {
+    /// The state directory.
+    pub state: PathBuf,
+    /// Which build.
+    pub id: BuildId,
+    /// The user namespace to enter.
+    pub user_namespace: UserNsOptions,
+}
+
+/// Carries out one build. Must be called before the process has a second thread.
+///
+/// Exits with 0 when the build has a terminal event, whatever it says; otherwise whoever waits concludes the build.
+pub fn main(args: &WorkerArgs) -> ExitCode {
+    match try_main(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error is worker.log: the last resort of a process that has no journal.
+            let _nowhere_else = writeln!(io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main(args: &WorkerArgs) -> Result<(), String> {
+    // Alone in a session: a signal to the starter's terminal is not for us.
+    let _already_leader = rustix::process::setsid();
+    let mut text = Vec::new();
+    let read = io::stdin()
+        .lock()
+        .take(SPEC_MAX_BYTES)
+        .read_to_end(&mut text);
+    read.map_err(|e| format!("read the spec: {e}"))?;
+    let spec: BuildSpec =
+        serde_json::from_slice(&text).map_err(|e| format!("decode the spec: {e}"))?;
+    text.fill(0);
+    if spec.id != args.id {
+        return Err(format!("spec is for build {}, not {}", spec.id, args.id));
+    }
+    let spec = localised(spec, &args.state);
+    // From here on everything is reached from inside the state directory: the folders above it may be closed to us once the
+    // ids have changed.
+    std::env::set_current_dir(&args.state)
+        .map_err(|e| format!("enter {}: {e}", args.state.display()))?;
+    let resolv_conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let entered = userns::enter(&args.user_namespace).map_err(|e| chain(&e))?;
+    let state = Path::new(".");
+    let folder = folder::of(state, &args.id);
+    let held = folder::try_lock(&folder).map_err(|e| format!("lock the build: {e}"))?;
+    let _held = held.ok_or("another worker carries out this build")?;
+    fs::write(folder.join(folder::LOCK), std::process::id().to_string())
+        .map_err(|e| format!("write the lock: {e}"))?;
+    let sandbox_options = SandboxOptions {
+        image: entered.image,
+        host_network: if spec.limits.allow_host_network {
+            HostNetwork::Allowed
+        } else {
+            HostNetwork::Refused
+        },
+        resolv_conf,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("start the runtime: {e}"))?;
+    let outcome = runtime.block_on(carry_out(state, &folder, spec, sandbox_options));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    outcome
+}
+
+async fn carry_out(
+    state: &Path,
+    folder: &Path,
+    spec: BuildSpec,
+    options: SandboxOptions,
+) -> Result<(), String> {
+    let writer = Writer::resume(folder).map_err(|e| chain(&e))?;
+    let redactor = Redactor::new(spec.secrets());
+    let recorder = Recorder::new(
+        writer,
+        redactor,
+        spec.limits.step_log_bytes,
+        Environment::real(),
+    );
+    let cancel = CancellationToken::new();
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| format!("listen for signals: {e}"))?;
+    let wall_time = spec.limits.wall_time();
+    let work = folder.join(folder::WORK);
+    let sandbox = Arc::new(options.sandbox());
+    let rig = Job {
+        state: state.to_owned(),
+        folder: folder.to_owned(),
+        sandbox: Arc::clone(&sandbox),
+        recorder: recorder.clone(),
+        cancel: cancel.clone(),
+    };
+    let build = tokio::spawn(rig.build(spec));
+    tokio::pin!(build);
+    let end = tokio::select! {
+        joined = &mut build => match joined {
+            Ok(Ok(image)) => Event::Succeeded { image },
+            Ok(Err(failure)) => Event::Failed { failure },
+            Err(error) => failed(FailureKind::Platform, format!("internal error: {error}")),
+        },
+        () = tokio::time::sleep(wall_time) => {
+            cancel.cancel();
+            wind_down(build).await;
+            failed(FailureKind::Timeout, format!("timed out after {}", humane(wall_time.as_secs())))
+        }
+        _ = terminate.recv() => {
+            cancel.cancel();
+            wind_down(build).await;
+            Event::Cancelled
+        }
+    };
+    let end = match (recorder.take_error(), end) {
+        (Some(error), Event::Succeeded { .. }) => failed(
+            FailureKind::OutOfDisk,
+            format!("the log was lost: {}", chain(&error)),
+        ),
+        (_, end) => end,
+    };
+    if let Some(sandbox) = Arc::into_inner(sandbox) {
+        sandbox.shut_down().await;
+    }
+    let removed =
+        tokio::task::spawn_blocking(move || engine::rootfs::remove::remove_tree(&work)).await;
+    if let Ok(Err(error)) = removed {
+        recorder.warn(format!(
+            "scratch files could not be removed: {}",
+            chain(&error)
+        ));
+    }
+    recorder.event(&end);
+    match recorder.take_error() {
+        Some(error) => Err(chain(&error)),
+        None => Ok(()),
+    }
+}
+
+/// Gives a cancelled build a moment to stop its processes before the worker goes.
+async fn wind_down(
+    build: std::pin::Pin<&mut tokio::task::JoinHandle<Result<BuiltImage, Failure>>>,
+) {
+    let _stopped = tokio::time::timeout(std::time::Duration::from_secs(10), build).await;
+}
+
+/// What the sandbox is made of, found before the process had given up its ids.
+struct SandboxOptions {
+    image: LauncherImage,
+    host_network: HostNetwork,
+    resolv_conf: String,
+}
+
+impl SandboxOptions {
+    fn sandbox(self) -> Namespaces {
+        Namespaces::new(NamespacesOptions {
+            image: self.image,
+            // Without a program for it, a step that needs the network says so.
+            network: NetworkProgram::find().ok().map(NetworkPool::new),
+            host_network: self.host_network,
+            cgroups: None,
+            host_resolv_conf: self.resolv_conf,
+        })
+    }
+}
+
+/// One build, and what it works with.
+struct Job {
+    state: PathBuf,
+    folder: PathBuf,
+    sandbox: Arc<Namespaces>,
+    recorder: Recorder,
+    cancel: CancellationToken,
+}
+
+impl Job {
+    async fn build(self, spec: BuildSpec) -> Result<BuiltImage, Failure> {
+        let opened = Store::open(&self.state.join(folder::STORE), None);
+        let store = opened.map_err(|e| Failure {
+            kind: FailureKind::Platform,
+            message: chain(&e),
+            step: None,
+            exit_code: None,
+        })?;
+        let rig = engine::Rig {
+            store,
+            sandbox: self.sandbox,
+            recorder: self.recorder,
+            folder: self.folder,
+            cancel: self.cancel,
+        };
+        engine::build(&spec, &rig).await
+    }
+}
+
+/// Names paths below the state directory from there, where the worker will be.
+fn localised(mut spec: BuildSpec, state: &Path) -> BuildSpec {
+    if let Source::Dockerfile {
+        context: Context::Directory { path, .. },
+        ..
+    } = &mut spec.source
+        && let Ok(below) = path.strip_prefix(state)
+    {
+        *path = Path::new(".").join(below);
+    }
+    spec
+}
+
+fn failed(kind: FailureKind, message: String) -> Event {
+    Event::Failed {
+        failure: Failure {
+            kind,
+            message,
+            step: None,
+            exit_code: None,
+        },
+    }
+}
+
+fn humane(seconds: u64) -> String {
+    match (seconds / 60, seconds % 60) {
+        (0, seconds) => format!("{seconds} s"),
+        (minutes, 0) => format!("{minutes} min"),
+        (minutes, seconds) => format!("{minutes} min {seconds} s"),
+    }
+}
+
+/// Returns an error with its sources, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,293 @@
+//! Starting workers, finding them again, and ending the builds of dead ones.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use engine::event::{Event, Failure, FailureKind};
+use engine::id::BuildId;
+use engine::journal::{self, Body, JournalError, Reader, Writer};
+use engine::recorder::Environment;
+use engine::spec::{BuildSpec, Record};
+use engine::state::BuildState;
+use rustix::process::{Pid, PidfdFlags};
+use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
+
+use crate::folder;
+use crate::userns::Owner;
+
+/// How a worker is started.
+#[derive(Debug, Clone)]
+pub struct WorkerCommand {
+    /// The kiln binary.
+    pub program: PathBuf,
+    /// The state directory.
+    pub state: PathBuf,
+    /// Arguments for the worker beyond the build: its user namespace.
+    pub arguments: Vec<String>,
+    /// Who owns what workers write; `None` when that is the caller.
+    pub owner: Option<Owner>,
+}
+
+/// A worker that was started or found.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    /// The build's folder.
+    pub folder: PathBuf,
+    process: Process,
+}
+
+#[derive(Debug)]
+enum Process {
+    Child(tokio::process::Child),
+    Adopted {
+        pid: Pid,
+        pidfd: AsyncFd<std::os::fd::OwnedFd>,
+    },
+}
+
+/// Tells why no worker was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The build's folder could not be made.
+    #[error("create the build's folder {}", path.display())]
+    Folder {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The journal could not be made.
+    #[error("create the build's journal")]
+    Journal(#[source] JournalError),
+    /// The spec or the record could not be encoded.
+    #[error("encode the build's spec")]
+    Encode(#[source] serde_json::Error),
+    /// The process could not be started.
+    #[error("start worker {}", program.display())]
+    Spawn {
+        /// Which program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The worker ended before it had read what to do.
+    #[error("hand the spec to the worker")]
+    Handover(#[source] io::Error),
+}
+
+/// Starts a worker for `spec` and hands the spec over.
+///
+/// # Errors
+/// See [`StartError`]. Once this returns a handle, the build reaches a terminal event: its worker writes it, or [`conclude`] does.
+pub async fn start(
+    command: &WorkerCommand,
+    record: &Record,
+    spec: &BuildSpec,
+) -> Result<WorkerHandle, StartError> {
+    let folder = prepare(command, record)?;
+    let log =
+        File::create(folder.join(folder::WORKER_LOG)).map_err(|source| StartError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
+    let mut child = tokio::process::Command::new(&command.program)
+        .arg("worker")
+        .arg("--state")
+        .arg(&command.state)
+        .args(["--id", spec.id.as_str()])
+        .args(&command.arguments)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(false)
+        .spawn()
+        .map_err(|source| StartError::Spawn {
+            program: command.program.clone(),
+            source,
+        })?;
+    let text = serde_json::to_vec(spec).map_err(StartError::Encode)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&text).await.map_err(StartError::Handover)?;
+        stdin.shutdown().await.map_err(StartError::Handover)?;
+    }
+    Ok(WorkerHandle {
+        folder,
+        process: Process::Child(child),
+    })
+}
+
+fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, StartError> {
+    let path = folder::of(&command.state, &record.id);
+    let failed = |source| StartError::Folder {
+        path: path.clone(),
+        source,
+    };
+    let own = |file: &Path| match command.owner {
+        Some(owner) => chown(file, Some(owner.uid), Some(owner.gid)),
+        None => Ok(()),
+    };
+    let builds = command.state.join(folder::BUILDS);
+    DirBuilder::new()
+        .recursive(true)
+        .create(&builds)
+        .map_err(failed)?;
+    if command.owner.is_some() {
+        // The worker is somebody else: it may go through, and look at nothing.
+        for shared in [&command.state, &builds] {
+            fs::set_permissions(shared, fs::Permissions::from_mode(0o711)).map_err(failed)?;
+        }
+    }
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&path)
+        .map_err(failed)?;
+    for name in [folder::WORK, folder::OUTPUT] {
+        let below = path.join(name);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&below)
+            .map_err(failed)?;
+        own(&below).map_err(failed)?;
+    }
+    let text = serde_json::to_vec_pretty(record).map_err(StartError::Encode)?;
+    fs::write(path.join(folder::RECORD), text).map_err(failed)?;
+    drop(Writer::create(&path).map_err(StartError::Journal)?);
+    let lock = path.join(folder::LOCK);
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&lock)
+        .map_err(failed)?;
+    for file in [journal::FILE_NAME, folder::LOCK, folder::RECORD] {
+        own(&path.join(file)).map_err(failed)?;
+    }
+    // Last: from now on only the data plane and root may look inside.
+    own(&path).map_err(failed)?;
+    Ok(path)
+}
+
+impl WorkerHandle {
+    /// Waits until the worker is gone, and sees to it that its build has an end.
+    pub async fn wait(mut self) -> Result<(), JournalError> {
+        match &mut self.process {
+            Process::Child(child) => drop(child.wait().await),
+            Process::Adopted { pidfd, .. } => drop(pidfd.readable().await),
+        }
+        let folder = self.folder;
+        let concluded = tokio::task::spawn_blocking(move || conclude(&folder)).await;
+        concluded.unwrap_or(Ok(()))
+    }
+
+    /// Asks the worker to cancel its build.
+    pub fn cancel(&self) {
+        let pid = match &self.process {
+            Process::Child(child) => child
+                .id()
+                .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
+            Process::Adopted { pid, .. } => Some(*pid),
+        };
+        if let Some(pid) = pid {
+            // It may have ended on its own meanwhile.
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+
+    /// Returns the worker's process id, as long as it is known.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.process {
+            Process::Child(child) => child.id(),
+            Process::Adopted { pid, .. } => u32::try_from(pid.as_raw_nonzero().get()).ok(),
+        }
+    }
+}
+
+/// Finds the living worker of a build that another process started; `None` when there is none.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn adopt(state: &Path, id: &BuildId) -> io::Result<Option<WorkerHandle>> {
+    let folder = folder::of(state, id);
+    let Some(pid) = read_pid(&folder) else {
+        return Ok(None);
+    };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else {
+        return Ok(None);
+    };
+    // Only now look at the lock: if it is held after the pidfd was opened, the pid is the holder's and not a stranger's.
+    if folder::try_lock(&folder)?.is_some() {
+        return Ok(None);
+    }
+    // SAFETY: the descriptor is owned by what is registered, and closed with it.
+    let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+    Ok(Some(WorkerHandle {
+        folder,
+        process: Process::Adopted { pid, pidfd },
+    }))
+}
+
+fn read_pid(folder: &Path) -> Option<Pid> {
+    let text = fs::read_to_string(folder.join(folder::LOCK)).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
+}
+
+/// Ends the build in `folder` as lost when its worker is gone without a word. Does nothing when it lives or has ended the build.
+///
+/// # Errors
+/// When the journal cannot be read or written.
+pub fn conclude(folder: &Path) -> Result<(), JournalError> {
+    let Some(_held) = folder::try_lock(folder).map_err(JournalError::Read)? else {
+        return Ok(());
+    };
+    if state_of(folder)?.is_terminal() {
+        return Ok(());
+    }
+    let mut writer = Writer::resume(folder)?;
+    let said = fs::read_to_string(folder.join(folder::WORKER_LOG)).unwrap_or_default();
+    let said = said.trim();
+    let message = match said {
+        "" => "the worker that carried out this build was lost".to_owned(),
+        said => format!(
+            "the worker that carried out this build was lost: {}",
+            tail(said)
+        ),
+    };
+    let failure = Failure {
+        kind: FailureKind::WorkerLost,
+        message,
+        step: None,
+        exit_code: None,
+    };
+    writer.append(&journal::Record {
+        at_ms: (Environment::real().now_ms)(),
+        body: Body::Event(Event::Failed { failure }),
+    })?;
+    writer.sync()
+}
+
+fn tail(text: &str) -> &str {
+    let start = text.len().saturating_sub(2000);
+    let start = (start..text.len())
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0);
+    text.get(start..).unwrap_or(text)
+}
+
+/// Returns the state of the build in `folder`: the fold of its journal.
+fn state_of(folder: &Path) -> Result<BuildState, JournalError> {
+    let mut reader = Reader::open(folder)?;
+    let mut state = BuildState::default();
+    while let Some(record) = reader.next()? {
+        if let Body::Event(event) = &record.body {
+            state = state.clone().next(event).unwrap_or(state);
+        }
+    }
+    Ok(state)
+}
