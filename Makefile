@@ -1,0 +1,47 @@
+# What one does here; `make check` is all of what CI does.
+#
+#   make demo                 shows kiln at work, from nothing to a running image
+#   make test                 runs every test; `make test FILTER=git` those whose names contain git
+#   make check                format, lints, tests, docs, tidy
+#
+# Nothing here wants a network beyond the package mirrors of this machine, and nothing is left running.
+
+FILTER ?=
+SECONDS_PER_TARGET ?= 30
+
+.PHONY: demo test check format lint docs tidy e2e fuzz deny packages
+
+demo:
+	scripts/demo.sh
+
+test: packages
+	cargo test --workspace -- $(FILTER)
+
+check: format lint docs tidy test
+
+format:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+tidy:
+	cargo xtask tidy
+
+# The end-to-end tests alone.
+e2e: packages
+	cargo test --package tests -- $(FILTER)
+
+# Each fuzz target for a little while; needs cargo-fuzz and a nightly toolchain.
+fuzz:
+	cargo xtask fuzz-smoke $(SECONDS_PER_TARGET)
+
+# Licences, advisories and duplicates of what we depend on; needs cargo-deny.
+deny:
+	cargo deny check
+
+packages:
+	scripts/packages
