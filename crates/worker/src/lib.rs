@@ -19,4 +19,4 @@ mod start;
 pub mod userns;
 
 pub use run::{WorkerArgs, main};
-pub use start::{StartError, WorkerCommand, WorkerHandle, adopt, conclude, start};
+pub use start::{StartError, WorkerCommand, WorkerHandle, adopt, conclude, launch, prepare, start};

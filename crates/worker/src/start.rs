@@ -90,7 +90,19 @@ pub async fn start(
     record: &Record,
     spec: &BuildSpec,
 ) -> Result<WorkerHandle, StartError> {
-    let folder = prepare(command, record)?;
+    prepare(command, record)?;
+    launch(command, spec).await
+}
+
+/// The second half of [`start`], after [`prepare`]: starts the worker of a build whose folder is there.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn launch(
+    command: &WorkerCommand,
+    spec: &BuildSpec,
+) -> Result<WorkerHandle, StartError> {
+    let folder = folder::of(&command.state, &spec.id);
     let log =
         File::create(folder.join(folder::WORKER_LOG)).map_err(|source| StartError::Folder {
             path: folder.clone(),
@@ -123,7 +135,12 @@ pub async fn start(
     })
 }
 
-fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, StartError> {
+/// The first half of [`start`]: makes the build's folder and returns it, so that files can be put into its scratch folder. If no worker
+/// is launched after it, [`conclude`] ends the build.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, StartError> {
     let path = folder::of(&command.state, &record.id);
     let failed = |source| StartError::Folder {
         path: path.clone(),
