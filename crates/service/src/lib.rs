@@ -1,1 +1,34 @@
-//! TEMP
+//! A running service: gRPC and HTTP on one port, the table of builds, credentials, logs, the embedded registry.
+//!
+//! The control plane. It never runs git, never unpacks a layer and never runs a step: that is done by workers, behind
+//! [`executor::Executor`]. It can be killed at any moment; builds go on, and a restarted service finds them again.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`app`] | the wiring, on one page; the port, TLS, the drain |
+//! | [`grpc`] | one short function for each call; [`grpc`]`::convert` between the wire's words and ours |
+//! | [`lifecycle`] | what the calls mean, in our words |
+//! | [`builds`] | the table of builds, logs, what is known of names |
+//! | [`images`] | what registries are asked by the service itself |
+//! | [`access`] | who may use which credential; pure |
+//! | [`names`] | names of images, identities of requests; pure |
+//! | [`failure`] | whose fault it is, and what the caller is told; the one place |
+//! | [`web`] | log streams, metrics, liveness |
+//! | [`config`] | the configuration |
+
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod app;
+pub mod builds;
+pub mod config;
+pub mod environment;
+pub mod executor;
+pub mod failure;
+pub mod grpc;
+pub mod images;
+pub mod lifecycle;
+pub mod names;
+pub mod request;
+pub mod telemetry;
+pub mod web;

@@ -1,0 +1,161 @@
+//! Which requests are gRPC and which are not, and what is counted of the former.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::Code;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
+use tonic_web::GrpcWebLayer;
+use tower::ServiceExt as _;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::grpc::{self, Calls};
+use crate::telemetry::{CallName, Metrics};
+
+/// Returns the gRPC services: ours, health and reflection, each also as gRPC-web.
+pub(super) fn grpc(
+    calls: &Calls,
+    health: HealthService,
+    max_request_bytes: usize,
+) -> Result<Router, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut routes = grpc::routes();
+    calls.add_to(&mut routes, max_request_bytes);
+    routes
+        .add_service(HealthServer::new(health))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    let router = routes.routes().prepare().into_axum_router();
+    Ok(router.layer(GrpcWebLayer::new()))
+}
+
+/// Answers every request of the port. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Handler {
+    grpc: Router,
+    web: Router,
+    metrics: Metrics,
+}
+
+impl Handler {
+    /// Returns what answers gRPC with `grpc` and everything else with `web`.
+    pub(super) fn new(grpc: Router, web: Router, metrics: Metrics) -> Self {
+        Self {
+            grpc: grpc.layer(CatchPanicLayer::new()),
+            web: web.layer(CatchPanicLayer::new()),
+            metrics,
+        }
+    }
+
+    /// Answers one request.
+    pub(super) async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        if !is_grpc(request.headers()) {
+            return answer(self.web.clone(), request).await;
+        }
+        let call = Counted {
+            name: CallName::parse(request.uri().path()),
+            metrics: self.metrics.clone(),
+            started: Instant::now(),
+            is_told: false,
+        };
+        self.metrics.call_started(&call.name);
+        let mut call = call;
+        let response = answer(self.grpc.clone(), request).await;
+        if let Some(code) = code_in(response.headers()) {
+            call.tell(code);
+        }
+        response.map(|body| Body::new(CountedBody { body, call }))
+    }
+}
+
+async fn answer(router: Router, request: Request<Body>) -> Response<Body> {
+    match router.oneshot(request).await {
+        Ok(response) => response,
+        Err(infallible) => match infallible {},
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn code_in(headers: &HeaderMap) -> Option<Code> {
+    let value = headers.get("grpc-status")?;
+    Some(Code::from_bytes(value.as_bytes()))
+}
+
+/// A call that is counted once, at its end.
+struct Counted {
+    name: CallName,
+    metrics: Metrics,
+    started: Instant,
+    is_told: bool,
+}
+
+impl Counted {
+    fn tell(&mut self, code: Code) {
+        if !std::mem::replace(&mut self.is_told, true) {
+            let duration: Duration = self.started.elapsed();
+            self.metrics.call_handled(&self.name, code, duration);
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        // No status was sent: the client has gone.
+        self.tell(Code::Cancelled);
+    }
+}
+
+/// The body of an answer, whose trailers tell how the call ended.
+struct CountedBody {
+    body: Body,
+    call: Counted,
+}
+
+impl HttpBody for CountedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(code) = frame.trailers_ref().and_then(code_in) {
+                    this.call.tell(code);
+                }
+            }
+            Some(Err(_)) => this.call.tell(Code::Unknown),
+            // gRPC-web has its trailers within the data; that it ended is all that can be seen.
+            None => this.call.tell(Code::Ok),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,346 @@
+//! A running service: the wiring, on one page.
+//!
+//! What [`run`] does, in order:
+//!
+//! 1. bind the port, so that the names of images are known;
+//! 2. open the store, the keys and what is known of names;
+//! 3. find the builds of earlier processes;
+//! 4. put gRPC, the embedded registry and the rest behind the one port;
+//! 5. say where we are in `STATE/server/address`, and serve;
+//! 6. when told to stop: accept nothing more, let open calls end, end streams with a word, leave builds running.
+
+mod calls;
+mod connections;
+mod names;
+mod readiness;
+mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::StatusCode;
+use registry::client::{Client, Options as ClientOptions};
+use registry::server::{Access, Action, Decision, ServerOptions};
+use store::{Owner, Store};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::names::Addresses;
+use crate::builds::provenance::{Provenance, ProvenanceError};
+use crate::builds::{Builds, Limits, RecoverError};
+use crate::config::{Config, ConfigError};
+use crate::environment::Environment;
+use crate::executor::Executor;
+use crate::grpc::Calls;
+use crate::images::{Embedded, Images, credentials::Credentials};
+use crate::lifecycle::{Service, Settings};
+use crate::telemetry::Metrics;
+use crate::web::tokens::LogTokens;
+use crate::{builds, grpc, images, web};
+
+/// How often unfinished uploads to the embedded registry are looked at.
+const UPLOAD_SWEEP: Duration = Duration::from_mins(10);
+
+/// What the process gives that the configuration cannot.
+#[derive(Clone)]
+pub struct Setup {
+    /// Carries builds out.
+    pub executor: Arc<dyn Executor>,
+    /// Whom the store's files are given to, when this process is root.
+    pub owner: Option<Owner>,
+    /// Time and ids.
+    pub environment: Environment,
+    /// How registries are talked to.
+    pub client: ClientOptions,
+}
+
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup").finish_non_exhaustive()
+    }
+}
+
+/// Tells why the service did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration cannot be used.
+    #[error("use the configuration")]
+    Config(#[source] ConfigError),
+    /// The configuration does not say where to keep things.
+    #[error("use the configuration: key state is missing")]
+    NoState,
+    /// The port cannot be used.
+    #[error("listen on {address}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("use state directory {}", path.display())]
+    State {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("open the store")]
+    Store(#[source] store::OpenError),
+    /// What is known of names cannot be used.
+    #[error("open what is known of names")]
+    Provenance(#[source] ProvenanceError),
+    /// The builds of earlier processes cannot be found.
+    #[error("find earlier builds")]
+    Recover(#[source] RecoverError),
+    /// Certificates or keys cannot be used.
+    #[error("set up TLS")]
+    Tls(#[source] tls::TlsError),
+    /// The settings of registries cannot be used.
+    #[error("set up the registry client")]
+    Client(#[source] registry::client::Error),
+    /// The files named in the settings of registries cannot be read.
+    #[error("read the files of registry settings")]
+    Hosts(#[source] registry::hosts::HostsError),
+    /// A name made of the address is not one of a repository.
+    #[error("name repositories after address {address:?}")]
+    Address {
+        /// Which one.
+        address: String,
+    },
+    /// Reflection cannot be offered.
+    #[error("set up reflection")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+pub use self::tls::TlsError;
+
+/// Binds the configured address.
+pub async fn bind(config: &Config) -> Result<TcpListener, RunError> {
+    let address = config.listen;
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| RunError::Listen { address, source })
+}
+
+/// Serves on `listener` until `shutdown` resolves and everything open has ended or has had its time.
+pub async fn run(
+    config: Config,
+    setup: Setup,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), RunError> {
+    config.check().map_err(RunError::Config)?;
+    let state = config.state.clone().ok_or(RunError::NoState)?;
+    let server_folder = state.join("server");
+    let in_state = |source| RunError::State {
+        path: state.clone(),
+        source,
+    };
+    let bound = listener.local_addr().map_err(in_state)?;
+    let addresses = Addresses::new(&config, bound)?;
+    let acceptor = tls::acceptor(config.tls.as_ref()).map_err(RunError::Tls)?;
+
+    // Nobody but us may look into it: there are keys in it. The state directory itself is open for the data plane to pass.
+    let tokens = LogTokens::open(&server_folder).map_err(in_state)?;
+    let store = Store::open(&state.join("store"), setup.owner).map_err(RunError::Store)?;
+    let provenance =
+        Provenance::open(&server_folder.join("names")).map_err(RunError::Provenance)?;
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let metrics = Metrics::default();
+    let builds = Builds::open(builds::Parts {
+        executor: Arc::clone(&setup.executor),
+        state: state.clone(),
+        provenance,
+        limits: Limits {
+            running: config.server.max_running_builds,
+            queued: config.server.max_queued_builds,
+            retention: config.server.retention,
+        },
+        environment: setup.environment,
+        metrics: metrics.clone(),
+        shutdown: stop.clone(),
+    })
+    .await
+    .map_err(RunError::Recover)?;
+    let service = Arc::new(service(&config, &setup, &addresses, &store, &builds)?);
+
+    let (readiness, health) = readiness::watch(&setup, &server_folder, &tasks, &stop).await;
+    keep_at_hand(&config, &service, &tasks, &stop);
+    expire_uploads(&store, &tasks, &stop);
+    let calls = Calls::new(grpc::Parts {
+        service: Arc::clone(&service),
+        tokens: tokens.clone(),
+        log_base_url: addresses.url(&config),
+        shutdown: stop.clone(),
+        tasks: tasks.clone(),
+    });
+    let web = web::router(web::Parts {
+        builds: builds.clone(),
+        tokens,
+        metrics: metrics.clone(),
+        readiness,
+        shutdown: stop.clone(),
+    });
+    let registry = registry::server::router(store, registry_options(&addresses));
+    let handler = calls::Handler::new(
+        calls::grpc(&calls, health, config.server.max_request_bytes)
+            .map_err(RunError::Reflection)?,
+        web.merge(registry),
+        metrics.clone(),
+    );
+
+    announce(&server_folder, &addresses).map_err(in_state)?;
+    tracing::info!(address = %bound, state = %state.display(), "serving");
+    let server = connections::Server {
+        handler,
+        acceptor,
+        metrics,
+        max_connections: config.server.max_connections,
+        drain_timeout: config.server.drain_timeout,
+        stop: stop.clone(),
+    };
+    connections::serve(listener, server, shutdown).await;
+    stop.cancel();
+    tasks.close();
+    let ended = async {
+        tasks.wait().await;
+        builds.let_go().await;
+    };
+    if tokio::time::timeout(config.server.drain_timeout, ended)
+        .await
+        .is_err()
+    {
+        tracing::warn!("something did not end in time and is left behind");
+    }
+    tracing::info!("stopped; builds that were running go on");
+    Ok(())
+}
+
+fn service(
+    config: &Config,
+    setup: &Setup,
+    addresses: &Addresses,
+    store: &Store,
+    builds: &Builds,
+) -> Result<Service, RunError> {
+    let hosts = config.registry.with_files_read().map_err(RunError::Hosts)?;
+    let client = Client::new(
+        hosts.clone(),
+        registry::keychain::Keychain::empty(),
+        setup.client.clone(),
+    )
+    .map_err(RunError::Client)?;
+    let images = Images::new(images::Parts {
+        client,
+        credentials: Credentials::new(config.pull_secret_file.clone()),
+        own: addresses.own_hosts(),
+        embedded: Embedded {
+            store: store.clone(),
+            hosts: addresses.embedded.clone(),
+        },
+        interval: config.ref_cache.interval,
+        now_ms: setup.environment.now_ms,
+    });
+    Ok(Service {
+        images,
+        builds: builds.clone(),
+        settings: Settings {
+            base_repository: addresses.base_repository.clone(),
+            workspace_repository: addresses.workspace_repository.clone(),
+            hosts,
+            fetch: config.git.fetch_options(),
+            limits: config.limits.clone(),
+            network: config.network,
+            environment: setup.environment,
+        },
+    })
+}
+
+/// Returns the embedded registry's options: what builds publish there is written by workers, through the store, and by nobody else.
+fn registry_options(addresses: &Addresses) -> ServerOptions {
+    let own: Vec<String> = [&addresses.base_repository, &addresses.workspace_repository]
+        .into_iter()
+        .filter(|repository| {
+            addresses
+                .embedded
+                .iter()
+                .any(|host| host == repository.host())
+        })
+        .map(|repository| repository.repository().to_owned())
+        .collect();
+    let authorize = move |access: &Access<'_>| {
+        let is_own = access
+            .repository
+            .is_some_and(|name| own.iter().any(|own| own == name));
+        match access.action {
+            Action::Push | Action::Delete if is_own => Decision::Deny {
+                status: StatusCode::FORBIDDEN,
+                www_authenticate: None,
+            },
+            _ => Decision::Allow,
+        }
+    };
+    ServerOptions {
+        authorize: Some(Arc::new(authorize)),
+        ..ServerOptions::default()
+    }
+}
+
+/// Looks configured images up at start and every interval, until the service stops.
+fn keep_at_hand(
+    config: &Config,
+    service: &Arc<Service>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let (cache, service, stop) = (config.ref_cache.clone(), Arc::clone(service), stop.clone());
+    if cache.refs.is_empty() {
+        return;
+    }
+    let renew = async move {
+        let mut ticks = tokio::time::interval(cache.interval);
+        loop {
+            ticks.tick().await;
+            for reference in &cache.refs {
+                if let Err(error) = service.images.keep_at_hand(reference).await {
+                    tracing::warn!(%error, %reference, "an image is not kept at hand");
+                }
+            }
+        }
+    };
+    tasks.spawn(async move { stop.run_until_cancelled(renew).await });
+}
+
+/// Removes uploads to the embedded registry that nobody goes on with.
+fn expire_uploads(store: &Store, tasks: &TaskTracker, stop: &CancellationToken) {
+    let (store, stop) = (store.clone(), stop.clone());
+    let expire = async move {
+        let mut ticks = tokio::time::interval(UPLOAD_SWEEP);
+        loop {
+            ticks.tick().await;
+            let store = store.clone();
+            let now = std::time::SystemTime::now();
+            let expired = tokio::task::spawn_blocking(move || store.expire_uploads(now)).await;
+            if let Ok(Err(error)) = expired {
+                tracing::warn!(%error, "old uploads cannot be removed");
+            }
+        }
+    };
+    tasks.spawn(async move { stop.run_until_cancelled(expire).await });
+}
+
+/// Says where we are, for whoever started us with port 0.
+fn announce(folder: &Path, addresses: &Addresses) -> io::Result<()> {
+    let draft = folder.join("address.draft");
+    std::fs::write(&draft, format!("{}\n", addresses.bound))?;
+    std::fs::rename(&draft, folder.join("address"))
+}

@@ -1,0 +1,188 @@
+//! The task that goes with each build: wait for a turn, start, follow the journal to its end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::event::{Event, Failure as BuildFailure, FailureKind};
+use engine::follow::Follower;
+use engine::journal::{Body, JournalError, Record as JournalRecord};
+use engine::spec::BuildSpec;
+use engine::state::BuildState;
+use futures_util::FutureExt as _;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Builds;
+use super::build::Build;
+use crate::executor::Running;
+use crate::failure::chain;
+use crate::names::identity_of;
+use crate::telemetry::Outcome;
+
+/// Carries a build through, from its order to its end or until the service stops.
+pub(super) async fn drive(builds: Builds, build: Arc<Build>, spec: BuildSpec) {
+    let turn = wait_for_turn(&builds, &build).await;
+    builds.table().n_queued -= 1;
+    let Some(turn) = turn else {
+        return;
+    };
+    match start(&builds, &build, spec).await {
+        Ok(running) => follow(&builds, &build, running).await,
+        Err(problem) => end(&builds, &build, &failed(FailureKind::Platform, problem)),
+    }
+    drop(turn);
+}
+
+async fn wait_for_turn(builds: &Builds, build: &Build) -> Option<OwnedSemaphorePermit> {
+    let inner = &builds.inner;
+    tokio::select! {
+        biased;
+        () = build.withdrawn.cancelled() => {
+            end(builds, build, &Event::Cancelled);
+            None
+        }
+        // Nothing of it is on disk: its callers hear that the server is shutting down, and ask another one.
+        () = inner.shutdown.cancelled() => None,
+        turn = Arc::clone(&inner.turns).acquire_owned() => turn.ok(),
+    }
+}
+
+async fn start(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) -> Result<Running, String> {
+    let (known, record) = (builds.clone(), build.record.clone());
+    let remembered = tokio::task::spawn_blocking(move || {
+        let names = [&record.reference, &record.base_reference];
+        names.iter().try_for_each(|name| {
+            known
+                .inner
+                .provenance
+                .starts(name, identity_of(&record.key))
+        })
+    });
+    match remembered.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(chain(&error)),
+        Err(error) => return Err(chain(&error)),
+    }
+    let started = builds.inner.executor.start(build.record.clone(), spec);
+    started.await.map_err(|error| {
+        tracing::error!(error = chain(&error), build = %build.record.id, "a build could not be started");
+        chain(&error)
+    })
+}
+
+/// Follows the journal of a running build until its terminal event, or until the service stops.
+pub(super) async fn follow(builds: &Builds, build: &Arc<Build>, running: Running) {
+    build.update(|progress| {
+        progress.folder = Some(running.folder.clone());
+        true
+    });
+    if build.withdrawn.is_cancelled()
+        && let Err(error) = builds.inner.executor.cancel(build.record.id.clone()).await
+    {
+        tracing::warn!(error = chain(&error), build = %build.record.id, "a build could not be cancelled");
+    }
+    let read = read_to_end(builds, build, &running.folder, running.ended.shared());
+    tokio::select! {
+        () = builds.inner.shutdown.cancelled() => {}
+        result = read => if let Err(error) = result {
+            tracing::error!(error = chain(&error), build = %build.record.id, "the journal of a build cannot be read");
+            end(builds, build, &failed(FailureKind::Platform, chain(&error)));
+        }
+    }
+}
+
+async fn read_to_end(
+    builds: &Builds,
+    build: &Arc<Build>,
+    folder: &Path,
+    ended: impl Future<Output = ()> + Clone,
+) -> Result<(), JournalError> {
+    let mut follower = Follower::open(folder)?;
+    loop {
+        let record = tokio::select! {
+            biased;
+            record = follower.next() => record?,
+            () = ended.clone() => match follower.try_next()? {
+                Some(record) => Some(record),
+                None => break,
+            },
+        };
+        match record {
+            Some(record) => take(builds, build, &record).await,
+            None => break,
+        }
+    }
+    if !build.has_ended() {
+        let lost = "the worker that carried out this build is gone and left no word".to_owned();
+        end(builds, build, &failed(FailureKind::WorkerLost, lost));
+    }
+    // The turn is over when the worker is gone, not when it has said its last word.
+    tokio::select! {
+        () = ended => {}
+        () = builds.inner.shutdown.cancelled() => {}
+    }
+    Ok(())
+}
+
+async fn take(builds: &Builds, build: &Arc<Build>, record: &JournalRecord) {
+    let Body::Event(event) = &record.body else {
+        return;
+    };
+    // Before anybody hears of the success: who asks next must find it.
+    if let Event::Succeeded { image } = event {
+        remember(builds, build, &image.digest).await;
+    }
+    end_at(builds, build, event, record.at_ms);
+}
+
+pub(super) async fn remember(builds: &Builds, build: &Arc<Build>, digest: &oci::Digest) {
+    let (known, build, digest) = (builds.clone(), Arc::clone(build), digest.clone());
+    let remembered = tokio::task::spawn_blocking(move || {
+        let record = &build.record;
+        let names = [&record.reference, &record.base_reference];
+        names.iter().try_for_each(|name| {
+            let identity = identity_of(&record.key);
+            known.inner.provenance.made(name, identity, &digest)
+        })
+    });
+    // Not worth failing a build that is published: the next one of these inputs is built again, from the cache.
+    match remembered.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = chain(&error), "an image will not be reused"),
+        Err(error) => tracing::warn!(error = chain(&error), "an image will not be reused"),
+    }
+}
+
+fn end(builds: &Builds, build: &Build, event: &Event) {
+    end_at(builds, build, event, builds.now_ms());
+}
+
+/// Takes in an event, and does what is to be done when it is the last one.
+fn end_at(builds: &Builds, build: &Build, event: &Event, at_ms: u64) {
+    let had_ended = build.has_ended();
+    build.update(|progress| progress.take(event, at_ms));
+    if had_ended || !build.has_ended() {
+        return;
+    }
+    builds.table().ended(build);
+    let state = build.progress().state;
+    let duration_ms = at_ms.saturating_sub(build.record.started_at_ms);
+    let outcome = match state {
+        BuildState::Succeeded { .. } => Outcome::Succeeded,
+        _ => Outcome::Failed,
+    };
+    let duration = Duration::from_millis(duration_ms);
+    builds.inner.metrics.build_done(outcome, duration);
+    tracing::info!(build = %build.record.id, ?outcome, duration_ms, "build ended");
+}
+
+fn failed(kind: FailureKind, message: String) -> Event {
+    Event::Failed {
+        failure: BuildFailure {
+            kind,
+            message,
+            step: None,
+            exit_code: None,
+        },
+    }
+}

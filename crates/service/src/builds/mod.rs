@@ -1,0 +1,283 @@
+//! The table of builds: start, join, find, list, cancel, remember.
+//!
+//! The table holds no truth of its own. Where a build stands is the fold of its journal, read as it grows; what was asked is its
+//! `record.json`. After a restart both are read again ([`recover`]) and the table is what it was. Builds that wait for their turn
+//! are the exception: nothing of them is on disk yet, and a restart forgets them; their callers are told to ask again.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `build` | one build and its progress |
+//! | `drive` | the task that goes with each build: wait for a turn, start, follow to the end |
+//! | [`log`] | the text of a journal, as a stream that ends when the build does |
+//! | [`provenance`] | which inputs made the image under a name |
+//! | `recover` | after a restart |
+//! | `retention` | forgetting |
+
+pub mod build;
+mod drive;
+pub mod log;
+pub mod provenance;
+mod recover;
+mod retention;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::id::BuildId;
+use engine::spec::{BuildSpec, Record};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::build::{Build, Progress};
+use self::provenance::Provenance;
+use crate::access::Tenant;
+use crate::environment::Environment;
+use crate::executor::Executor;
+use crate::failure::{Blame, Failure};
+use crate::telemetry::Metrics;
+
+pub use self::recover::RecoverError;
+
+/// Every build that the service knows. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Builds {
+    inner: Arc<Inner>,
+}
+
+/// What [`Builds`] is made of.
+pub struct Parts {
+    /// Carries builds out.
+    pub executor: Arc<dyn Executor>,
+    /// Where `builds/` is.
+    pub state: PathBuf,
+    /// Which inputs made which images.
+    pub provenance: Provenance,
+    /// How much is taken on.
+    pub limits: Limits,
+    /// Time and ids.
+    pub environment: Environment,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cancelled when the service is about to stop.
+    pub shutdown: CancellationToken,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How much is taken on.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Builds that run at the same time.
+    pub running: usize,
+    /// Builds that wait for their turn.
+    pub queued: usize,
+    /// How long an ended build is kept.
+    pub retention: Duration,
+}
+
+struct Inner {
+    executor: Arc<dyn Executor>,
+    state: PathBuf,
+    provenance: Provenance,
+    limits: Limits,
+    environment: Environment,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+    turns: Arc<Semaphore>,
+    table: Mutex<Table>,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builds").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    builds: HashMap<BuildId, Arc<Build>>,
+    /// Builds that have not ended, by tenant and request key.
+    by_key: HashMap<String, Arc<Build>>,
+    n_queued: usize,
+}
+
+/// A build to start, unless the same one is running.
+#[derive(Debug)]
+pub struct Order {
+    /// What is stored of it.
+    pub record: Record,
+    /// What the worker is told.
+    pub spec: BuildSpec,
+}
+
+/// How a caller came to a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// It was started for this caller.
+    Started,
+    /// It was running already.
+    Joined,
+}
+
+impl Builds {
+    /// Returns the builds that are known from before, once they were found again.
+    pub async fn open(parts: Parts) -> Result<Self, RecoverError> {
+        let builds = Self {
+            inner: Arc::new(Inner {
+                turns: Arc::new(Semaphore::new(parts.limits.running)),
+                executor: parts.executor,
+                state: parts.state,
+                provenance: parts.provenance,
+                limits: parts.limits,
+                environment: parts.environment,
+                metrics: parts.metrics,
+                shutdown: parts.shutdown,
+                table: Mutex::default(),
+                tasks: TaskTracker::new(),
+            }),
+        };
+        recover::recover(&builds).await?;
+        retention::spawn(&builds);
+        Ok(builds)
+    }
+
+    /// Returns which inputs made which images.
+    pub fn provenance(&self) -> &Provenance {
+        &self.inner.provenance
+    }
+
+    /// Returns the running build of this key if there is one, else starts `order`.
+    ///
+    /// # Errors
+    /// When too many builds wait already, or the service is about to stop.
+    pub fn start_or_join(&self, order: Order) -> Result<(Arc<Build>, Joined), Failure> {
+        let mut table = self.table();
+        if let Some(build) = table.by_key.get(&order.record.key)
+            && !build.has_ended()
+        {
+            return Ok((Arc::clone(build), Joined::Joined));
+        }
+        if self.inner.shutdown.is_cancelled() {
+            return Err(Failure::new(Blame::Shutdown, "server is shutting down"));
+        }
+        let must_wait = self.inner.turns.available_permits() == 0;
+        if must_wait && table.n_queued >= self.inner.limits.queued {
+            let text = format!("{} builds are waiting already", table.n_queued);
+            return Err(Failure::new(Blame::Load, text));
+        }
+        let build = Arc::new(Build::new(order.record, Progress::default()));
+        table.insert(&build);
+        table
+            .by_key
+            .insert(build.record.key.clone(), Arc::clone(&build));
+        table.n_queued += 1;
+        drop(table);
+        self.inner.metrics.build_started();
+        let driven = drive::drive(self.clone(), Arc::clone(&build), order.spec);
+        self.inner.tasks.spawn(driven);
+        Ok((build, Joined::Started))
+    }
+
+    /// Returns the build that is running under this key.
+    pub fn running_under(&self, key: &str) -> Option<Arc<Build>> {
+        let table = self.table();
+        table
+            .by_key
+            .get(key)
+            .filter(|build| !build.has_ended())
+            .map(Arc::clone)
+    }
+
+    /// Returns a build of this tenant.
+    pub fn find(&self, tenant: &Tenant, id: &BuildId) -> Option<Arc<Build>> {
+        let table = self.table();
+        let build = table.builds.get(id)?;
+        (build.record.tenant == tenant.as_str()).then(|| Arc::clone(build))
+    }
+
+    /// Returns the build of this id, whoever's it is: for who has shown a token for it.
+    pub fn find_any(&self, id: &BuildId) -> Option<Arc<Build>> {
+        self.table().builds.get(id).map(Arc::clone)
+    }
+
+    /// Returns this tenant's newest build of an image.
+    pub fn newest_of(&self, tenant: &Tenant, reference: &str) -> Option<Arc<Build>> {
+        let table = self.table();
+        table
+            .builds
+            .values()
+            .filter(|build| {
+                build.record.reference == reference && build.record.tenant == tenant.as_str()
+            })
+            .max_by_key(|build| (build.record.started_at_ms, &build.record.id))
+            .map(Arc::clone)
+    }
+
+    /// Returns this tenant's builds that have not ended, oldest first.
+    pub fn running(&self, tenant: &Tenant) -> Vec<Arc<Build>> {
+        let table = self.table();
+        let mut running: Vec<Arc<Build>> = table
+            .by_key
+            .values()
+            .filter(|build| !build.has_ended() && build.record.tenant == tenant.as_str())
+            .map(Arc::clone)
+            .collect();
+        drop(table);
+        running.sort_by_key(|build| (build.record.started_at_ms, build.record.id.clone()));
+        running
+    }
+
+    /// Asks for a build to be ended.
+    pub async fn cancel(&self, build: &Build) -> Result<(), Failure> {
+        build.withdrawn.cancel();
+        if build.has_ended() || build.progress().folder.is_none() {
+            return Ok(());
+        }
+        let cancelled = self.inner.executor.cancel(build.record.id.clone()).await;
+        cancelled.map_err(|error| Failure::platform("the build cannot be cancelled", error))
+    }
+
+    /// Waits until nothing is done any more for builds in this process. They go on in theirs.
+    pub async fn let_go(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.inner
+            .table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.inner.environment.now_ms)()
+    }
+}
+
+impl Table {
+    fn insert(&mut self, build: &Arc<Build>) {
+        self.builds
+            .insert(build.record.id.clone(), Arc::clone(build));
+    }
+
+    /// Forgets that the build is the one to join.
+    fn ended(&mut self, build: &Build) {
+        let key = &build.record.key;
+        if let Some(current) = self.by_key.get(key)
+            && current.record.id == build.record.id
+        {
+            self.by_key.remove(key);
+        }
+    }
+}

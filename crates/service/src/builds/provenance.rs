@@ -1,0 +1,270 @@
+//! Which builds the image under a name may have come from, kept for as long as the state directory is.
+//!
+//! The published name of an image does not cover everything that changes what is built. So the service writes down, before a build
+//! starts, which inputs ([`crate::names::Inputs::identity`]) go for a name, and the digest once it has succeeded. An image that is
+//! found under a name is then reused only by who asks for the same inputs:
+//!
+//! | the digest under the name | reused |
+//! |---|---|
+//! | is one that the same inputs of the same tenant made | yes |
+//! | is one that other inputs made | no |
+//! | is not known, and other inputs were ever started for this name | no |
+//! | is not known at all | only by requests that set nothing beyond what the name covers |
+//!
+//! Not reused means built again, which costs little: steps are cached by content.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+
+/// Version of the files.
+const VERSION: u32 = 1;
+/// Most inputs that are remembered for one name; the oldest go first.
+const ENTRIES_MAX: usize = 64;
+
+/// What is known of names. Blocking.
+#[derive(Debug)]
+pub struct Provenance {
+    folder: PathBuf,
+    // Files are read, changed and replaced: one at a time.
+    writing: Mutex<()>,
+}
+
+/// Tells why it is not known where an image came from.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvenanceError {
+    /// A file cannot be read, or makes no sense.
+    #[error("read what is known of a name from {}", path.display())]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("write what is known of a name to {}", path.display())]
+    Write {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Who asks for an image, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// Hash of all inputs and the tenant.
+    pub identity: &'a str,
+    /// Whether nothing is set beyond what the name covers.
+    pub is_plain: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    version: u32,
+    name: String,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    identity: String,
+    /// Not there until a build of these inputs has succeeded.
+    digest: Option<Digest>,
+}
+
+impl Provenance {
+    /// Keeps what is known in `folder`, which is created when it is not there.
+    pub fn open(folder: &Path) -> Result<Self, ProvenanceError> {
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        created.map_err(|source| ProvenanceError::Write {
+            path: folder.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            writing: Mutex::default(),
+        })
+    }
+
+    /// Remembers that a build of these inputs is about to be started for `name`.
+    pub fn starts(&self, name: &str, identity: &str) -> Result<(), ProvenanceError> {
+        self.change(name, |entries| {
+            if !entries.iter().any(|entry| entry.identity == identity) {
+                entries.push(Entry {
+                    identity: identity.to_owned(),
+                    digest: None,
+                });
+            }
+        })
+    }
+
+    /// Remembers that these inputs made `digest` and that it stands under `name`.
+    pub fn made(&self, name: &str, identity: &str, digest: &Digest) -> Result<(), ProvenanceError> {
+        self.change(name, |entries| {
+            entries.retain(|entry| entry.identity != identity);
+            entries.push(Entry {
+                identity: identity.to_owned(),
+                digest: Some(digest.clone()),
+            });
+        })
+    }
+
+    /// Tells whether the image that stands under `name` may be given to who claims it.
+    pub fn allows(
+        &self,
+        name: &str,
+        digest: &Digest,
+        claim: Claim<'_>,
+    ) -> Result<bool, ProvenanceError> {
+        let entries = self.read(name)?;
+        let mut makers = entries
+            .iter()
+            .filter(|entry| entry.digest.as_ref() == Some(digest))
+            .peekable();
+        if makers.peek().is_some() {
+            return Ok(makers.any(|entry| entry.identity == claim.identity));
+        }
+        let others = entries.iter().any(|entry| entry.identity != claim.identity);
+        Ok(claim.is_plain && !others)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        let file = Digest::sha256(name.as_bytes());
+        self.folder.join(format!("{}.json", file.hex()))
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<Entry>, ProvenanceError> {
+        let path = self.path(name);
+        let failed = |source| ProvenanceError::Read {
+            path: path.clone(),
+            source,
+        };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let known: Known = serde_json::from_slice(&bytes).map_err(|error| failed(error.into()))?;
+        if known.version != VERSION || known.name != name {
+            return Err(failed(io::ErrorKind::InvalidData.into()));
+        }
+        Ok(known.entries)
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Vec<Entry>),
+    ) -> Result<(), ProvenanceError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.read(name)?;
+        change(&mut entries);
+        if entries.len() > ENTRIES_MAX {
+            entries.drain(..entries.len() - ENTRIES_MAX);
+        }
+        let path = self.path(name);
+        let known = Known {
+            version: VERSION,
+            name: name.to_owned(),
+            entries,
+        };
+        replace(&path, &known).map_err(|source| ProvenanceError::Write { path, source })
+    }
+}
+
+/// Writes the file whole or not at all, durably.
+fn replace(path: &Path, known: &Known) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    file.write_all(&serde_json::to_vec(known)?)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "registry.example/workspace-images:tag";
+
+    fn claim(identity: &str, is_plain: bool) -> Claim<'_> {
+        Claim { identity, is_plain }
+    }
+
+    #[test]
+    fn an_image_is_reused_by_the_same_inputs_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = Provenance::open(&folder.path().join("names")).unwrap();
+        let (ours, theirs) = (Digest::sha256(b"ours"), Digest::sha256(b"theirs"));
+        let allows = |digest, claim| names.allows(NAME, digest, claim).unwrap();
+
+        // Nobody knows where it came from: only who sets nothing special takes it.
+        assert!(allows(&ours, claim("us", true)));
+        assert!(!allows(&ours, claim("us", false)));
+
+        // Others have started: what stands there now may be theirs.
+        names.starts(NAME, "them").unwrap();
+        assert!(!allows(&theirs, claim("us", true)));
+        names.made(NAME, "them", &theirs).unwrap();
+        assert!(!allows(&theirs, claim("us", true)));
+        assert!(allows(&theirs, claim("them", false)));
+
+        // We built it too: now each takes their own.
+        names.starts(NAME, "us").unwrap();
+        names.made(NAME, "us", &ours).unwrap();
+        assert!(allows(&ours, claim("us", false)));
+        assert!(!allows(&theirs, claim("us", true)));
+        assert!(!allows(&ours, claim("them", true)));
+
+        // Different inputs that made the same image.
+        names.made(NAME, "them", &ours).unwrap();
+        assert!(allows(&ours, claim("us", true)));
+        assert!(allows(&ours, claim("them", true)));
+    }
+
+    #[test]
+    fn what_is_known_survives_a_restart_and_stays_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = Digest::sha256(b"x");
+        {
+            let names = Provenance::open(folder.path()).unwrap();
+            for n in 0..=ENTRIES_MAX {
+                names.made(NAME, &format!("{n}"), &digest).unwrap();
+            }
+        }
+        let names = Provenance::open(folder.path()).unwrap();
+        assert_eq!(names.read(NAME).unwrap().len(), ENTRIES_MAX);
+        assert!(!names.allows(NAME, &digest, claim("0", true)).unwrap());
+        assert!(names.allows(NAME, &digest, claim("1", true)).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_not_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = Provenance::open(folder.path()).unwrap();
+        names.starts(NAME, "us").unwrap();
+        std::fs::write(names.path(NAME), "{").unwrap();
+        let allowed = names.allows(NAME, &Digest::sha256(b"x"), claim("us", true));
+        assert!(matches!(allowed, Err(ProvenanceError::Read { .. })));
+    }
+}

@@ -1,0 +1,147 @@
+//! After a restart: finds the builds of earlier processes, goes on with those whose workers live, ends those whose workers died.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::id::BuildId;
+use engine::journal::{Body, JournalError, Reader};
+use engine::spec::Record;
+use engine::state::BuildState;
+
+use super::Builds;
+use super::build::{Build, Progress};
+use super::drive;
+use crate::failure::chain;
+
+/// Name of the folder with every build, within the state directory.
+pub(super) const BUILDS: &str = "builds";
+/// Name of the file that says what was asked, within a build's folder.
+const RECORD: &str = "record.json";
+/// Largest such file that is read.
+const RECORD_MAX_BYTES: u64 = 1 << 20;
+
+/// Tells why the builds of earlier processes cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The folder with every build cannot be read.
+    #[error("list builds in {}", path.display())]
+    List {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("read record.json")]
+    Record(#[source] io::Error),
+    #[error("decode record.json")]
+    Decode(#[source] serde_json::Error),
+    #[error("read the journal")]
+    Journal(#[source] JournalError),
+}
+
+/// Puts every build on disk into the table. A build that cannot be read is left where it is, with a warning.
+pub(super) async fn recover(builds: &Builds) -> Result<(), RecoverError> {
+    let path = builds.inner.state.join(BUILDS);
+    let failed = |source| RecoverError::List {
+        path: path.clone(),
+        source,
+    };
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if let Err(error) = recover_one(builds, id, entry.path()).await {
+            tracing::warn!(error = chain(&error), build = ?name, "a build of an earlier run is left alone");
+        }
+    }
+    Ok(())
+}
+
+async fn recover_one(builds: &Builds, id: BuildId, folder: PathBuf) -> Result<(), ReadError> {
+    let (record, mut progress) = read(&folder).await?;
+    if record.id != id {
+        return Err(ReadError::Record(io::ErrorKind::InvalidData.into()));
+    }
+    let mut running = None;
+    if !progress.state.is_terminal() {
+        running = match builds.inner.executor.adopt(id).await {
+            Ok(running) => running,
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "a build of an earlier run is given up"
+                );
+                None
+            }
+        };
+        if running.is_none() {
+            (_, progress) = read(&folder).await?;
+        }
+    }
+    progress.folder = Some(folder);
+    let succeeded = match &progress.state {
+        BuildState::Succeeded { image } => Some(image.digest.clone()),
+        _ => None,
+    };
+    let build = Arc::new(Build::new(record, progress));
+    builds.table().insert(&build);
+    // It may have succeeded while nobody was there to remember it.
+    if let Some(digest) = succeeded {
+        drive::remember(builds, &build, &digest).await;
+    }
+    if let Some(running) = running {
+        builds.inner.metrics.build_adopted();
+        let key = build.record.key.clone();
+        builds.table().by_key.insert(key, Arc::clone(&build));
+        let (builds, tasks) = (builds.clone(), builds.inner.tasks.clone());
+        tasks.spawn(async move {
+            // Counts as one of those that run; when fewer may run than before, it runs nevertheless.
+            let turn = Arc::clone(&builds.inner.turns).try_acquire_owned();
+            drive::follow(&builds, &build, running).await;
+            drop(turn);
+        });
+    }
+    Ok(())
+}
+
+async fn read(folder: &Path) -> Result<(Record, Progress), ReadError> {
+    let folder = folder.to_owned();
+    let read = tokio::task::spawn_blocking(move || {
+        let path = folder.join(RECORD);
+        let metadata = fs::metadata(&path).map_err(ReadError::Record)?;
+        if metadata.len() > RECORD_MAX_BYTES {
+            return Err(ReadError::Record(io::ErrorKind::FileTooLarge.into()));
+        }
+        let text = fs::read(&path).map_err(ReadError::Record)?;
+        let record: Record = serde_json::from_slice(&text).map_err(ReadError::Decode)?;
+        Ok((record, fold(&folder).map_err(ReadError::Journal)?))
+    });
+    read.await
+        .map_err(|error| ReadError::Record(io::Error::other(error)))?
+}
+
+/// Returns where the build in `folder` stands.
+fn fold(folder: &Path) -> Result<Progress, JournalError> {
+    let mut reader = Reader::open(folder)?;
+    let mut progress = Progress::default();
+    while let Some(record) = reader.next()? {
+        if let Body::Event(event) = &record.body {
+            progress.take(event, record.at_ms);
+        }
+    }
+    Ok(progress)
+}

@@ -1,0 +1,54 @@
+//! Forgetting builds that ended long ago, with their logs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::id::BuildId;
+
+use super::Builds;
+use crate::failure::chain;
+
+/// How often is looked for builds to forget.
+const INTERVAL: Duration = Duration::from_mins(10);
+
+/// Forgets builds from time to time, until the service stops.
+pub(super) fn spawn(builds: &Builds) {
+    let (builds, tasks) = (builds.clone(), builds.inner.tasks.clone());
+    tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        loop {
+            tokio::select! {
+                () = builds.inner.shutdown.cancelled() => return,
+                _ = ticks.tick() => sweep(&builds).await,
+            }
+        }
+    });
+}
+
+/// Forgets every build that ended longer ago than builds are kept.
+pub(super) async fn sweep(builds: &Builds) {
+    for (id, folder) in due(builds) {
+        if let Some(folder) = folder {
+            let removed = tokio::task::spawn_blocking(move || store::remove_tree(&folder)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(error = chain(&error), build = %id, "an old build cannot be removed");
+                continue;
+            }
+        }
+        builds.table().builds.remove(&id);
+    }
+}
+
+fn due(builds: &Builds) -> Vec<(BuildId, Option<PathBuf>)> {
+    let retention = builds.inner.limits.retention;
+    let kept_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+    let now_ms = builds.now_ms();
+    let table = builds.table();
+    let due = table.builds.values().filter_map(|build| {
+        let progress = build.progress();
+        let ended_at_ms = progress.ended_at_ms?;
+        let is_due = now_ms.saturating_sub(ended_at_ms) > kept_ms;
+        is_due.then(|| (build.record.id.clone(), progress.folder))
+    });
+    due.collect()
+}

@@ -1,0 +1,105 @@
+//! The configuration, explained: what `kiln config` prints.
+
+/// Returns a configuration file with every key at its default, explained. Keys without a default are commented out.
+pub fn print_documented() -> &'static str {
+    DOCUMENTED
+}
+
+const DOCUMENTED: &str = r#"# Configuration of `kiln serve`. Every key is shown with its default; a key that is not known is an error.
+
+# Where to listen. Port 0 lets the system choose; STATE/server/address says which one it was.
+listen = "127.0.0.1:8080"
+
+# host:port under which clients reach this server: in the names of images in the embedded registry, and in the addresses of logs.
+# The bound address when not given (with 127.0.0.1 in the place of an address that means "all").
+#address = "kiln.example.com:8080"
+
+# Where builds, layers, images and logs are kept. /var/lib/kiln for root, else $XDG_DATA_HOME/kiln.
+#state = "/var/lib/kiln"
+
+# Where images are published. Repositories of the embedded registry when not given.
+#base_image_repository = "registry.example.com/base-images"
+#workspace_image_repository = "registry.example.com/workspace-images"
+
+# A docker config.json (or .dockerconfigjson) with the service's registry credentials: auths, credHelpers, credsStore.
+# Read again when it changes.
+#pull_secret_file = "/etc/kiln/docker-config.json"
+
+# Whether tokens for Amazon's registries are fetched. Not supported yet: true is an error.
+enable_additional_ecr_auth = false
+
+# Network of RUN steps that do not say: "default" (a way out, but not to this machine), "none", or "host"
+# (needs limits.allow_host_network).
+network = "default"
+
+# Certificates, in PEM form. Plain text without them. With client_ca, clients without a certificate it signed are refused.
+#[tls]
+#cert = "/etc/kiln/server.pem"
+#key = "/etc/kiln/server.key"
+#client_ca = "/etc/kiln/clients.pem"
+
+# Images whose digests are looked up ahead of time, and again every interval.
+[ref_cache]
+interval = "6h"
+refs = []
+
+# How much the server takes on.
+[server]
+# Builds that run at the same time.
+max_running_builds = 8
+# Builds that wait for their turn; more are refused with RESOURCE_EXHAUSTED.
+max_queued_builds = 256
+# Connections at the same time; more wait to be accepted.
+max_connections = 4096
+# Largest gRPC request, in bytes.
+max_request_bytes = 104857600
+# How long open streams get to end when the server stops. Builds go on.
+drain_timeout = "10s"
+# How long an ended build and its log are kept.
+retention = "7d"
+
+# What git may talk to, beyond any host over https and this machine over http.
+[git]
+# Hosts (name or name:port) to which plain http is allowed.
+http_hosts = []
+# Hosts that one-time secrets may come from; any https host when empty.
+secret_hosts = []
+# Certificate authorities in PEM form, instead of the system's.
+#ca_file = "/etc/kiln/git-ca.pem"
+
+# What one build may use up.
+[limits]
+# The whole build, in seconds.
+wall_time_s = 3600
+# One step, in seconds.
+step_time_s = 3600
+# Memory of one step, in bytes. Not limited when not given.
+#step_memory_bytes = 4294967296
+# Processes and threads of one step.
+step_pids = 4096
+# Steps that run at the same time.
+parallel_steps = 8
+# Output of one step that is kept, in bytes.
+step_log_bytes = 268435456
+# Files of the context, in bytes and in number.
+context_bytes = 17179869184
+context_files = 2000000
+# One layer, uncompressed, in bytes.
+layer_bytes = 68719476736
+# Whether steps may use this machine's network.
+allow_host_network = false
+
+# How workers are started.
+[worker]
+# First of the 65536 user and group ids that a worker runs as. /etc/subuid and /etc/subgid decide when not given.
+#user_namespace_base = 100000
+
+# How a registry is reached, one table for each host; registries on loopback addresses are plain http by default.
+#[registry."docker.io"]
+#mirrors = ["mirror.example.com"]
+#[registry."mirror.example.com"]
+#http = false
+#insecure = false
+#ca = ["/etc/kiln/mirror-ca.pem"]
+#keypair = [{ key = "/etc/kiln/mirror.key", cert = "/etc/kiln/mirror.pem" }]
+"#;

@@ -1,0 +1,290 @@
+//! The service's configuration: our TOML, strict; or the JSON of the published service.
+//!
+//! Read once, before anything is started. Nothing here looks at the environment or at the machine: whoever calls fills in what
+//! depends on those ([`Config::state`]). Every key is explained by [`print_documented`].
+
+mod document;
+mod duration;
+mod published;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use engine::spec::{Limits, NetworkMode};
+use oci::Reference;
+use registry::hosts::Hosts;
+use serde::Deserialize;
+use source::git::FetchOptions;
+
+pub use self::document::print_documented;
+
+/// Largest configuration file that is read.
+pub const FILE_MAX_BYTES: usize = 4 << 20;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// `host:port` under which clients and workers reach this server; the bound address when not given.
+    pub address: Option<String>,
+    /// Where everything is kept; the command line chooses when not given.
+    pub state: Option<PathBuf>,
+    /// Certificates; plain text when not given.
+    pub tls: Option<Tls>,
+    /// Where base images are published; `<address>/base-images` when not given.
+    #[serde(deserialize_with = "repository")]
+    pub base_image_repository: Option<Reference>,
+    /// Where workspace images are published; `<address>/workspace-images` when not given.
+    #[serde(deserialize_with = "repository")]
+    pub workspace_image_repository: Option<Reference>,
+    /// A docker configuration with the service's registry credentials; read again when it changes.
+    pub pull_secret_file: Option<PathBuf>,
+    /// Whether tokens for Amazon's registries are fetched. Not supported yet: start-up fails when set.
+    pub enable_additional_ecr_auth: bool,
+    /// Network of steps that do not say.
+    pub network: NetworkMode,
+    /// Images whose digests are kept at hand.
+    pub ref_cache: RefCache,
+    /// How much the server takes on.
+    pub server: Server,
+    /// What git may talk to.
+    pub git: Git,
+    /// What one build may use up.
+    pub limits: Limits,
+    /// How workers are started.
+    pub worker: Worker,
+    /// How each registry is reached.
+    pub registry: Hosts,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            address: None,
+            state: None,
+            tls: None,
+            base_image_repository: None,
+            workspace_image_repository: None,
+            pull_secret_file: None,
+            enable_additional_ecr_auth: false,
+            network: NetworkMode::Default,
+            ref_cache: RefCache::default(),
+            server: Server::default(),
+            git: Git::default(),
+            limits: Limits::default(),
+            worker: Worker::default(),
+            registry: Hosts::default(),
+        }
+    }
+}
+
+/// Files in PEM form.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The server's certificate, with intermediates.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Who signs clients' certificates. When given, a client without one is refused.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Images whose digests are kept at hand.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RefCache {
+    /// How often they are looked up again: `6h`, `1h30m`.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub interval: Duration,
+    /// Which ones.
+    pub refs: BTreeSet<Reference>,
+}
+
+impl Default for RefCache {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_hours(6),
+            refs: BTreeSet::new(),
+        }
+    }
+}
+
+/// How much the server takes on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Builds that run at the same time.
+    pub max_running_builds: usize,
+    /// Builds that wait for their turn; more are refused with `RESOURCE_EXHAUSTED`.
+    pub max_queued_builds: usize,
+    /// Connections at the same time; more wait to be accepted.
+    pub max_connections: usize,
+    /// Largest request that is read, in bytes.
+    pub max_request_bytes: usize,
+    /// How long open streams get to end at shutdown.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub drain_timeout: Duration,
+    /// How long an ended build and its log are kept.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub retention: Duration,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            max_running_builds: 8,
+            max_queued_builds: 256,
+            max_connections: 4096,
+            max_request_bytes: 100 << 20,
+            drain_timeout: Duration::from_secs(10),
+            retention: Duration::from_hours(7 * 24),
+        }
+    }
+}
+
+/// What git may talk to, beyond any host over https and this machine over http.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Git {
+    /// Hosts (`name` or `name:port`) to which plain http is allowed.
+    pub http_hosts: Vec<String>,
+    /// Hosts that one-time secrets may come from; any https host when empty.
+    pub secret_hosts: Vec<String>,
+    /// Certificate authorities in PEM form, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Git {
+    /// Returns how sources are fetched.
+    pub fn fetch_options(&self) -> FetchOptions {
+        FetchOptions {
+            http_hosts: self.http_hosts.clone(),
+            secret_hosts: self.secret_hosts.clone(),
+            ca_file: self.ca_file.clone(),
+            ..FetchOptions::default()
+        }
+    }
+}
+
+/// How workers are started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Worker {
+    /// First user and group id of the 65536 that a worker, and everything in it, runs as. When not given: `/etc/subuid` and
+    /// `/etc/subgid` decide, or a fixed range when the server is root.
+    pub user_namespace_base: Option<u32>,
+}
+
+/// Tells why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Larger than [`FILE_MAX_BYTES`].
+    #[error("configuration is larger than {FILE_MAX_BYTES} bytes")]
+    TooLarge,
+    /// Not TOML of the expected shape.
+    #[error("configuration is not valid")]
+    Toml(#[source] toml::de::Error),
+    /// Not JSON of the published shape.
+    #[error("configuration is not valid")]
+    Json(#[source] serde_json::Error),
+    /// A value that makes no sense.
+    #[error("configuration key {key}: {problem}")]
+    Value {
+        /// Its key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// A configuration, and what its reader should know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// The configuration.
+    pub config: Config,
+    /// One sentence for each key that was accepted without effect.
+    pub warnings: Vec<String>,
+}
+
+/// Parses a configuration: JSON of the published service if it begins with `{`, else our TOML.
+pub fn parse(text: &str) -> Result<Parsed, ConfigError> {
+    if text.len() > FILE_MAX_BYTES {
+        return Err(ConfigError::TooLarge);
+    }
+    let parsed = if text.trim_start().starts_with('{') {
+        published::parse(text)?
+    } else {
+        Parsed {
+            config: toml::from_str(text).map_err(ConfigError::Toml)?,
+            warnings: Vec::new(),
+        }
+    };
+    parsed.config.check()?;
+    Ok(parsed)
+}
+
+impl Config {
+    /// Checks what no single key can tell.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, problem: &str| {
+            Err(ConfigError::Value {
+                key,
+                problem: problem.to_owned(),
+            })
+        };
+        if self.enable_additional_ecr_auth {
+            return value(
+                "enable_additional_ecr_auth",
+                "tokens for Amazon's registries are not supported yet; remove the key, or use a credential helper",
+            );
+        }
+        if self.server.max_running_builds == 0 {
+            return value("server.max_running_builds", "must be at least 1");
+        }
+        if self.server.max_connections == 0 {
+            return value("server.max_connections", "must be at least 1");
+        }
+        if self.ref_cache.interval < Duration::from_secs(1) {
+            return value("ref_cache.interval", "must be at least 1s");
+        }
+        if self.network == NetworkMode::Host && !self.limits.allow_host_network {
+            return value("network", "\"host\" needs limits.allow_host_network = true");
+        }
+        let address = self.address.as_deref();
+        if let Some(address) = address
+            && oci::reference::canonical_host(address).is_none()
+        {
+            return value("address", "must be host:port");
+        }
+        Ok(())
+    }
+}
+
+/// Parses `host/path`: a reference without tag and digest whose host is written out.
+fn parse_repository(text: &str) -> Result<Reference, String> {
+    let reference: Reference = text
+        .parse()
+        .map_err(|error: oci::reference::ReferenceError| error.to_string())?;
+    if reference.tag().is_some() || reference.digest().is_some() {
+        return Err("a repository has neither tag nor digest".to_owned());
+    }
+    Ok(reference)
+}
+
+fn repository<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Reference>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_repository(&text)
+        .map(Some)
+        .map_err(serde::de::Error::custom)
+}

@@ -1,0 +1,101 @@
+use super::*;
+
+#[test]
+fn what_is_printed_is_the_default_and_names_every_key() {
+    assert_eq!(parse(print_documented()).unwrap().config, Config::default());
+    // With the comment signs before keys and tables gone, every key is set: a missing one would be missed by its neighbours.
+    let uncommented: String = print_documented()
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let config = toml::from_str::<Config>(&uncommented).unwrap();
+    assert!(config.tls.is_some() && config.state.is_some() && config.address.is_some());
+    assert!(config.worker.user_namespace_base.is_some());
+    assert!(config.limits.step_memory_bytes.is_some());
+    assert_eq!(config.registry.hosts().count(), 2);
+    assert!(config.base_image_repository.is_some());
+    assert!(config.pull_secret_file.is_some());
+}
+
+#[test]
+fn keys_that_nobody_knows_and_values_that_make_no_sense_are_refused() {
+    for bad in [
+        "lisen = \"127.0.0.1:1\"",
+        "listen = \"localhost\"",
+        "base_image_repository = \"registry.example/base:tag\"",
+        "base_image_repository = \"registry.example/UPPER\"",
+        "enable_additional_ecr_auth = true",
+        "network = \"host\"",
+        "address = \"http://example.com\"",
+        "[server]\nmax_running_builds = 0",
+        "[ref_cache]\ninterval = \"6 hours\"",
+        "[ref_cache]\nrefs = [\"not a ref\"]",
+        "[limits]\nwall_time = 3",
+        "[tls]\ncert = \"x\"",
+        "[registry.\"user@host\"]",
+    ] {
+        assert!(parse(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn ecr_tokens_are_refused_by_the_name_of_the_key() {
+    let error = parse("enable_additional_ecr_auth = true").unwrap_err();
+    assert!(error.to_string().contains("enable_additional_ecr_auth"));
+}
+
+#[test]
+fn the_published_json_is_accepted_with_warnings() {
+    let parsed = parse(
+        r#"{
+          "orchestrator": {
+            "wsman": { "address": "ws-manager:8080", "tls": { "ca": "/x" } },
+            "pullSecret": "secret", "pullSecretFile": "/config/pull-secret.json",
+            "baseImageRepository": "registry.example.com/base-images",
+            "workspaceImageRepository": "registry.example.com/workspace-images",
+            "builderImage": "registry.example.com/bob:1",
+            "enableAdditionalECRAuth": false,
+            "subassemblyBucketName": "b", "subassemblyBucketPrefix": "p"
+          },
+          "refCache": { "interval": "6h", "refs": ["alpine", "docker.io/library/alpine:latest"] },
+          "server": { "services": { "grpc": {
+            "address": ":8080",
+            "tls": { "caPath": "/certs/ca.crt", "certPath": "/certs/tls.crt", "keyPath": "/certs/tls.key" }
+          } } }
+        }"#,
+    )
+    .unwrap();
+    let config = parsed.config;
+    assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+    let base = config.base_image_repository.unwrap();
+    assert_eq!(base.name(), "registry.example.com/base-images");
+    assert_eq!(
+        config.tls.unwrap().client_ca,
+        Some(PathBuf::from("/certs/ca.crt"))
+    );
+    assert_eq!(config.ref_cache.interval, Duration::from_hours(6));
+    let names: Vec<&str> = parsed
+        .warnings
+        .iter()
+        .filter_map(|warning| warning.split(' ').nth(2))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "orchestrator.wsman",
+            "orchestrator.builderImage",
+            "orchestrator.pullSecret",
+            "orchestrator.subassemblyBucketName",
+            "orchestrator.subassemblyBucketPrefix"
+        ]
+    );
+}
+
+#[test]
+fn unknown_keys_of_the_published_json_are_refused() {
+    let text = r#"{ "orchestrator": { "baseImageRepository": "r.example/b", "workspaceImageRepository": "r.example/w", "x": 1 } }"#;
+    assert!(matches!(parse(text), Err(ConfigError::Json(_))));
+}

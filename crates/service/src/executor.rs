@@ -1,0 +1,84 @@
+//! The seam between the service and whatever carries out builds.
+//!
+//! The command line gives the real one, which starts worker processes on this machine. Whoever implements it promises: once a
+//! build is [`Running`], its journal reaches a terminal event before [`Running::ended`] resolves, also when the worker dies.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use engine::id::BuildId;
+use engine::spec::{BuildSpec, Record};
+use futures_util::future::BoxFuture;
+
+/// A build that somebody carries out.
+pub struct Running {
+    /// The folder that its journal is in.
+    pub folder: PathBuf,
+    /// Resolves once nobody works on it any more and its journal has a terminal event.
+    pub ended: BoxFuture<'static, ()>,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tells why an executor did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The build was not started.
+    #[error("start build {id}")]
+    Start {
+        /// Which one.
+        id: BuildId,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It could not be found out who carries the build out.
+    #[error("find the worker of build {id}")]
+    Adopt {
+        /// Which one.
+        id: BuildId,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The worker could not be told to end the build.
+    #[error("cancel build {id}")]
+    Cancel {
+        /// Which one.
+        id: BuildId,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No build could be started now.
+    #[error("{problem}")]
+    NotReady {
+        /// What is missing.
+        problem: String,
+    },
+}
+
+/// Runs builds somewhere.
+pub trait Executor: Send + Sync + 'static {
+    /// Creates `builds/<id>/` with the record and an empty journal, and starts the build. Dropping the future may leave it started.
+    fn start(
+        &self,
+        record: Record,
+        spec: BuildSpec,
+    ) -> BoxFuture<'_, Result<Running, ExecutorError>>;
+
+    /// Finds the build that another process started. `None` when nobody carries it out any more: its journal has its end then.
+    fn adopt(&self, id: BuildId) -> BoxFuture<'_, Result<Option<Running>, ExecutorError>>;
+
+    /// Asks for a build to be ended; its journal will say so. Nothing happens when it has ended.
+    fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>>;
+
+    /// Tells whether a build could be started now.
+    fn ready(&self) -> BoxFuture<'_, Result<(), ExecutorError>>;
+}

@@ -1,0 +1,324 @@
+//! Between the wire's words and ours. Pure; nothing else names both.
+//!
+//! What a request says is checked here, all of it, before anything is looked up. What is refused is refused with INVALID_ARGUMENT
+//! and the name of the field.
+
+use std::collections::HashMap;
+
+use api::builder as wire;
+use api::contentservice as content;
+use engine::state::BuildState;
+use oci::Reference;
+use registry::keychain::Keychain;
+use source::git::{Depth, FetchOptions, GitAuth, GitSource, RemoteUrl, TargetMode};
+use source::path::RelPath;
+
+use crate::access::{Grant, Rights, parse_hosts};
+use crate::builds::build::{Build, Progress};
+use crate::failure::{Blame, Failure, build_message};
+use crate::names::{NamedFields, Rebuild};
+use crate::request::{BuildCall, FileSource, Source};
+use crate::web::tokens::LogGrant;
+
+/// Longest text of one field that has no shorter limit of its own.
+const FIELD_MAX_BYTES: usize = 8 << 10;
+/// Most credentials that a request brings, and most hosts that it names.
+const HOSTS_MAX: usize = 256;
+
+/// Returns what a request to build asks for.
+pub(super) fn build_call(
+    request: wire::BuildRequest,
+    fetch: &FetchOptions,
+) -> Result<BuildCall, Failure> {
+    let resolved = short("base_image_name_resolved", request.base_image_name_resolved)?;
+    Ok(BuildCall {
+        source: source(request.source, fetch)?,
+        rights: rights(request.auth)?,
+        rebuild: if request.force_rebuild {
+            Rebuild::Force
+        } else {
+            Rebuild::IfMissing
+        },
+        triggered_by: short("triggered_by", request.triggered_by)?,
+        supervisor_ref: short("supervisor_ref", request.supervisor_ref)?,
+        resolved_base: Some(resolved).filter(|base| !base.is_empty()),
+    })
+}
+
+/// Returns what an image is made from.
+pub(super) fn source(
+    source: Option<wire::BuildSource>,
+    fetch: &FetchOptions,
+) -> Result<Source, Failure> {
+    let missing = || Failure::new(Blame::Request, "build source is missing");
+    match source.and_then(|source| source.from).ok_or_else(missing)? {
+        wire::build_source::From::Ref(from) => Ok(Source::Image(reference(&from.r#ref)?)),
+        wire::build_source::From::File(file) => {
+            Ok(Source::File(Box::new(file_source(file, fetch)?)))
+        }
+    }
+}
+
+/// Returns the image that a text means.
+pub(super) fn reference(text: &str) -> Result<Reference, Failure> {
+    text.parse().map_err(|error| {
+        let error: oci::reference::ReferenceError = error;
+        Failure::new(
+            Blame::Request,
+            format!("cannot resolve image: {}", crate::failure::chain(&error)),
+        )
+    })
+}
+
+fn file_source(
+    file: wire::BuildSourceDockerfile,
+    fetch: &FetchOptions,
+) -> Result<FileSource, Failure> {
+    let missing = || Failure::new(Blame::Request, "file source has no context initializer");
+    let initializer = file.source.and_then(|source| source.spec);
+    let git = match initializer.ok_or_else(missing)? {
+        content::workspace_initializer::Spec::Git(git) => git,
+        other => return Err(unsupported(&other)),
+    };
+    let fields = NamedFields {
+        clone_target: short("clone_taget", git.clone_taget.clone())?,
+        context_path: file.context_path,
+        dockerfile_path: file.dockerfile_path,
+        dockerfile_version: short("dockerfile_version", file.dockerfile_version)?,
+        remote_uri: git.remote_uri.clone(),
+    };
+    Ok(FileSource {
+        dockerfile: path("dockerfile_path", &fields.dockerfile_path)?,
+        context_path: path("context_path", &fields.context_path)?,
+        git: git_source(git, fetch)?,
+        fields,
+    })
+}
+
+fn unsupported(spec: &content::workspace_initializer::Spec) -> Failure {
+    use content::workspace_initializer::Spec;
+    let kind = match spec {
+        Spec::Git(_) => "git",
+        Spec::Empty(_) => {
+            let text = "context initializer empty has no Dockerfile to build; name a git repository, or an image with ref";
+            return Failure::new(Blame::Request, text);
+        }
+        Spec::Snapshot(_) => "snapshot",
+        Spec::Prebuild(_) => "prebuild",
+        Spec::Composite(_) => "composite",
+        Spec::Download(_) => "download",
+        Spec::Backup(_) => "backup",
+    };
+    let text = format!("context initializer {kind} is not supported yet; git is");
+    Failure::new(Blame::Request, text)
+}
+
+fn git_source(git: content::GitInitializer, fetch: &FetchOptions) -> Result<GitSource, Failure> {
+    let target_mode = match git.target_mode() {
+        _ if content::CloneTargetMode::try_from(git.target_mode).is_err() => {
+            let text = format!("target_mode: {} is not known", git.target_mode);
+            return Err(Failure::new(Blame::Request, text));
+        }
+        content::CloneTargetMode::RemoteHead => TargetMode::RemoteHead,
+        content::CloneTargetMode::RemoteCommit => TargetMode::RemoteCommit,
+        content::CloneTargetMode::RemoteBranch => TargetMode::RemoteBranch,
+        content::CloneTargetMode::LocalBranch => TargetMode::LocalBranch,
+    };
+    let url =
+        |name, text: &str| RemoteUrl::parse(text).map_err(|error| Failure::field(name, &error));
+    let upstream = match git.upstream_remote_uri.as_str() {
+        "" => None,
+        text => Some(url("upstream_Remote_uri", text)?),
+    };
+    let config = git.config.unwrap_or_default();
+    let source = GitSource {
+        remote: url("remote_uri", &git.remote_uri)?,
+        upstream,
+        target_mode,
+        target: git.clone_taget,
+        depth: if git.full_clone {
+            Depth::Full
+        } else {
+            Depth::Shallow
+        },
+        checkout_location: RelPath::parse_in_workspace(&git.checkout_location)
+            .map_err(|error| Failure::field("checkout_location", &error))?,
+        auth: git_auth(&config)?,
+        custom_config: config.custom_config.into_iter().collect(),
+    };
+    source
+        .check(fetch)
+        .map_err(|error| Failure::field("git initializer", &error))?;
+    Ok(source)
+}
+
+fn git_auth(config: &content::GitConfig) -> Result<GitAuth, Failure> {
+    match content::GitAuthMethod::try_from(config.authentication) {
+        Ok(content::GitAuthMethod::NoAuth) => Ok(GitAuth::None),
+        Ok(content::GitAuthMethod::BasicAuth) => Ok(GitAuth::Basic {
+            user: config.auth_user.clone(),
+            password: config.auth_password.clone(),
+        }),
+        Ok(content::GitAuthMethod::BasicAuthOts) => Ok(GitAuth::OneTimeSecret {
+            url: config.auth_ots.clone(),
+        }),
+        Err(_) => {
+            let text = format!("authentication: {} is not known", config.authentication);
+            Err(Failure::new(Blame::Request, text))
+        }
+    }
+}
+
+/// Returns a path within the workspace, normalised; `None` when none was given.
+fn path(name: &str, text: &str) -> Result<Option<String>, Failure> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let path = RelPath::parse_in_workspace(text).map_err(|error| Failure::field(name, &error))?;
+    Ok(Some(path.to_string()))
+}
+
+/// Returns what a request may pull with.
+pub(super) fn rights(auth: Option<wire::BuildRegistryAuth>) -> Result<Rights, Failure> {
+    let Some(auth) = auth else {
+        return Ok(Rights::default());
+    };
+    let too_many = |name: &str| {
+        let text = format!("{name}: more than {HOSTS_MAX} hosts");
+        Failure::new(Blame::Request, text)
+    };
+    let grant = match auth.mode {
+        None => Grant::Nothing,
+        Some(wire::build_registry_auth::Mode::Total(total)) if total.allow_all => Grant::Everything,
+        Some(wire::build_registry_auth::Mode::Total(_)) => Grant::Nothing,
+        Some(wire::build_registry_auth::Mode::Selective(selective)) => {
+            if selective.any_of.len() > HOSTS_MAX {
+                return Err(too_many("auth.selective.any_of"));
+            }
+            Grant::Hosts {
+                base: selective.allow_baserep.into(),
+                workspace: selective.allow_workspacerep.into(),
+                others: parse_hosts(&selective.any_of)
+                    .map_err(|error| Failure::field("auth.selective.any_of", &error))?,
+            }
+        }
+    };
+    if auth.additional.len() > HOSTS_MAX {
+        return Err(too_many("auth.additional"));
+    }
+    Ok(Rights {
+        grant,
+        additional: additional(&auth.additional)?,
+    })
+}
+
+fn additional(entries: &HashMap<String, String>) -> Result<Keychain, Failure> {
+    let entries = entries
+        .iter()
+        .map(|(domain, value)| (domain.as_str(), value.as_str()));
+    Keychain::from_additional(entries).map_err(|error| Failure::field("auth.additional", &error))
+}
+
+fn short(name: &str, text: String) -> Result<String, Failure> {
+    if text.len() > FIELD_MAX_BYTES {
+        let text = format!("{name}: longer than {FIELD_MAX_BYTES} bytes");
+        return Err(Failure::new(Blame::Request, text));
+    }
+    Ok(text)
+}
+
+/// Returns the published status of a build: a projection of its state.
+pub(super) fn status(state: &BuildState) -> wire::BuildStatus {
+    match state {
+        BuildState::Queued | BuildState::Active { .. } => wire::BuildStatus::Running,
+        BuildState::Succeeded { .. } => wire::BuildStatus::DoneSuccess,
+        BuildState::Failed { .. } | BuildState::Cancelled => wire::BuildStatus::DoneFailure,
+    }
+}
+
+/// Returns what is told to a person of where a build stands.
+pub(super) fn message(state: &BuildState) -> String {
+    use engine::event::Phase;
+    match state {
+        BuildState::Queued => "waiting for its turn".to_owned(),
+        BuildState::Active { phase } => match phase {
+            Phase::Resolving => "fetching sources and resolving base images",
+            Phase::Planning => "planning",
+            Phase::Running => "running steps",
+            Phase::Pushing => "publishing the image",
+        }
+        .to_owned(),
+        BuildState::Succeeded { .. } => String::new(),
+        BuildState::Failed { failure } => build_message(failure),
+        BuildState::Cancelled => "build failed: it was cancelled".to_owned(),
+    }
+}
+
+/// Returns where a log can be read.
+pub(super) fn log_info(grant: LogGrant) -> wire::LogInfo {
+    wire::LogInfo {
+        url: grant.url,
+        headers: HashMap::from([(grant.header.to_owned(), grant.token)]),
+    }
+}
+
+/// Returns the published description of a build.
+pub(super) fn info(build: &Build, progress: &Progress, log_info: wire::LogInfo) -> wire::BuildInfo {
+    let started_at = i64::try_from(build.record.started_at_ms / 1000).unwrap_or(i64::MAX);
+    wire::BuildInfo {
+        r#ref: build.record.reference.clone(),
+        status: status(&progress.state).into(),
+        started_at,
+        base_ref: build.record.base_reference.clone(),
+        build_id: build.record.id.to_string(),
+        log_info: Some(log_info),
+    }
+}
+
+/// Returns the message of a build's stream that says where it stands.
+pub(super) fn build_response(
+    build: &Build,
+    progress: &Progress,
+    log_info: wire::LogInfo,
+) -> wire::BuildResponse {
+    wire::BuildResponse {
+        r#ref: build.record.reference.clone(),
+        status: status(&progress.state).into(),
+        message: message(&progress.state),
+        base_ref: build.record.base_reference.clone(),
+        info: Some(info(build, progress, log_info)),
+    }
+}
+
+/// Returns our description of a build.
+pub(super) fn native(build: &Build, progress: &Progress) -> api::kiln::v1::Build {
+    use api::kiln::v1::BuildPhase;
+    use engine::event::Phase;
+    let (phase, digest) = match &progress.state {
+        BuildState::Queued => (BuildPhase::Queued, None),
+        BuildState::Active { phase } => {
+            let phase = match phase {
+                Phase::Resolving => BuildPhase::Resolving,
+                Phase::Planning => BuildPhase::Planning,
+                Phase::Running => BuildPhase::Running,
+                Phase::Pushing => BuildPhase::Pushing,
+            };
+            (phase, None)
+        }
+        BuildState::Succeeded { image } => (BuildPhase::Succeeded, Some(&image.digest)),
+        BuildState::Failed { .. } => (BuildPhase::Failed, None),
+        BuildState::Cancelled => (BuildPhase::Cancelled, None),
+    };
+    api::kiln::v1::Build {
+        build_id: build.record.id.to_string(),
+        phase: phase.into(),
+        r#ref: build.record.reference.clone(),
+        base_ref: build.record.base_reference.clone(),
+        started_at_ms: i64::try_from(build.record.started_at_ms).unwrap_or(i64::MAX),
+        digest: digest.map(ToString::to_string).unwrap_or_default(),
+        message: message(&progress.state),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! What the published API has no call for.
+
+use api::kiln::v1 as wire;
+use api::kiln::v1::kiln_server::Kiln;
+use tonic::{Request, Response, Status};
+
+use super::{Calls, convert, tenant_of};
+use crate::lifecycle::not_found;
+
+#[tonic::async_trait]
+impl Kiln for Calls {
+    async fn get_version(
+        &self,
+        _request: Request<wire::GetVersionRequest>,
+    ) -> Result<Response<wire::GetVersionResponse>, Status> {
+        Ok(Response::new(wire::GetVersionResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn get_build(
+        &self,
+        request: Request<wire::GetBuildRequest>,
+    ) -> Result<Response<wire::GetBuildResponse>, Status> {
+        let tenant = tenant_of(&request);
+        let id = request.into_inner().build_id;
+        let build = id
+            .parse()
+            .ok()
+            .and_then(|id| self.service().builds.find(&tenant, &id))
+            .ok_or_else(|| not_found().status())?;
+        Ok(Response::new(wire::GetBuildResponse {
+            build: Some(convert::native(&build, &build.progress())),
+        }))
+    }
+
+    async fn cancel_build(
+        &self,
+        request: Request<wire::CancelBuildRequest>,
+    ) -> Result<Response<wire::CancelBuildResponse>, Status> {
+        let tenant = tenant_of(&request);
+        let id = request.into_inner().build_id;
+        let builds = &self.service().builds;
+        let build = id
+            .parse()
+            .ok()
+            .and_then(|id| builds.find(&tenant, &id))
+            .ok_or_else(|| not_found().status())?;
+        let cancelled = builds.cancel(&build).await;
+        cancelled.map_err(|failure| failure.status())?;
+        Ok(Response::new(wire::CancelBuildResponse {
+            build: Some(convert::native(&build, &build.progress())),
+        }))
+    }
+}

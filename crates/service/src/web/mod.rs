@@ -1,0 +1,105 @@
+//! HTTP beside gRPC: log streams, metrics, liveness. The embedded registry has routes of its own.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `GET /logs/<build id>?offset=N&censored=true` | the log as text from byte N on, until the build ends; needs the token of [`tokens`] |
+//! | `GET /metrics` | everything that is counted |
+//! | `GET /healthz` | 200 when builds can be started, else 503 and why |
+
+pub mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use engine::id::BuildId;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::tokens::LogTokens;
+use crate::builds::Builds;
+use crate::builds::log::{self, Names};
+use crate::telemetry::Metrics;
+
+/// What the routes work with.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The table of builds.
+    pub builds: Builds,
+    /// Opens log streams.
+    pub tokens: LogTokens,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What is missing to start builds; empty when nothing is.
+    pub readiness: watch::Receiver<String>,
+    /// Cancelled when the service is about to stop.
+    pub shutdown: CancellationToken,
+}
+
+#[derive(Debug, Deserialize)]
+struct LogQuery {
+    #[serde(default)]
+    offset: u64,
+    #[serde(default)]
+    censored: bool,
+}
+
+/// Returns the routes.
+pub fn router(parts: Parts) -> Router {
+    Router::new()
+        .route("/logs/{id}", get(logs))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health))
+        .with_state(Arc::new(parts))
+}
+
+async fn logs(
+    State(parts): State<Arc<Parts>>,
+    Path(id): Path<String>,
+    Query(query): Query<LogQuery>,
+    headers: HeaderMap,
+) -> Response {
+    // One answer for a build that is not there and for a token that is not its: nobody learns which builds there are.
+    let refused = || (StatusCode::NOT_FOUND, "build not found\n").into_response();
+    let Ok(id) = id.parse::<BuildId>() else {
+        return refused();
+    };
+    let token = headers.get(tokens::HEADER).map(http::HeaderValue::as_bytes);
+    if !token.is_some_and(|token| parts.tokens.opens(&id, token)) {
+        return refused();
+    }
+    let Some(build) = parts.builds.find_any(&id) else {
+        return refused();
+    };
+    let names = if query.censored {
+        Names::Censored
+    } else {
+        Names::Shown
+    };
+    let text = log::read(build, query.offset, names, parts.shutdown.clone());
+    let headers = [
+        (CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (CACHE_CONTROL, "no-store"),
+    ];
+    (headers, Body::from_stream(text)).into_response()
+}
+
+async fn metrics(State(parts): State<Arc<Parts>>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], parts.metrics.text()).into_response()
+}
+
+async fn health(State(parts): State<Arc<Parts>>) -> Response {
+    let problem = parts.readiness.borrow().clone();
+    if problem.is_empty() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response()
+    }
+}
