@@ -379,3 +379,18 @@ fn mount_in_own_namespace(
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(CWD, target, flags).map_err(|error| failed("open_tree", error, None))
 }
+
+/// Mounts in the old way, whatever the kernel could do.
+#[cfg(test)]
+pub(super) fn mount_by_string_for_tests(
+    lowers: &[PathBuf],
+    upper: Option<&Upper>,
+) -> Result<OwnedFd, MountError> {
+    let dirs = lowers.iter().rev().map(|path| open_dir(path));
+    let dirs = dirs.collect::<Result<Vec<_>, _>>()?;
+    let upper = match upper {
+        Some(upper) => Some((open_dir(&upper.path())?, open_dir(&upper.work())?)),
+        None => None,
+    };
+    mount_by_string(&dirs, upper.as_ref())
+}

@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
@@ -92,10 +91,10 @@ pub(super) fn look(dir: impl AsFd, name: &CStr) -> io::Result<Option<Stat>> {
 
 /// Returns the names in `dir`, sorted by bytes.
 pub(super) fn names(dir: impl AsFd) -> io::Result<Vec<CString>> {
-    let mut buffer = vec![MaybeUninit::uninit(); LISTING_BYTES];
+    let mut buffer = Vec::with_capacity(LISTING_BYTES);
     let mut names = Vec::new();
     rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(0))?;
-    let mut entries = RawDir::new(dir, &mut buffer);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {

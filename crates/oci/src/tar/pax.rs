@@ -141,13 +141,13 @@ fn seconds(value: &[u8]) -> Result<i64, &'static str> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return Err(BAD);
     }
-    let whole = i64::try_from(whole).map_err(|_| BAD)?;
     let has_fraction = fraction.iter().any(|digit| *digit != b'0');
-    if is_negative {
-        Ok(-whole - i64::from(has_fraction))
+    let floor = if is_negative {
+        -i128::from(whole) - i128::from(has_fraction)
     } else {
-        Ok(whole)
-    }
+        i128::from(whole)
+    };
+    i64::try_from(floor).map_err(|_| BAD)
 }
 
 /// Adds one record to `out`.

@@ -138,21 +138,25 @@ impl Placer {
         let invalid = || UnpackError::Whiteout {
             path: tree::shown(&entry.path),
         };
-        if name == OPAQUE_MARKER && !parents.iter().any(|part| part.starts_with(WHITEOUT_PREFIX)) {
+        let is_union = |part: &&[u8]| part.starts_with(UNION_PREFIX);
+        let is_whiteout = |part: &&[u8]| part.starts_with(WHITEOUT_PREFIX);
+        if parents.iter().any(is_union) {
+            return Ok(());
+        }
+        if parents.iter().any(is_whiteout) {
+            return Err(invalid());
+        }
+        if name == OPAQUE_MARKER {
             let parent = self.parent(entry, parents)?;
             return attributes::set_opaque(&*parent).map_err(io_error("mark", &entry.path));
         }
-        let all = parents.iter().chain(std::iter::once(&name));
-        if all.clone().any(|part| part.starts_with(UNION_PREFIX)) {
+        if is_union(&name) {
             return Ok(());
         }
         let hidden = match name.strip_prefix(WHITEOUT_PREFIX) {
             None | Some(b"" | b"." | b"..") => return Err(invalid()),
             Some(hidden) => hidden,
         };
-        if parents.iter().any(|part| part.starts_with(WHITEOUT_PREFIX)) {
-            return Err(invalid());
-        }
         let place = self.at(entry, parents, hidden)?;
         let found = tree::look(&*place.parent, &place.name);
         match found.map_err(io_error("look at", &entry.path))? {

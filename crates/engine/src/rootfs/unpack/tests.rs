@@ -76,7 +76,7 @@ fn the_digest_covers_what_follows_the_end_marker() {
 
 #[test]
 fn t01_names_that_lead_out_are_refused_and_absolute_ones_stay_inside() {
-    let deep = "../".repeat(1300) + "x";
+    let deep = "../".repeat(1350) + "x";
     for name in ["../x", "a/../../x", "./../x", "..", "a/..", &deep[..4000]] {
         let (_place, _, outcome) = unpacked(&[file(name.trim_end_matches('/'), "x")]);
         assert!(
@@ -469,7 +469,7 @@ fn t18_deep_trees_and_forbidden_directories_are_removed() {
     let place = Place::new();
     let top = place.dir("top");
     let mut dir = rustix::fs::openat(CWD, &top, tree::directory_flags(), Mode::empty()).unwrap();
-    for _ in 0..20_000 {
+    for _ in 0..5_000 {
         rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
         dir = rustix::fs::openat(&dir, "d", tree::directory_flags(), Mode::empty()).unwrap();
     }
