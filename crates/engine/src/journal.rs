@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::event::{Event, StepId, Stream};
@@ -88,6 +88,13 @@ pub enum JournalError {
     },
 }
 
+/// Opens a file itself, never what a link leads to: the folder may belong to a worker, and the reader or writer be the host's root.
+fn plainly() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    options
+}
+
 /// Appends records. There is one writer of a journal at any time: the worker, or the server once the worker is dead.
 #[derive(Debug)]
 pub struct Writer {
@@ -102,7 +109,7 @@ impl Writer {
             path: path.clone(),
             source,
         };
-        let mut file = OpenOptions::new()
+        let mut file = plainly()
             .append(true)
             .create_new(true)
             .open(&path)
@@ -121,7 +128,7 @@ impl Writer {
         };
         let mut reader = Reader::open(folder)?;
         while reader.next()?.is_some() {}
-        let file = OpenOptions::new().append(true).open(&path).map_err(open)?;
+        let file = plainly().append(true).open(&path).map_err(open)?;
         if file.metadata().map_err(open)?.len() > reader.offset() {
             file.set_len(reader.offset())
                 .map_err(JournalError::Append)?;
@@ -190,10 +197,13 @@ impl Reader {
     /// Opens the journal in a build's folder.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join(FILE_NAME);
-        let mut file = File::open(&path).map_err(|source| JournalError::Open {
-            path: path.clone(),
-            source,
-        })?;
+        let mut file = plainly()
+            .read(true)
+            .open(&path)
+            .map_err(|source| JournalError::Open {
+                path: path.clone(),
+                source,
+            })?;
         let mut magic = [0; FORMAT_VERSION.len()];
         file.read_exact(&mut magic).map_err(JournalError::Read)?;
         if &magic != FORMAT_VERSION {

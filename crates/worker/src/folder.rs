@@ -1,11 +1,12 @@
 //! Names of the files of a build, and the lock that tells whether its worker lives.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use engine::id::BuildId;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 
 /// What was asked, without secrets.
 pub const RECORD: &str = "record.json";
@@ -17,6 +18,8 @@ pub const WORK: &str = "work";
 pub const OUTPUT: &str = "output";
 /// What the worker says when it cannot write its journal.
 pub const WORKER_LOG: &str = "worker.log";
+/// The cgroups that were made for the build, to be removed after it.
+pub const CGROUPS: &str = "cgroups.json";
 /// The store, beside the builds.
 pub const STORE: &str = "store";
 /// All builds.
@@ -25,6 +28,21 @@ pub const BUILDS: &str = "builds";
 /// Returns the folder of a build.
 pub fn of(state: &Path, id: &BuildId) -> PathBuf {
     state.join(BUILDS).join(id.as_str())
+}
+
+/// Longest small file that is read.
+const SMALL_MAX_BYTES: u64 = 1 << 20;
+
+/// Reads a small file of a build's folder: itself, never what a link leads to, for the folder belongs to the worker.
+pub fn read_small(folder: &Path, name: &str) -> io::Result<String> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(folder.join(name))?;
+    let mut text = String::new();
+    file.take(SMALL_MAX_BYTES).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The lock of a build that is held.
@@ -36,6 +54,7 @@ pub struct Held {
 /// Takes the lock of the build in `folder`; `None` when somebody lives who holds it.
 pub fn try_lock(folder: &Path) -> io::Result<Option<Held>> {
     let file = OpenOptions::new()
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .read(true)
         .write(true)
         .create(true)

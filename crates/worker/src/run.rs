@@ -12,7 +12,8 @@ use engine::journal::Writer;
 use engine::recorder::{Environment, Recorder};
 use engine::redact::Redactor;
 use engine::sandbox::{
-    HostNetwork, LauncherImage, Namespaces, NamespacesOptions, NetworkPool, NetworkProgram,
+    CgroupParent, HostNetwork, LauncherImage, Namespaces, NamespacesOptions, NetworkPool,
+    NetworkProgram,
 };
 use engine::spec::{BuildSpec, Context, Source};
 use store::Store;
@@ -20,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::folder;
+use crate::start::Handover;
 use crate::userns::{self, UserNsOptions};
 
 /// Largest spec that is read.
@@ -59,9 +61,10 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
         .take(SPEC_MAX_BYTES)
         .read_to_end(&mut text);
     read.map_err(|e| format!("read the spec: {e}"))?;
-    let spec: BuildSpec =
+    let handover: Handover<'_> =
         serde_json::from_slice(&text).map_err(|e| format!("decode the spec: {e}"))?;
     text.fill(0);
+    let (spec, cgroups) = (handover.spec.into_owned(), handover.cgroups);
     if spec.id != args.id {
         return Err(format!("spec is for build {}, not {}", spec.id, args.id));
     }
@@ -70,6 +73,9 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
     // ids have changed.
     std::env::set_current_dir(&args.state)
         .map_err(|e| format!("enter {}: {e}", args.state.display()))?;
+    if let Some(cgroups) = &cgroups {
+        cgroups.join().map_err(|e| chain(&e))?;
+    }
     let resolv_conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let entered = userns::enter(&args.user_namespace).map_err(|e| chain(&e))?;
     let state = Path::new(".");
@@ -86,6 +92,7 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
             HostNetwork::Refused
         },
         resolv_conf,
+        cgroups,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -149,9 +156,7 @@ async fn carry_out(
         ),
         (_, end) => end,
     };
-    if let Some(sandbox) = Arc::into_inner(sandbox) {
-        sandbox.shut_down().await;
-    }
+    sandbox.shut_down().await;
     let removed =
         tokio::task::spawn_blocking(move || engine::rootfs::remove::remove_tree(&work)).await;
     if let Ok(Err(error)) = removed {
@@ -179,6 +184,7 @@ struct SandboxOptions {
     image: LauncherImage,
     host_network: HostNetwork,
     resolv_conf: String,
+    cgroups: Option<CgroupParent>,
 }
 
 impl SandboxOptions {
@@ -188,7 +194,7 @@ impl SandboxOptions {
             // Without a program for it, a step that needs the network says so.
             network: NetworkProgram::find().ok().map(NetworkPool::new),
             host_network: self.host_network,
-            cgroups: None,
+            cgroups: self.cgroups,
             host_resolv_conf: self.resolv_conf,
         })
     }

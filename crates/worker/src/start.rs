@@ -1,5 +1,6 @@
 //! Starting workers, finding them again, and ending the builds of dead ones.
 
+use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
@@ -10,9 +11,11 @@ use engine::event::{Event, Failure, FailureKind};
 use engine::id::BuildId;
 use engine::journal::{self, Body, JournalError, Reader, Writer};
 use engine::recorder::Environment;
+use engine::sandbox::{self, CgroupError, CgroupParent};
 use engine::spec::{BuildSpec, Record};
 use engine::state::BuildState;
 use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 
@@ -76,6 +79,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The build's cgroups could not be made.
+    #[error("limit what the build may use")]
+    Cgroups(#[source] CgroupError),
     /// The worker ended before it had read what to do.
     #[error("hand the spec to the worker")]
     Handover(#[source] io::Error),
@@ -98,16 +104,14 @@ pub async fn start(
 ///
 /// # Errors
 /// See [`StartError`].
-pub async fn launch(
-    command: &WorkerCommand,
-    spec: &BuildSpec,
-) -> Result<WorkerHandle, StartError> {
+pub async fn launch(command: &WorkerCommand, spec: &BuildSpec) -> Result<WorkerHandle, StartError> {
     let folder = folder::of(&command.state, &spec.id);
     let log =
         File::create(folder.join(folder::WORKER_LOG)).map_err(|source| StartError::Folder {
             path: folder.clone(),
             source,
         })?;
+    let cgroups = cgroups(command, spec, &folder)?;
     let mut child = tokio::process::Command::new(&command.program)
         .arg("worker")
         .arg("--state")
@@ -124,7 +128,11 @@ pub async fn launch(
             program: command.program.clone(),
             source,
         })?;
-    let text = serde_json::to_vec(spec).map_err(StartError::Encode)?;
+    let handover = Handover {
+        spec: Cow::Borrowed(spec),
+        cgroups,
+    };
+    let text = serde_json::to_vec(&handover).map_err(StartError::Encode)?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(&text).await.map_err(StartError::Handover)?;
         stdin.shutdown().await.map_err(StartError::Handover)?;
@@ -133,6 +141,47 @@ pub async fn launch(
         folder,
         process: Process::Child(child),
     })
+}
+
+/// What goes to the worker over its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Handover<'a> {
+    pub(crate) spec: Cow<'a, BuildSpec>,
+    /// Made by the starter: the worker has no power over the host's cgroups.
+    pub(crate) cgroups: Option<CgroupParent>,
+}
+
+fn cgroups(
+    command: &WorkerCommand,
+    spec: &BuildSpec,
+    folder: &Path,
+) -> Result<Option<CgroupParent>, StartError> {
+    let (uid, gid) = match command.owner {
+        Some(owner) => (owner.uid, owner.gid),
+        None => (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        ),
+    };
+    let made = sandbox::prepare_cgroups(spec.id.as_str(), uid, gid).map_err(StartError::Cgroups)?;
+    if let Some(cgroups) = &made {
+        let text = serde_json::to_vec(cgroups).map_err(StartError::Encode)?;
+        let failed = |source| StartError::Folder {
+            path: folder.to_owned(),
+            source,
+        };
+        fs::write(folder.join(folder::CGROUPS), text).map_err(failed)?;
+    }
+    Ok(made)
+}
+
+/// Removes what was made for the build outside of its folder.
+fn tidy_up(folder: &Path) {
+    let cgroups = folder::read_small(folder, folder::CGROUPS).ok();
+    let cgroups: Option<CgroupParent> = cgroups.and_then(|text| serde_json::from_str(&text).ok());
+    if let Some(cgroups) = cgroups {
+        cgroups.remove();
+    }
 }
 
 /// The first half of [`start`]: makes the build's folder and returns it, so that files can be put into its scratch folder. If no worker
@@ -199,7 +248,11 @@ impl WorkerHandle {
             Process::Adopted { pidfd, .. } => drop(pidfd.readable().await),
         }
         let folder = self.folder;
-        let concluded = tokio::task::spawn_blocking(move || conclude(&folder)).await;
+        let concluded = tokio::task::spawn_blocking(move || {
+            tidy_up(&folder);
+            conclude(&folder)
+        })
+        .await;
         concluded.unwrap_or(Ok(()))
     }
 
@@ -251,7 +304,7 @@ pub fn adopt(state: &Path, id: &BuildId) -> io::Result<Option<WorkerHandle>> {
 }
 
 fn read_pid(folder: &Path) -> Option<Pid> {
-    let text = fs::read_to_string(folder.join(folder::LOCK)).ok()?;
+    let text = folder::read_small(folder, folder::LOCK).ok()?;
     Pid::from_raw(text.trim().parse().ok()?)
 }
 
@@ -267,7 +320,7 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
         return Ok(());
     }
     let mut writer = Writer::resume(folder)?;
-    let said = fs::read_to_string(folder.join(folder::WORKER_LOG)).unwrap_or_default();
+    let said = folder::read_small(folder, folder::WORKER_LOG).unwrap_or_default();
     let said = said.trim();
     let message = match said {
         "" => "the worker that carried out this build was lost".to_owned(),
