@@ -353,8 +353,17 @@ impl<'a> Git<'a> {
     ) -> Result<(), FetchError> {
         let mut line = Vec::new();
         let mut logged = 0_usize;
+        // A line that was cut may end within a credential: so much of its end is not shown.
+        let longest = self.spellings.first().map_or(0, String::len);
+        let most = MAX_LINE_BYTES + longest;
         let mut end_line = |line: &mut Vec<u8>| {
             let text = self.redact(&String::from_utf8_lossy(line));
+            let shown = if line.len() < most {
+                text.len()
+            } else {
+                text.len().saturating_sub(longest)
+            };
+            let text = shorten(text, shown.min(MAX_LINE_BYTES));
             line.clear();
             if text.trim().is_empty() {
                 return;
@@ -372,7 +381,7 @@ impl<'a> Git<'a> {
             for &byte in chunk {
                 if byte == b'\n' || byte == b'\r' {
                     end_line(&mut line);
-                } else if line.len() < MAX_LINE_BYTES {
+                } else if line.len() < most {
                     line.push(byte);
                 }
             }
@@ -382,6 +391,15 @@ impl<'a> Git<'a> {
         end_line(&mut line);
         Ok(())
     }
+}
+
+/// Returns the first `most` bytes of a line, or a little less where a character would be cut.
+fn shorten(mut line: String, most: usize) -> String {
+    let end = (0..=most.min(line.len()))
+        .rev()
+        .find(|&at| line.is_char_boundary(at));
+    line.truncate(end.unwrap_or(0));
+    line
 }
 
 /// Reads to the end, handing on what comes.

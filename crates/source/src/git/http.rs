@@ -28,9 +28,7 @@ pub(super) fn client(options: &FetchOptions) -> Option<Client> {
         .no_proxy();
     if let Some(path) = &options.ca_file {
         let bytes = std::fs::read(path).ok()?;
-        for certificate in Certificate::from_pem_bundle(&bytes).ok()? {
-            builder = builder.add_root_certificate(certificate);
-        }
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&bytes).ok()?);
     }
     if let Some(proxy) = &options.proxy {
         let exceptions = options

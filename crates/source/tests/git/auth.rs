@@ -329,3 +329,24 @@ async fn a_redirect_to_another_path_of_the_host_is_followed() {
         format!("http://{}/project.git", upstream.host())
     );
 }
+
+#[tokio::test]
+async fn a_password_across_the_end_of_a_long_line_is_blackened() {
+    let (server, _) = secret_server(|| {
+        // Whatever git puts in front of it, one of these passwords lies across the longest line.
+        let body = format!("{}\n", PASSWORD.repeat(400));
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
+            .headers_mut()
+            .insert("content-type", "text/plain".parse().unwrap());
+        response
+    });
+    let source = GitSource {
+        auth: basic(PASSWORD),
+        ..source_of(&format!("http://{}/x", server.address()))
+    };
+    let fetched = run(&source, &quick()).await;
+    assert!(fetched.log.contains("******"), "{}", fetched.log);
+    assert!(!fetched.log.contains(&PASSWORD[..4]), "{}", fetched.log);
+}
