@@ -230,7 +230,7 @@ impl Problem {
             // A request that could not even be written down will not improve; a bad certificate neither.
             Self::Connection { source, .. } => !source.is_builder() && !is_tls_refusal(source),
             Self::TooSlow { .. } | Self::Truncated { .. } => true,
-            Self::AskToken(problem) => problem.is_transient(),
+            // Among them a token service that failed: it was asked often enough already.
             _ => false,
         }
     }
@@ -239,7 +239,6 @@ impl Problem {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
-            Self::AskToken(problem) => problem.retry_after(),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use http::Method;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use oci::manifest::DOCUMENT_MAX_BYTES;
 use oci::{Descriptor, Digest, Document, Manifest, Reference};
+use reqwest::Response;
 
 use super::auth::Scopes;
 use super::call::{Call, content_digest};
@@ -21,6 +22,8 @@ use crate::hosts::Endpoint;
 
 /// How often a registry is asked whether a blob is there that it has just accepted: some need a moment.
 const LOOKS_MAX: u32 = 3;
+/// How often a manifest is sent that the registry finds damaged.
+const MANIFEST_SENDS_MAX: u32 = 4;
 
 /// An image that is ready to be pushed.
 #[derive(Debug, Clone)]
@@ -272,13 +275,28 @@ impl Inner {
             headers,
         };
         let body = Bytes::copy_from_slice(bytes);
-        let response = self.send(&call, &body, self.options.finish_timeout).await?;
+        let response = self.send_manifest(&call, &body).await?;
         let claimed = content_digest(response.headers())?;
         if let Some(claimed) = &claimed {
             check_digest("the manifest", claimed, bytes)?;
         }
         let asked = reference.digest().cloned();
         Ok(asked.unwrap_or_else(|| Digest::sha256(bytes)))
+    }
+
+    /// Sends a manifest. `DIGEST_INVALID` is tried again, for we have checked the digest: registries that write into a file which
+    /// another push of the same manifest is reading answer it (docker-registry 2.8 on a file system does).
+    async fn send_manifest(&self, call: &Call<'_>, body: &Bytes) -> Result<Response, Problem> {
+        let mut tries = Tries::default();
+        for _ in 1..MANIFEST_SENDS_MAX {
+            match self.send(call, body, self.options.finish_timeout).await {
+                Err(Problem::Status { entry, .. }) if entry.code == "DIGEST_INVALID" => {
+                    tries.pause(self.policy(call.endpoint)).await;
+                }
+                answer => return answer,
+            }
+        }
+        self.send(call, body, self.options.finish_timeout).await
     }
 }
 

@@ -99,7 +99,10 @@ fn look_alikes_of_a_host_get_no_credential() {
         let reference: oci::Reference = format!("{alike}/a/b").parse().unwrap();
         // Without a dot it is no host at all, but a repository of docker.io.
         let is_host = reference.host() == alike;
-        assert!(!is_host || keychain.get(reference.host()).is_none(), "{alike}");
+        assert!(
+            !is_host || keychain.get(reference.host()).is_none(),
+            "{alike}"
+        );
     }
     for same in ["index.docker.io/a/b", "REGISTRY-1.docker.io/a/b", "a/b"] {
         let reference: oci::Reference = same.parse().unwrap();

@@ -1,0 +1,16 @@
+//! The client against registries that behave, misbehave and lie.
+
+#[cfg(test)]
+#[path = "client/auth.rs"]
+mod auth;
+#[cfg(test)]
+#[path = "client/pull.rs"]
+mod pull;
+#[cfg(test)]
+#[path = "client/push.rs"]
+mod push;
+#[cfg(test)]
+#[path = "client/real.rs"]
+mod real;
+#[cfg(test)]
+mod support;
