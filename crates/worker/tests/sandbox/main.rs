@@ -7,6 +7,7 @@
 //! | `step-init` | the launcher, exactly as `kiln` dispatches it |
 //! | `inside` | enters a user namespace as a worker does and runs the cases |
 //! | `probe` | runs inside a container and tries what a step must not do |
+//! | `measure` | times whole runs of `true`, for decision record 0002 |
 //! | anything else | starts `inside` as this user and, when that is root, as an ordinary user made for the test; a word filters cases by name |
 #![expect(
     clippy::unwrap_used,
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             args.get(2).map(String::as_str),
             args.get(3).map(String::as_str),
         ),
+        Some("measure") => measure(),
         // What `cargo test -- --list` and the like ask for.
         Some("--list") => ExitCode::SUCCESS,
         _ => starters::main(
@@ -90,4 +92,31 @@ fn inside(starter: Option<&str>, filter: Option<&str>) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Prints how long whole runs of `true` take, overlay mount not included.
+fn measure() -> ExitCode {
+    let entered = worker::userns::enter(&worker::userns::UserNsOptions::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let rig = Rig::new(entered.image, None, Starter::Root);
+    let mut times = runtime.block_on(async {
+        let mut times = Vec::new();
+        for _ in 0..50 {
+            times.push(rig.command(&["true"]).go().await.took);
+        }
+        times
+    });
+    times.sort();
+    println!(
+        "median {:?}, least {:?}, most {:?}, n {}",
+        times[25],
+        times[0],
+        times[49],
+        times.len()
+    );
+    ExitCode::SUCCESS
 }
