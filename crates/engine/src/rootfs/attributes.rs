@@ -110,9 +110,8 @@ pub(super) fn is_opaque(directory: impl AsFd) -> io::Result<bool> {
     let mut value = [0u8; 8];
     match rustix::fs::fgetxattr(directory, OPAQUE, &mut value[..]) {
         Ok(n) => Ok(value.get(..n) == Some(b"y")),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
-        // Longer than any value that means something.
-        Err(Errno::RANGE) => Ok(false),
+        // Out of range: longer than any value that means something.
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

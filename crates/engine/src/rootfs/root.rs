@@ -283,14 +283,24 @@ impl Root {
         mode: u32,
         owner: (u32, u32),
     ) -> Result<bool, RootError> {
+        Ok(!self.create_dirs(path, mode, owner)?.is_empty())
+    }
+
+    /// Does as [`Self::create_dir_all`], and returns what was made, from the top.
+    pub(super) fn create_dirs(
+        &self,
+        path: &Path,
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<Vec<Vec<u8>>, RootError> {
         let resolved = self.resolve(path)?;
         let mut here = Vec::new();
-        let mut is_made = false;
+        let mut created = Vec::new();
         let mut dir = self.fd.try_clone().map_err(failed("open", b"/"))?;
         for name in reversed(resolved.as_os_str().as_bytes()).into_iter().rev() {
             here = join(&here, &name);
             match rustix::fs::mkdirat(&dir, &name[..], Mode::from_raw_mode(0o700)) {
-                Ok(()) => is_made = true,
+                Ok(()) => created.push(here.clone()),
                 Err(Errno::EXIST) => {
                     dir = self.open_child(&dir, &name, &here)?;
                     continue;
@@ -303,7 +313,7 @@ impl Root {
                 .and_then(|()| rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode)))
                 .map_err(|error| failed("set the owner of", &here)(error.into()))?;
         }
-        Ok(is_made)
+        Ok(created)
     }
 
     #[expect(

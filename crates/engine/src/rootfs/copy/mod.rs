@@ -306,12 +306,14 @@ impl Copier<'_> {
             Owner::FromSource => (0, 0),
         };
         let as_path = Path::new(OsStr::from_bytes(path));
-        let made = self.to.create_dir_all(as_path, 0o755, owner);
+        let made = self.to.create_dirs(as_path, 0o755, owner);
         let made = made.map_err(|error| CopyError::Destination(tree::shown(path), error))?;
-        if made && let Mtime::Fixed(mtime) = self.options.mtime {
-            self.times.push((path.to_vec(), mtime));
+        let is_new = made.last().is_some_and(|last| last == path);
+        if let Mtime::Fixed(mtime) = self.options.mtime {
+            self.times
+                .extend(made.into_iter().map(|path| (path, mtime)));
         }
-        Ok(made)
+        Ok(is_new)
     }
 
     fn visit(&mut self, visit: &Visit<'_>, target: Vec<u8>) -> Result<(), CopyError> {

@@ -10,6 +10,25 @@ use super::*;
 use crate::rootfs::remove::remove_tree;
 use crate::rootfs::testing::*;
 
+struct Broken;
+impl Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("the line is dead"))
+    }
+}
+
+struct CancelSoon(CancellationToken, usize);
+impl Read for CancelSoon {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.1 += 1;
+        if self.1 == 20 {
+            self.0.cancel();
+        }
+        buffer.fill(0);
+        Ok(buffer.len())
+    }
+}
+
 type Outcome = Result<UnpackReport, UnpackError>;
 
 fn unpacked(entries: &[(Entry, Vec<u8>)]) -> (Place, PathBuf, Outcome) {
@@ -399,12 +418,6 @@ fn t16_truncated_archives_and_failing_streams_are_errors() {
             "{outcome:?}"
         );
     }
-    struct Broken;
-    impl Read for Broken {
-        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(io::Error::other("the line is dead"))
-        }
-    }
     for n in [0, 512, 1000] {
         let stream = (&whole[..n]).chain(Broken);
         let outcome = unpack(stream, &place.dir(&format!("b{n}")), &limits, &none);
@@ -434,17 +447,6 @@ fn cancelling_ends_an_endless_archive() {
     let mut writer = oci::tar::Writer::new(Vec::new());
     // Writes the header, then fails for want of content.
     let _ = writer.append(&big, &mut io::empty());
-    struct CancelSoon(CancellationToken, usize);
-    impl Read for CancelSoon {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.1 += 1;
-            if self.1 == 20 {
-                self.0.cancel();
-            }
-            buffer.fill(0);
-            Ok(buffer.len())
-        }
-    }
     let header = {
         let bytes = archive(&[file("big", "")]);
         let mut header = bytes[..512].to_vec();
@@ -477,7 +479,7 @@ fn t18_deep_trees_and_forbidden_directories_are_removed() {
     fs::write(top.join("closed/inner/file"), "x").unwrap();
     fs::write(top.join(".removed-1"), "in the way").unwrap();
     std::os::unix::fs::symlink(place.canary(), top.join("closed/link")).unwrap();
-    fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
     remove_tree(&top).unwrap();
     assert!(!top.exists());
     remove_tree(&top).unwrap();
