@@ -7,7 +7,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::sandbox::{Network, SandboxError, StepExit, StepLimits, UserIds};
+use engine::sandbox::{
+    LauncherImage, Namespaces, NamespacesOptions, Network, NetworkPool, NetworkProgram,
+    SandboxError, StepExit, StepLimits, UserIds,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::rig::{Rig, Starter};
@@ -50,6 +53,7 @@ pub(crate) const CASES: &[Case] = cases![
     memory_beyond_the_limit_is_out_of_memory,
     the_host_s_loopback_is_out_of_reach,
     networks_are_reused_but_not_shared,
+    slirp4netns_serves_where_pasta_is_missing,
     files_belong_to_the_container_s_ids,
 ];
 
@@ -631,6 +635,28 @@ async fn networks_are_reused_but_not_shared(rig: Arc<Rig>) {
     let (namespace, resolv) = next.text().split_once('\n').unwrap();
     assert!([one.text(), other.text()].contains(&namespace));
     assert_eq!(resolv, "nameserver 169.254.1.1");
+}
+
+async fn slirp4netns_serves_where_pasta_is_missing(rig: Arc<Rig>) {
+    if !network_is_possible(&rig) {
+        return;
+    }
+    let program =
+        NetworkProgram::slirp4netns().unwrap_or_else(|| panic!("install the package slirp4netns"));
+    // By now the binary's path may be out of reach, so this is the sealed copy.
+    let options = NamespacesOptions {
+        network: Some(NetworkPool::new(program)),
+        ..NamespacesOptions::new(LauncherImage::prepare().unwrap())
+    };
+    let other = Rig::with_sandbox(Namespaces::new(options), rig.starter);
+    let script = "ip route | grep -c default; cat /etc/resolv.conf";
+    let outcome = other
+        .sh(script)
+        .with(|run| run.network = Network::Default)
+        .go()
+        .await;
+    other.sandbox.shut_down().await;
+    assert_eq!(outcome.text(), "1\nnameserver 10.0.2.3");
 }
 
 async fn files_belong_to_the_container_s_ids(rig: Arc<Rig>) {

@@ -56,6 +56,19 @@ impl Rig {
         }
     }
 
+    /// A rig of its own around another sandbox.
+    pub(crate) fn with_sandbox(sandbox: Namespaces, starter: Starter) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        make_base(&dir.path().join("base"));
+        Self {
+            sandbox,
+            starter,
+            image_path: PathBuf::new(),
+            has_cgroups: false,
+            dir,
+        }
+    }
+
     pub(crate) fn base(&self) -> PathBuf {
         self.dir.path().join("base")
     }

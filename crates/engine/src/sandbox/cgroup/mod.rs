@@ -210,8 +210,9 @@ impl CgroupParent {
             .collect()
     }
 
-    /// Removes the build's cgroups, once its worker is gone. Whoever prepared them calls it.
-    pub fn remove(&self) {
+    /// Removes the build's cgroups, once its worker is gone; false when processes in them are still ending. Whoever prepared
+    /// them calls it.
+    pub fn remove(&self) -> bool {
         for Hierarchy { directory, .. } in &self.hierarchies {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 // What is not a directory cannot be removed, and need not be.
@@ -220,6 +221,10 @@ impl CgroupParent {
             // One that is still in use is tried again with the next build of the same name, and gone after a restart.
             let _ = fs::remove_dir(directory);
         }
+        !self
+            .hierarchies
+            .iter()
+            .any(|hierarchy| hierarchy.directory.exists())
     }
 
     /// Makes the cgroups of one step.

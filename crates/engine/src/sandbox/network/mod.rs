@@ -48,6 +48,8 @@ const PROGRAM_DIRECTORIES: [&str; 5] = [
 const START_TIME: Duration = Duration::from_secs(15);
 /// How long an ended network may take to be gone.
 const STOP_TIME: Duration = Duration::from_secs(5);
+/// The most a program says before it is ready.
+const MAX_READY_BYTES: usize = 4096;
 /// How much of a failing program's complaints is kept.
 const MAX_COMPLAINT_BYTES: u64 = 4096;
 
@@ -131,6 +133,26 @@ impl NetworkProgram {
     /// Returns where the program is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Waits until the program says that it is ready; it is not when it closes the pipe before.
+    async fn becomes_ready(&self, mut from: pipe::Receiver) -> io::Result<bool> {
+        let mut said = Vec::new();
+        while said.len() < MAX_READY_BYTES {
+            let ready = match self.kind {
+                // Its process id, which it writes when all is set up.
+                ProgramKind::Pasta => said.ends_with(b"\n"),
+                // A single digit; warnings may come before it.
+                ProgramKind::Slirp4netns => said.ends_with(b"1"),
+            };
+            if ready {
+                return Ok(true);
+            }
+            if from.read_buf(&mut said).await? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -248,13 +270,13 @@ impl Connected {
                 }
                 _ => return Err(start(io::ErrorKind::UnexpectedEof.into())),
             };
-            let mut word = [0_u8; 16];
-            match { ready_reader }.read(&mut word).await.map_err(start)? {
-                0 => Err(NetworkError::Program {
+            if program.becomes_ready(ready_reader).await.map_err(start)? {
+                Ok(namespace)
+            } else {
+                Err(NetworkError::Program {
                     program: program.path.clone(),
                     complaint: read_complaint(complaints).await,
-                }),
-                _ => Ok(namespace),
+                })
             }
         };
         let namespace = tokio::time::timeout(START_TIME, ready)
