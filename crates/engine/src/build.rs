@@ -119,7 +119,7 @@ async fn build_dockerfile(
     recorder.event(&Event::Phase {
         phase: Phase::Running,
     });
-    let epoch = spec.options.source_date_epoch.or(workspace.commit_time);
+    let epoch = asked_epoch(spec)?.or(workspace.commit_time);
     let execution = execution(spec, rig, publisher, workspace, resolved, epoch);
     let target = execute(&execution).await?;
     let image = assemble_target(&execution, &target).await?;
@@ -136,6 +136,24 @@ async fn build_dockerfile(
         n_run: execution.counters.n_run.load(Ordering::Relaxed),
         n_cached: execution.counters.n_cached.load(Ordering::Relaxed),
     })
+}
+
+/// Returns the date that the caller asked for: as an option, or as the build argument that everybody uses for it.
+fn asked_epoch(spec: &BuildSpec) -> Result<Option<i64>, Failure> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let argument = spec
+        .options
+        .build_args
+        .get(NAME)
+        .filter(|value| !value.is_empty());
+    let argument = argument.map(|value| value.parse()).transpose();
+    let argument = argument.map_err(|_| {
+        failure(
+            FailureKind::Dockerfile,
+            format!("build argument {NAME} is not a number of seconds"),
+        )
+    })?;
+    Ok(spec.options.source_date_epoch.or(argument))
 }
 
 fn execution(

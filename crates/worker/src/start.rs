@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use engine::event::{Event, Failure, FailureKind};
 use engine::id::BuildId;
@@ -21,6 +22,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::folder;
 use crate::userns::Owner;
+
+/// How often, and after which pauses, cgroups of a dead worker are tried to be removed.
+const TIDY_TRIES_MAX: u32 = 40;
+const TIDY_PAUSE: Duration = Duration::from_millis(50);
 
 /// How a worker is started.
 #[derive(Debug, Clone)]
@@ -179,8 +184,15 @@ fn cgroups(
 fn tidy_up(folder: &Path) {
     let cgroups = folder::read_small(folder, folder::CGROUPS).ok();
     let cgroups: Option<CgroupParent> = cgroups.and_then(|text| serde_json::from_str(&text).ok());
-    if let Some(cgroups) = cgroups {
-        cgroups.remove();
+    let Some(cgroups) = cgroups else {
+        return;
+    };
+    // The processes of a worker that was killed take a moment to be gone.
+    for _ in 0..TIDY_TRIES_MAX {
+        if cgroups.remove() {
+            return;
+        }
+        std::thread::sleep(TIDY_PAUSE);
     }
 }
 
@@ -335,6 +347,8 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
         step: None,
         exit_code: None,
     };
+    // As the host's root this removes everything; anybody else may lack the right to some of it, which costs space only.
+    let _what_is_left = engine::rootfs::remove::remove_tree(&folder.join(folder::WORK));
     writer.append(&journal::Record {
         at_ms: (Environment::real().now_ms)(),
         body: Body::Event(Event::Failed { failure }),

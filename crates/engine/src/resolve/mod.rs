@@ -35,9 +35,10 @@ impl DockerfileText {
 
     fn render(&self, diagnostic: &Diagnostic) -> String {
         let text = String::from_utf8_lossy(&self.text);
-        dockerfile::render(diagnostic, &text, &self.name)
-            .trim_end()
-            .to_owned()
+        let shown = dockerfile::render(diagnostic, &text, &self.name);
+        // Whoever shows it says that it is one.
+        let shown = shown.trim_end();
+        shown.strip_prefix("error: ").unwrap_or(shown).to_owned()
     }
 
     fn failure(&self, diagnostics: &[Diagnostic]) -> Failure {
