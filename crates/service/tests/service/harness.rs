@@ -70,7 +70,8 @@ impl Worker {
     }
 
     fn append(&self, body: Body) {
-        let record = JournalRecord { at_ms: 1_000, body };
+        let at_ms = (Environment::real().now_ms)();
+        let record = JournalRecord { at_ms, body };
         self.writer.lock().unwrap().append(&record).unwrap();
     }
 
@@ -239,7 +240,9 @@ impl World {
     /// Returns the next build that was started.
     pub(crate) async fn worker(&self) -> Arc<Worker> {
         let mut workers = self.workers.lock().await;
-        soon(workers.recv()).await.expect("nothing is started any more")
+        soon(workers.recv())
+            .await
+            .expect("nothing is started any more")
     }
 
     /// Tells whether a build was started that nobody has asked about.
@@ -279,20 +282,14 @@ impl World {
         let running = tokio::spawn(service::app::run(config, setup, listener, async {
             let _dropped = stopped.await;
         }));
-        let announced = self.state().join("server/address");
         // The socket is bound: whoever connects is served once everything is there.
-        let _ = &announced;
         Server {
-            store: Store::open(&prepared(self.state()), None).unwrap(),
+            store: Store::open(&self.state().join("store"), None).unwrap(),
             address,
             stop: Some(stop),
             running,
         }
     }
-}
-
-fn prepared(state: &Path) -> PathBuf {
-    state.join("store")
 }
 
 /// A server that runs.

@@ -28,6 +28,9 @@ fn no_file_of_this_folder_is_forgotten() {
     for entry in std::fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let module = name.strip_suffix(".rs").unwrap().to_owned();
-        assert!(module == "main" || main.contains(&format!("\nmod {module};\n")), "{name}");
+        assert!(
+            module == "main" || main.contains(&format!("\nmod {module};\n")),
+            "{name}"
+        );
     }
 }

@@ -49,7 +49,10 @@ fn refused(result: Result<impl Sized, Failure>) -> String {
 fn a_source_that_is_missing_is_named_as_callers_expect() {
     let empty = wire::BuildSource { from: None };
     for source_ in [None, Some(empty)] {
-        assert_eq!(refused(source(source_, &fetch())), "build source is missing");
+        assert_eq!(
+            refused(source(source_, &fetch())),
+            "build source is missing"
+        );
     }
 }
 
@@ -58,11 +61,26 @@ fn initializers_other_than_git_are_refused_by_name() {
     use content::workspace_initializer::Spec;
     for (spec, name) in [
         (Spec::Empty(content::EmptyInitializer::default()), "empty"),
-        (Spec::Snapshot(content::SnapshotInitializer::default()), "snapshot"),
-        (Spec::Prebuild(content::PrebuildInitializer::default()), "prebuild"),
-        (Spec::Composite(content::CompositeInitializer::default()), "composite"),
-        (Spec::Download(content::FileDownloadInitializer::default()), "download"),
-        (Spec::Backup(content::FromBackupInitializer::default()), "backup"),
+        (
+            Spec::Snapshot(content::SnapshotInitializer::default()),
+            "snapshot",
+        ),
+        (
+            Spec::Prebuild(content::PrebuildInitializer::default()),
+            "prebuild",
+        ),
+        (
+            Spec::Composite(content::CompositeInitializer::default()),
+            "composite",
+        ),
+        (
+            Spec::Download(content::FileDownloadInitializer::default()),
+            "download",
+        ),
+        (
+            Spec::Backup(content::FromBackupInitializer::default()),
+            "backup",
+        ),
     ] {
         let source = Some(content::WorkspaceInitializer { spec: Some(spec) });
         let text = refused(decode(wire::BuildSourceDockerfile { source, ..file() }));
@@ -99,8 +117,16 @@ fn names_are_made_of_the_raw_values_and_paths_are_normalised() {
 #[test]
 fn paths_that_leave_the_workspace_are_refused_by_field() {
     let hostile = [
-        "..", "../..", "/etc/shadow", "/workspace-evil", "/workspace/../x", "a/../../x", "a\0b", "a\nb",
-        &"a/".repeat(5000), &"a".repeat(300),
+        "..",
+        "../..",
+        "/etc/shadow",
+        "/workspace-evil",
+        "/workspace/../x",
+        "a/../../x",
+        "a\0b",
+        "a\nb",
+        &"a/".repeat(5000),
+        &"a".repeat(300),
     ]
     .map(str::to_owned);
     for path in hostile {
@@ -108,12 +134,18 @@ fn paths_that_leave_the_workspace_are_refused_by_field() {
             dockerfile_path: path.clone(),
             ..file()
         };
-        assert!(refused(decode(dockerfile)).starts_with("dockerfile_path: "), "{path:?}");
+        assert!(
+            refused(decode(dockerfile)).starts_with("dockerfile_path: "),
+            "{path:?}"
+        );
         let context = wire::BuildSourceDockerfile {
             context_path: path.clone(),
             ..file()
         };
-        assert!(refused(decode(context)).starts_with("context_path: "), "{path:?}");
+        assert!(
+            refused(decode(context)).starts_with("context_path: "),
+            "{path:?}"
+        );
         let git = content::GitInitializer {
             checkout_location: path.clone(),
             ..git()
@@ -122,7 +154,10 @@ fn paths_that_leave_the_workspace_are_refused_by_field() {
             source: Some(initializer(git)),
             ..file()
         };
-        assert!(refused(decode(checkout)).starts_with("checkout_location: "), "{path:?}");
+        assert!(
+            refused(decode(checkout)).starts_with("checkout_location: "),
+            "{path:?}"
+        );
     }
     // Names like any other: nothing unescapes them on the way.
     for path in ["%2e%2e", "..%2f", "a\\b"] {
@@ -130,7 +165,10 @@ fn paths_that_leave_the_workspace_are_refused_by_field() {
             dockerfile_path: path.to_owned(),
             ..file()
         };
-        assert_eq!(decode(dockerfile).unwrap().dockerfile.as_deref(), Some(path));
+        assert_eq!(
+            decode(dockerfile).unwrap().dockerfile.as_deref(),
+            Some(path)
+        );
     }
 }
 
@@ -152,7 +190,9 @@ fn git_requests_that_reach_elsewhere_are_refused() {
         &|git: &mut content::GitInitializer| git.remote_uri = "file:///etc".to_owned(),
         &|git: &mut content::GitInitializer| git.remote_uri = "ext::sh -c id".to_owned(),
         &|git: &mut content::GitInitializer| git.remote_uri = String::new(),
-        &|git: &mut content::GitInitializer| git.upstream_remote_uri = "--upload-pack=id".to_owned(),
+        &|git: &mut content::GitInitializer| {
+            git.upstream_remote_uri = "--upload-pack=id".to_owned()
+        },
         &|git: &mut content::GitInitializer| git.clone_taget = "--upload-pack=id".to_owned(),
         &|git: &mut content::GitInitializer| git.clone_taget = String::new(),
         &|git: &mut content::GitInitializer| git.target_mode = 17,
@@ -183,8 +223,14 @@ fn every_way_to_authenticate_is_understood_and_no_secret_is_repeated() {
     };
     let auth = |method| git_auth(&config(method)).unwrap();
     assert_eq!(auth(content::GitAuthMethod::NoAuth), GitAuth::None);
-    assert!(matches!(auth(content::GitAuthMethod::BasicAuth), GitAuth::Basic { .. }));
-    assert!(matches!(auth(content::GitAuthMethod::BasicAuthOts), GitAuth::OneTimeSecret { .. }));
+    assert!(matches!(
+        auth(content::GitAuthMethod::BasicAuth),
+        GitAuth::Basic { .. }
+    ));
+    assert!(matches!(
+        auth(content::GitAuthMethod::BasicAuthOts),
+        GitAuth::OneTimeSecret { .. }
+    ));
     let decoded = decode(wire::BuildSourceDockerfile {
         source: Some(initializer(content::GitInitializer {
             config: Some(config(content::GitAuthMethod::BasicAuth)),
@@ -208,7 +254,11 @@ fn rights_are_what_the_request_says() {
     let none = auth(None).unwrap();
     assert_eq!(none.grant, Grant::Nothing);
     assert!(none.additional.get("r.example").is_some());
-    let total = |allow_all| auth(Some(Mode::Total(wire::BuildRegistryAuthTotal { allow_all })));
+    let total = |allow_all| {
+        auth(Some(Mode::Total(wire::BuildRegistryAuthTotal {
+            allow_all,
+        })))
+    };
     assert_eq!(total(true).unwrap().grant, Grant::Everything);
     assert_eq!(total(false).unwrap().grant, Grant::Nothing);
     let selective = |any_of: &[&str]| {
