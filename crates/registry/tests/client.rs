@@ -14,3 +14,6 @@ mod push;
 mod real;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+#[path = "client/tls.rs"]
+mod tls;
