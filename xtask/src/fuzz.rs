@@ -8,11 +8,14 @@ use anyhow::{Context as _, bail};
 /// Runs each target of `fuzz/` for `seconds`; a finding is an error, and its input is in `fuzz/artifacts`.
 pub(crate) fn smoke(root: &Path, seconds: u32) -> anyhow::Result<()> {
     for target in targets(root)? {
-        // Sanitizers want nightly; a target's corpus on disk grows only when somebody runs it by hand.
+        // What is found on the way goes to the first folder, which is not kept; the seeds stay as they are.
+        let corpus = format!("fuzz/corpus/{target}");
+        std::fs::create_dir_all(root.join(&corpus)).context("create the corpus")?;
+        // Sanitizers want nightly.
         let status = Command::new("cargo")
             .args(["+nightly", "fuzz", "run", "--fuzz-dir", "fuzz", &target])
+            .args([&corpus, &format!("fuzz/seeds/{target}"), "--"])
             .args([
-                "--",
                 &format!("-max_total_time={seconds}"),
                 "-print_final_stats=1",
             ])
