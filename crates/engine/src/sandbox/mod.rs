@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 pub use cgroup::{CgroupError, CgroupMode, CgroupParent, prepare_cgroups};
 pub use image::{ImageError, LauncherImage};
 pub use init_layer::{InitLayerError, prepare_init_layer};
-pub use launcher::{STEP_INIT, seccomp, step_init_main};
+pub use launcher::{STEP_INIT, step_init_main};
 pub use namespaces::{HostNetwork, Namespaces, NamespacesOptions};
 pub use network::{NetworkError, NetworkPool, NetworkProgram};
 pub use scripted::{Script, Scripted};

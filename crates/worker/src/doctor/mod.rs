@@ -1,6 +1,6 @@
 //! What a machine needs for builds, checked one by one, with the remedy for what is missing.
 //!
-//! What can be tried is tried ([`trial`]): a child enters a user namespace as a worker does and mounts what a step needs.
+//! What can be tried is tried: a child enters a user namespace as a worker does and mounts what a step needs.
 //! Nothing is changed on the machine. `kiln doctor` prints the answer; nothing else depends on it.
 
 mod machine;

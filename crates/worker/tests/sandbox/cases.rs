@@ -41,6 +41,7 @@ pub(crate) const CASES: &[Case] = cases![
     a_stubborn_step_is_cancelled_at_once,
     a_step_that_takes_too_long_times_out,
     a_dropped_step_is_dead,
+    many_steps_at_once_do_not_mix_and_leave_nothing_open,
     capabilities_are_the_list_and_nothing_is_inherited,
     descriptors_are_the_three_standard_ones,
     the_host_s_files_and_processes_are_out_of_sight,
@@ -328,6 +329,34 @@ async fn a_dropped_step_is_dead(rig: Arc<Rig>) {
     tokio::time::timeout(Duration::from_secs(2), gone)
         .await
         .unwrap();
+}
+
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+async fn many_steps_at_once_do_not_mix_and_leave_nothing_open(rig: Arc<Rig>) {
+    assert_eq!(rig.sh("echo warm").go().await.text(), "warm");
+    let before = open_descriptors();
+    let mut steps = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let rig = Arc::clone(&rig);
+        steps.spawn(async move {
+            let outcome = rig
+                .sh(&format!("echo {number}; echo {number} >&2; exit {number}"))
+                .go()
+                .await;
+            assert_eq!(outcome.exit(), StepExit::Code(number));
+            assert_eq!(
+                (outcome.stdout, outcome.stderr),
+                (format!("{number}\n"), format!("{number}\n"))
+            );
+        });
+    }
+    while let Some(step) = steps.join_next().await {
+        step.unwrap();
+    }
+    assert_eq!(open_descriptors(), before);
 }
 
 async fn capabilities_are_the_list_and_nothing_is_inherited(rig: Arc<Rig>) {

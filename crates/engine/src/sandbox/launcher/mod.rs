@@ -12,7 +12,7 @@ pub(super) mod container;
 mod filesystem;
 pub(crate) mod mounts;
 mod privileges;
-pub mod seccomp;
+mod seccomp;
 pub(crate) mod wire;
 
 use std::fmt;
@@ -33,6 +33,9 @@ pub const STEP_INIT: &str = "step-init";
 pub(crate) const PLAN_MESSAGE: &[u8] = b"step";
 /// The message a network's plan travels with.
 pub(crate) const NETWORK_MESSAGE: &[u8] = b"network";
+
+/// How much sooner than others a step is killed when the machine has no memory left.
+const OOM_SCORE_ADJ: &str = "500";
 
 /// Something that was attempted and what the system answered.
 #[derive(Debug)]
@@ -237,6 +240,8 @@ fn begin(pid: libc::pid_t, plan: &Plan, go: OwnedFd) -> Result<(), Failed> {
         std::fs::write(format!("/proc/{pid}/{map}"), identity)
             .attempt(format!("write the container's {map}"))?;
     }
+    // Should the machine run out of memory, steps go before what runs them. A kernel without the file has other rules.
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
     for procs in &plan.cgroup_procs {
         std::fs::write(procs, pid.to_string()).attempt("move the container into its cgroup")?;
     }

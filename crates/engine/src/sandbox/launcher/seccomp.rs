@@ -181,12 +181,12 @@ const FAMILIES: [libc::c_int; 4] = [
 
 /// The filters as programs for the kernel, in the order in which they are loaded.
 #[derive(Debug, Clone)]
-pub struct Filters {
+pub(super) struct Filters {
     programs: Vec<BpfProgram>,
 }
 
 /// Compiles the filters of a step.
-pub fn compile() -> io::Result<Filters> {
+pub(super) fn compile() -> io::Result<Filters> {
     let allowed = [ALLOWED, ALLOWED_HERE]
         .concat()
         .into_iter()
@@ -212,7 +212,7 @@ pub fn compile() -> io::Result<Filters> {
 
 impl Filters {
     /// Loads the filters into this thread without setting `no_new_privs`; needs `CAP_SYS_ADMIN` in its user namespace.
-    pub fn load(&self) -> io::Result<()> {
+    pub(super) fn load(&self) -> io::Result<()> {
         for program in &self.programs {
             let length = u16::try_from(program.len()).map_err(io::Error::other)?;
             let header = libc::sock_fprog {
