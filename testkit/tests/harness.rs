@@ -158,3 +158,26 @@ fn processes_that_use_a_directory_are_found() {
     sleeper.kill();
     assert!(process::processes_using(scratch.path()).is_empty());
 }
+
+#[test]
+fn the_debian_base_holds_a_compiler_and_is_made_once() {
+    let base = bases::debian_with_c();
+    assert_eq!(bases::debian_with_c(), base);
+    let manifest = base
+        .layout()
+        .join("blobs/sha256")
+        .join(base.digest().trim_start_matches("sha256:"));
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap();
+    let blob = base
+        .layout()
+        .join("blobs/sha256")
+        .join(layer.trim_start_matches("sha256:"));
+    let listing = run(Command::new("tar")
+        .args(["--list", "--gzip", "--file"])
+        .arg(blob));
+    for path in ["usr/bin/gcc", "usr/include/stdio.h"] {
+        assert!(listing.lines().any(|line| line.ends_with(path)), "{path}");
+    }
+}
