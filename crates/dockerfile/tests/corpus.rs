@@ -4,6 +4,12 @@
 //! `{"target": "x", "args": {"A": "1"}, "labels": {}, "bases": {"docker.io/library/alpine": {config…}}}`.
 //! `KILN_UPDATE_EXPECTED=1` writes what was seen into `expected`; look at the difference before committing it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of a test: a wrong case is to stop it"
+)]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -70,7 +76,7 @@ fn outcome(text: &[u8], options: &Value) -> String {
             match dockerfile::plan(&file, &graph, &plan_options, &bases)? {
                 PlanOutcome::Ready(plan) => return Ok(plan),
                 PlanOutcome::NeedsBases(needs) => {
-                    bases.extend(needs.iter().map(|need| resolve(need, options)))
+                    bases.extend(needs.iter().map(|need| resolve(need, options)));
                 }
             }
         }
@@ -103,14 +109,13 @@ fn plan_options(options: &Value) -> PlanOptions {
 
 fn resolve(need: &BaseNeed, options: &Value) -> (BaseKey, Base) {
     let name = need.key.reference.to_string();
-    let config = match options["bases"].get(&name) {
-        Some(config) => serde_json::from_value(config.clone()).unwrap(),
-        None => {
-            let mut config = ImageConfig::scratch(&need.key.platform);
-            config.config.set_env("PATH", "/base/bin");
-            config.config.cmd = Some(vec!["sh".to_owned()]);
-            config
-        }
+    let config = if let Some(config) = options["bases"].get(&name) {
+        serde_json::from_value(config.clone()).unwrap()
+    } else {
+        let mut config = ImageConfig::scratch(&need.key.platform);
+        config.config.set_env("PATH", "/base/bin");
+        config.config.cmd = Some(vec!["sh".to_owned()]);
+        config
     };
     let base = Base {
         pinned: need.key.reference.clone(),

@@ -9,6 +9,8 @@
 
 mod lexer;
 mod pattern;
+#[cfg(test)]
+mod tests;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -149,17 +149,14 @@ fn parse_line(line: &str, number: usize) -> Result<Option<Rule>, IgnoreError> {
     if line.starts_with('#') {
         return Ok(None);
     }
+    let empty = Err(IgnoreError::Empty { line: number });
     let text = line.trim();
     let (text, includes) = match text.strip_prefix('!') {
         Some(rest) => (rest.trim(), true),
         None => (text, false),
     };
     if text.is_empty() {
-        return if includes {
-            Err(IgnoreError::Empty { line: number })
-        } else {
-            Ok(None)
-        };
+        return if includes { empty } else { Ok(None) };
     }
     if text.len() > PATTERN_MAX_BYTES {
         return Err(IgnoreError::TooLong { line: number });
@@ -168,6 +165,14 @@ fn parse_line(line: &str, number: usize) -> Result<Option<Rule>, IgnoreError> {
     let cleaned = match cleaned.strip_prefix('/') {
         Some(rest) if !rest.is_empty() => rest,
         _ => cleaned.as_str(),
+    };
+    // moby reads what is left a second time, so that `/ !a` takes back, and `! /` is nothing.
+    let mark = if includes { "!" } else { "" };
+    let again = path::clean(format!("{mark}{cleaned}").trim());
+    let (cleaned, includes) = match again.strip_prefix('!') {
+        Some("") => return empty,
+        Some(rest) => (rest, true),
+        None => (again.as_str(), false),
     };
     let pattern = Pattern::parse(cleaned).map_err(|source| IgnoreError::Pattern {
         line: number,

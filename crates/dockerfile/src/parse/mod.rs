@@ -9,6 +9,8 @@
 
 mod instruction;
 mod source;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::ops::Range;

@@ -18,6 +18,8 @@ mod run;
 mod settings;
 mod signal;
 mod stage;
+#[cfg(test)]
+mod tests;
 mod trigger;
 mod types;
 mod user;

@@ -77,8 +77,14 @@ impl Stage<'_> {
             return Err(Diagnostic::error(word.span, "a path cannot hold NUL"));
         }
         let directory = path::join(self.directory(), &expanded);
-        self.config.config.working_dir.clone_from(&directory);
-        let created_by = format!("WORKDIR {directory}");
+        // A slash at the end stays in the configuration, as with `BuildKit`.
+        let slash = if expanded.ends_with('/') && directory != "/" {
+            "/"
+        } else {
+            ""
+        };
+        self.config.config.working_dir = format!("{directory}{slash}");
+        let created_by = format!("WORKDIR {directory}{slash}");
         if directory == "/" {
             self.record(created_by, Layer::No);
             return Ok(());

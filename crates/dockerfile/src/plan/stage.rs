@@ -134,7 +134,11 @@ impl<'a> Stage<'a> {
         bases: &BTreeMap<BaseKey, Base>,
         parent: Option<&Handed>,
     ) -> Self {
-        let scratch = || ImageConfig::scratch(&stage.platform);
+        let scratch = || {
+            let mut config = ImageConfig::scratch(&stage.platform);
+            config.config.working_dir = "/".to_owned();
+            config
+        };
         let (base, mut config) = match &stage.base {
             GraphBase::Scratch => (BaseRef::Scratch, scratch()),
             GraphBase::Image(key) => {
@@ -281,8 +285,8 @@ impl<'a> Stage<'a> {
     /// Returns the working directory, absolute.
     pub(super) fn directory(&self) -> &str {
         match self.config.config.working_dir.as_str() {
-            "" => "/",
-            path => path,
+            "" | "/" => "/",
+            path => path.strip_suffix('/').unwrap_or(path),
         }
     }
 

@@ -1,0 +1,242 @@
+use std::time::Instant;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn variables() -> BTreeMap<String, String> {
+    let pairs = [
+        ("x", "value"),
+        ("empty", ""),
+        ("path", "/usr/lib/libfoo.so.1"),
+        ("two", "a b"),
+        ("file", "foobarbaz"),
+        ("star", "a*b"),
+    ];
+    pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+fn expand(lexer: Lexer, text: &str) -> Result<Expanded, ExpandError> {
+    lexer.expand(text, &variables(), &Budget::default())
+}
+
+fn check(table: &[(&str, &str)]) {
+    for (text, expected) in table {
+        let seen = expand(Lexer::new('\\'), text).map(|expanded| expanded.text);
+        assert_eq!(seen.as_deref(), Ok(*expected), "{text}");
+    }
+}
+
+#[test]
+fn words_become_what_buildkit_makes_of_them() {
+    check(&[
+        ("", ""),
+        ("plain", "plain"),
+        ("$x", "value"),
+        ("${x}y", "valuey"),
+        ("$x$x", "valuevalue"),
+        ("$xy", ""),
+        ("$unset.", "."),
+        ("$", "$"),
+        ("$ x", "$ x"),
+        ("a$", "a$"),
+        ("$/x", "$/x"),
+        ("$1x", "x"),
+        ("$12.", "."),
+        ("$@$*$#$?$-$$$!", ""),
+        ("\\$x", "$x"),
+        ("\\\\$x", "\\value"),
+        ("a\\b", "ab"),
+        ("a\\", "a"),
+        ("'$x'", "$x"),
+        ("\"$x\"", "value"),
+        ("'a\\b'", "a\\b"),
+        ("\"a\\b\"", "a\\b"),
+        ("\"a\\\"b\\$x\\\\\"", "a\"b$x\\"),
+        ("\"it's\"", "it's"),
+        ("'say \"hi\"'", "say \"hi\""),
+        ("a'b'\"c\"d", "abcd"),
+        ("日${x}語", "日value語"),
+    ]);
+}
+
+#[test]
+fn modifiers_become_what_buildkit_makes_of_them() {
+    check(&[
+        ("${x:-w}", "value"),
+        ("${empty:-w}", "w"),
+        ("${empty-w}", ""),
+        ("${unset:-w}", "w"),
+        ("${unset-w}", "w"),
+        ("${unset:-$x}", "value"),
+        ("${unset:-${empty:-${x}}}", "value"),
+        ("${unset:-'}'}", "}"),
+        ("${unset:-\"a b\"}", "a b"),
+        ("${unset:-a\\}b}", "a}b"),
+        ("${x:+w}", "w"),
+        ("${empty:+w}", ""),
+        ("${empty+w}", "w"),
+        ("${unset+w}", ""),
+        ("${x:?w}", "value"),
+        ("${empty?w}", ""),
+        ("${path#*/}", "usr/lib/libfoo.so.1"),
+        ("${path##*/}", "libfoo.so.1"),
+        ("${path%.*}", "/usr/lib/libfoo.so"),
+        ("${path%%.*}", "/usr/lib/libfoo"),
+        ("${path#nope}", "/usr/lib/libfoo.so.1"),
+        ("${path%/}", "/usr/lib/libfoo.so.1"),
+        ("${path#/???/}", "lib/libfoo.so.1"),
+        ("${x#}", "value"),
+        ("${x#*}", "value"),
+        ("${x##*}", ""),
+        ("${x%*}", "value"),
+        ("${x%%*}", ""),
+        ("${unset#*}", ""),
+        ("${star#a\\*}", "b"),
+        ("${star%\\**}", "a"),
+        ("${path/lib/x}", "/usr/x/libfoo.so.1"),
+        ("${path//lib/x}", "/usr/x/xfoo.so.1"),
+        ("${path//\\//_}", "_usr_lib_libfoo.so.1"),
+        ("${path/\\/usr/}", "/lib/libfoo.so.1"),
+        ("${file/b*b/X}", "fooXaz"),
+        ("${file//?/x}", "xxxxxxxxx"),
+        ("${file//o/}", "fbarbaz"),
+        ("${file//*/x}", "x"),
+        ("${file//$unset/-}", "-f-o-o-b-a-r-b-a-z-"),
+        ("${file/bar/$x}", "foovaluebaz"),
+    ]);
+}
+
+#[test]
+fn broken_words_are_refused() {
+    for (text, expected) in [
+        ("${x", "${ is not closed"),
+        ("${", "${ is not closed"),
+        ("${x:", "${ is not closed"),
+        ("${x:-a", "${ is not closed"),
+        (
+            "${}",
+            "bad substitution: a variable name is expected after ${",
+        ),
+        (
+            "${:x}",
+            "bad substitution: a variable name is expected after ${",
+        ),
+        (
+            "${{x}}",
+            "bad substitution: a variable name is expected after ${",
+        ),
+        ("${x!y}", "unsupported modifier \"!\" in a substitution"),
+        ("${x:=y}", "unsupported modifier \":=\" in a substitution"),
+        (
+            "${x/y}",
+            "a / is missing after the pattern of a substitution",
+        ),
+        ("${x/y/z", "${ is not closed"),
+        ("${unset:?}", "unset: is not allowed to be unset"),
+        ("${empty:?}", "empty: is not allowed to be empty"),
+        ("${unset?no $x}", "unset: no value"),
+        ("${x#\\a}", "invalid escape \"\\\\a\" in a pattern"),
+        ("'a", "a single quote is not closed"),
+        ("\"a", "a double quote is not closed"),
+    ] {
+        let error = expand(Lexer::new('\\'), text).unwrap_err();
+        assert_eq!(error.to_string(), expected, "{text}");
+    }
+}
+
+#[test]
+fn words_are_split_at_blanks_outside_quotes() {
+    for (text, expected) in [
+        ("a b", vec!["a", "b"]),
+        ("  a\tb  ", vec!["a", "b"]),
+        ("'a b' c", vec!["a b", "c"]),
+        ("\"a b\"c", vec!["a bc"]),
+        ("a\\ b", vec!["a b"]),
+        ("$two", vec!["a", "b"]),
+        ("\"$two\"", vec!["a b"]),
+        ("x$two.y", vec!["xa", "b.y"]),
+        ("$empty a", vec!["a"]),
+        ("", vec![]),
+    ] {
+        assert_eq!(
+            expand(Lexer::new('\\'), text).unwrap().words,
+            expected,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn the_escape_character_is_the_dockerfiles() {
+    let lexer = Lexer::new('`');
+    assert_eq!(expand(lexer, "`$x C:\\dir").unwrap().text, "$x C:\\dir");
+    assert_eq!(expand(lexer, "\"`\"\"").unwrap().text, "\"");
+}
+
+#[test]
+fn quotes_escapes_and_unset_variables_can_be_kept() {
+    let raw = Lexer {
+        quotes: Quotes::Keep,
+        escapes: Escapes::Keep,
+        unset: Unset::Keep,
+        ..Lexer::new('\\')
+    };
+    for text in ["'a' \"b\" \\c", "$unset ${unset} ${unset:-w} ${unset/a/b}"] {
+        assert_eq!(expand(raw, text).unwrap().text, text);
+    }
+    let plain = Lexer {
+        quotes: Quotes::Ordinary,
+        ..Lexer::new('\\')
+    };
+    assert_eq!(expand(plain, "it's \"$x\"").unwrap().text, "it's \"value\"");
+}
+
+#[test]
+fn it_is_told_which_variables_were_asked_for() {
+    let expanded = expand(Lexer::new('\\'), "$x ${unset:-$empty}").unwrap();
+    assert!(expanded.used.iter().eq(["empty", "x"]));
+    assert!(expanded.unset.iter().eq(["unset"]));
+}
+
+/// D-06.
+#[test]
+fn expansion_bombs_are_refused_in_time() {
+    let started = Instant::now();
+    let lexer = Lexer::new('\\');
+    let deep = "${a:-".repeat(10_000) + &"}".repeat(10_000);
+    assert_eq!(expand(lexer, &deep), Err(ExpandError::TooDeep));
+    let big = BTreeMap::from([("A".to_owned(), "x".repeat(64 << 10))]);
+    let budget = Budget::default();
+    let doubled = lexer.expand("$A$A$A", &big, &budget);
+    assert_eq!(doubled, Err(ExpandError::TooLong));
+    let quoted = lexer.expand("\"$A$A$A\"", &big, &budget);
+    assert_eq!(quoted, Err(ExpandError::TooLong));
+    let many = "${A##*?*?*?*?*?*}".repeat(400);
+    assert_eq!(
+        lexer.expand(&many, &big, &budget),
+        Err(ExpandError::TooExpensive)
+    );
+    let grown = lexer.expand("${A//x/yyyy}", &big, &Budget::default());
+    assert_eq!(grown, Err(ExpandError::TooLong));
+    let quadratic = lexer.expand("${A//x*y/z}", &big, &Budget::default());
+    assert_eq!(quadratic, Err(ExpandError::TooExpensive));
+    assert!(
+        started.elapsed().as_secs() < 60,
+        "took {:?}",
+        started.elapsed()
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_word_makes_it_panic(text in "[$x{}:#%/?*+'\"\\\\ a-]{0,30}", other in "\\PC{0,30}") {
+        for text in [text, other] {
+            for escape in ['\\', '`'] {
+                let _ = expand(Lexer::new(escape), &text);
+            }
+        }
+    }
+}
