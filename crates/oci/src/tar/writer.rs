@@ -181,12 +181,11 @@ fn encode(entry: &Entry) -> Result<(Block, Vec<u8>), WriteError> {
         entry.gid.into(),
     );
     put_number(&mut block, &mut records, (header::SIZE, b"size"), size);
-    match u64::try_from(entry.mtime) {
-        Ok(mtime) => put_number(&mut block, &mut records, (header::MTIME, b"mtime"), mtime),
-        Err(_) => {
-            block.put_octal(header::MTIME, 0);
-            push_record(&mut records, b"mtime", entry.mtime.to_string().as_bytes());
-        }
+    if let Ok(mtime) = u64::try_from(entry.mtime) {
+        put_number(&mut block, &mut records, (header::MTIME, b"mtime"), mtime);
+    } else {
+        block.put_octal(header::MTIME, 0);
+        push_record(&mut records, b"mtime", entry.mtime.to_string().as_bytes());
     }
     let fits = block.put_octal(header::MAJOR, entry.device_major.into())
         && block.put_octal(header::MINOR, entry.device_minor.into());
