@@ -136,7 +136,7 @@ impl<'a> Stage<'a> {
     ) -> Self {
         let scratch = || {
             let mut config = ImageConfig::scratch(&stage.platform);
-            config.config.working_dir = "/".to_owned();
+            "/".clone_into(&mut config.config.working_dir);
             config
         };
         let (base, mut config) = match &stage.base {

@@ -37,6 +37,11 @@ fn planned(text: &str, triggers: &[String]) -> Result<Plan, Vec<Diagnostic>> {
     }
 }
 
+/// Joins what `line` gives for 0 to `count`.
+fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
+    (0..count).map(line).collect::<Vec<_>>().concat()
+}
+
 fn first_error(text: &str) -> String {
     planned(text, &[]).unwrap_err().remove(0).to_string()
 }
@@ -104,11 +109,9 @@ fn growing_variables_are_refused() {
         )
     );
     let value = "x".repeat(60_000);
-    let many: String = (0..30).map(|n| format!("ENV A{n}={value}\n")).collect();
+    let many = lines(30, |n| format!("ENV A{n}={value}\n"));
     assert!(first_error(&format!("FROM a\n{many}")).contains("bytes"));
-    let globals: String = (0..18)
-        .map(|n| format!("ARG A{}=$A{n}$A{n}\n", n + 1))
-        .collect();
+    let globals = lines(18, |n| format!("ARG A{}=$A{n}$A{n}\n", n + 1));
     assert!(first_error(&format!("ARG A0={value}\n{globals}FROM a\n")).contains("value is longer"));
 }
 
@@ -118,18 +121,16 @@ fn configurations_and_plans_have_a_largest_size() {
     let started = Instant::now();
     let label = format!("LABEL a={}\n", "x".repeat(60_000));
     assert!(first_error(&format!("FROM a\n{}", label.repeat(17))).contains("configuration"));
-    let names: String = (0..9_000)
-        .map(|n| format!("ENV A{n}=1\nEXPOSE {n}\nVOLUME /{n}\n"))
-        .collect();
-    let few: String = names
-        .lines()
+    let names = lines(9_000, |n| format!("ENV A{n}=1\nEXPOSE {n}\nVOLUME /{n}\n"));
+    let few = names
+        .split_inclusive('\n')
         .take(9_900)
-        .map(|line| format!("{line}\n"))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     assert!(planned(&format!("FROM a\n{few}"), &[]).is_ok());
-    let pairs: String = (0..8_000).map(|n| format!(" A{n}=1")).collect();
-    let steps = "ENV X=1\nRUN x\n".repeat(4_000);
-    let text = format!("FROM a\nENV{pairs}\n{steps}");
+    let value = "x".repeat(60_000);
+    let pairs = lines(8, |n| format!("ENV A{n}={value}\n"));
+    let text = format!("FROM a\n{pairs}{}", "ARG X=1\nRUN x\n".repeat(1_000));
     assert!(
         first_error(&text).contains("steps of this Dockerfile"),
         "{}",
@@ -156,18 +157,10 @@ fn triggers_are_limited() {
         error.to_string().contains("more than 128 ONBUILD triggers"),
         "{error}"
     );
-    let chain: String = (0..20)
-        .map(|n| {
-            format!(
-                "FROM base{n} AS s{n}\nCOPY --from={} a b\n",
-                if n == 0 {
-                    "other".to_owned()
-                } else {
-                    format!("s{}", n - 1)
-                }
-            )
-        })
-        .collect();
+    let chain = lines(20, |n| match n {
+        0 => "FROM base0 AS s0\n".to_owned(),
+        n => format!("FROM base{n} AS s{n}\nCOPY --from=s{} a b\n", n - 1),
+    });
     let error = planned(&chain, &triggers(128)).unwrap_err().remove(0);
     assert!(error.to_string().contains("in one build"), "{error}");
 }
