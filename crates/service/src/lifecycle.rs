@@ -81,6 +81,9 @@ pub enum Standing {
     Unknown,
 }
 
+/// What a caller is told when it cannot be found out.
+const LOOK_UP_FAILED: &str = "cannot check if the image is already built";
+
 /// What became of a request to build.
 #[derive(Debug)]
 pub enum Admitted {
@@ -112,7 +115,7 @@ impl Service {
         let inputs = Inputs::of(&source);
         let standing = if self.may_reuse(&names.workspace, tenant, &inputs).await? {
             Standing::Exists
-        } else if self.is_building(tenant, &inputs) {
+        } else if self.is_building(tenant, inputs) {
             Standing::Building
         } else {
             Standing::Unknown
@@ -197,11 +200,10 @@ impl Service {
             };
             builds.provenance().allows(&name, &digest, claim)
         });
-        const FAILED: &str = "cannot check if the image is already built";
         allowed
             .await
-            .map_err(|error| Failure::platform(FAILED, error))?
-            .map_err(|error| Failure::platform(FAILED, error))
+            .map_err(|error| Failure::platform(LOOK_UP_FAILED, error))?
+            .map_err(|error| Failure::platform(LOOK_UP_FAILED, error))
     }
 
     /// Tells whether the workspace image over a base that the caller resolved earlier is there for this caller.
@@ -248,11 +250,11 @@ impl Service {
         Ok(self.images.resolve(&reference, &call.rights).await.ok())
     }
 
-    fn is_building(&self, tenant: &Tenant, inputs: &Inputs<'_>) -> bool {
+    fn is_building(&self, tenant: &Tenant, inputs: Inputs<'_>) -> bool {
         [Rebuild::IfMissing, Rebuild::Force]
             .into_iter()
             .any(|rebuild| {
-                let key = request_key(tenant, inputs, rebuild);
+                let key = request_key(tenant, &inputs, rebuild);
                 self.builds.running_under(&key).is_some()
             })
     }

@@ -46,11 +46,12 @@ pub fn base_tag(fields: &NamedFields, tenant: &Tenant, inputs: &Inputs<'_>) -> S
         lines.push(("Tenant", tenant.as_str()));
         lines.sort_unstable();
     }
-    let text: String = lines
-        .iter()
-        .map(|(key, value)| format!("{key}: {value}\n"))
-        .collect();
-    sha256_hex(&format!("{text}\n"))
+    let mut text = String::new();
+    for (key, value) in lines {
+        text.extend([key, ": ", value, "\n"]);
+    }
+    text.push('\n');
+    sha256_hex(&text)
 }
 
 /// Returns the tag of the workspace image over the base image of this name.
@@ -217,10 +218,8 @@ mod tests {
         );
         let changes: [&dyn Fn(&mut GitSource); 4] = [
             &|git| {
-                drop(
-                    git.custom_config
-                        .insert("core.eol".to_owned(), "crlf".to_owned()),
-                )
+                git.custom_config
+                    .insert("core.eol".to_owned(), "crlf".to_owned());
             },
             &|git| git.checkout_location = "sub".parse().unwrap(),
             &|git| git.target_mode = source::git::TargetMode::RemoteBranch,

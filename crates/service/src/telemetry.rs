@@ -28,8 +28,9 @@ struct Success {
     success: String,
 }
 
-/// Which call.
+/// Which call. The labels are those of every gRPC server's metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(clippy::struct_field_names, reason = "the names of the labels")]
 struct Call {
     grpc_type: &'static str,
     grpc_service: String,
@@ -38,6 +39,7 @@ struct Call {
 
 /// Which call, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(clippy::struct_field_names, reason = "the names of the labels")]
 struct Handled {
     grpc_type: &'static str,
     grpc_service: String,

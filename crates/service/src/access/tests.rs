@@ -32,7 +32,7 @@ fn own() -> OwnHosts {
     }
 }
 
-fn selective(base: bool, workspace: bool, any_of: &[&str]) -> Grant {
+fn selective([base, workspace]: [bool; 2], any_of: &[&str]) -> Grant {
     let any_of: Vec<String> = any_of.iter().map(|host| (*host).to_owned()).collect();
     Grant::Hosts {
         base: base.into(),
@@ -67,36 +67,43 @@ fn the_written_table_holds_in_all_its_ninety_cells() {
         ("no mode", of(Grant::Nothing), "----r"),
         ("total", of(Grant::Everything), "ssssr"),
         ("not total", of(Grant::Nothing), "----r"),
-        ("nothing", of(selective(false, false, &[])), "----r"),
-        ("base", of(selective(true, false, &[])), "s---r"),
-        ("workspace", of(selective(false, true, &[])), "-s--r"),
-        ("both", of(selective(true, true, &[])), "ss--r"),
-        ("other", of(selective(false, false, &[OTHER])), "---sr"),
-        ("base, other", of(selective(true, false, &[OTHER])), "s--sr"),
+        ("nothing", of(selective([false, false], &[])), "----r"),
+        ("base", of(selective([true, false], &[])), "s---r"),
+        ("workspace", of(selective([false, true], &[])), "-s--r"),
+        ("both", of(selective([true, true], &[])), "ss--r"),
+        ("other", of(selective([false, false], &[OTHER])), "---sr"),
+        (
+            "base, other",
+            of(selective([true, false], &[OTHER])),
+            "s--sr",
+        ),
         (
             "workspace, other",
-            of(selective(false, true, &[OTHER])),
+            of(selective([false, true], &[OTHER])),
             "-s-sr",
         ),
-        ("both, other", of(selective(true, true, &[OTHER])), "ss-sr"),
-        ("ecr", of(selective(false, false, &[ECR])), "--s-r"),
-        ("base, ecr", of(selective(true, false, &[ECR])), "s-s-r"),
+        (
+            "both, other",
+            of(selective([true, true], &[OTHER])),
+            "ss-sr",
+        ),
+        ("ecr", of(selective([false, false], &[ECR])), "--s-r"),
+        ("base, ecr", of(selective([true, false], &[ECR])), "s-s-r"),
         (
             "workspace, ecr",
-            of(selective(false, true, &[ECR])),
+            of(selective([false, true], &[ECR])),
             "-ss-r",
         ),
-        ("both, ecr", of(selective(true, true, &[ECR])), "sss-r"),
+        ("both, ecr", of(selective([true, true], &[ECR])), "sss-r"),
         (
             "base by name",
-            of(selective(false, false, &[BASE])),
+            of(selective([false, false], &[BASE])),
             "s---r",
         ),
         (
             "suffixes",
             of(selective(
-                false,
-                false,
+                [false, false],
                 &["example", "x.other.example", "other.example:443"],
             )),
             "----r",
@@ -111,7 +118,7 @@ fn the_written_table_holds_in_all_its_ninety_cells() {
 fn a_requests_own_credential_never_takes_the_place_of_the_services() {
     let additional = || keychain("request", &HOSTS);
     assert_eq!(row(Grant::Everything, additional()), "ssssr");
-    assert_eq!(row(selective(true, true, &[]), additional()), "ssrrr");
+    assert_eq!(row(selective([true, true], &[]), additional()), "ssrrr");
     assert_eq!(row(Grant::Nothing, additional()), "rrrrr");
 }
 
@@ -126,7 +133,10 @@ fn results_are_published_with_the_services_own_credentials_alone() {
 #[test]
 fn hosts_are_compared_in_the_form_that_is_dialled() {
     let rights = Rights {
-        grant: selective(false, false, &["INDEX.docker.io", "Registry.Example:5000"]),
+        grant: selective(
+            [false, false],
+            &["INDEX.docker.io", "Registry.Example:5000"],
+        ),
         additional: Keychain::empty(),
     };
     assert!(rights.may_use("docker.io", &own()));

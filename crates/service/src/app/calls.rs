@@ -37,8 +37,8 @@ pub(super) fn grpc(
         .add_service(HealthServer::new(health))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
-    let router = routes.routes().prepare().into_axum_router();
-    Ok(router.layer(GrpcWebLayer::new()))
+    let prepared = routes.routes().prepare();
+    Ok(prepared.into_axum_router().layer(GrpcWebLayer::new()))
 }
 
 /// Answers every request of the port. Cheap to clone.

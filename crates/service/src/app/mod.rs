@@ -43,7 +43,7 @@ use crate::web::tokens::LogTokens;
 use crate::{builds, grpc, images, web};
 
 /// How often unfinished uploads to the embedded registry are looked at.
-const UPLOAD_SWEEP: Duration = Duration::from_mins(10);
+const UPLOAD_SWEEP: Duration = Duration::from_secs(600);
 
 /// What the process gives that the configuration cannot.
 #[derive(Clone)]
@@ -138,27 +138,79 @@ pub async fn run(
 ) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
     let state = config.state.clone().ok_or(RunError::NoState)?;
-    let server_folder = state.join("server");
-    let in_state = |source| RunError::State {
-        path: state.clone(),
-        source,
-    };
-    let bound = listener.local_addr().map_err(in_state)?;
-    let addresses = Addresses::new(&config, bound)?;
+    let bound = listener.local_addr();
+    let addresses = Addresses::new(&config, bound.map_err(|e| in_state(&state, e))?)?;
     let acceptor = tls::acceptor(config.tls.as_ref()).map_err(RunError::Tls)?;
+    let opened = open(&config, &setup, &state).await?;
+    let service = Arc::new(service(&config, &setup, &addresses, &opened)?);
+    let Opened {
+        store,
+        builds,
+        metrics,
+        tasks,
+        stop,
+        ..
+    } = &opened;
 
-    // Nobody but us may look into it: there are keys in it. The state directory itself is open for the data plane to pass.
-    let tokens = LogTokens::open(&server_folder).map_err(in_state)?;
+    let (readiness, health) = readiness::watch(&setup, &opened.folder, tasks, stop).await;
+    keep_at_hand(&config, &service, tasks, stop);
+    expire_uploads(store, tasks, stop);
+    let calls = Calls::new(grpc::Parts {
+        service: Arc::clone(&service),
+        tokens: opened.tokens.clone(),
+        log_base_url: addresses.url(&config),
+        shutdown: stop.clone(),
+        tasks: tasks.clone(),
+    });
+    let web = web::router(web::Parts {
+        builds: builds.clone(),
+        tokens: opened.tokens.clone(),
+        metrics: metrics.clone(),
+        readiness,
+        shutdown: stop.clone(),
+    });
+    let registry = registry::server::router(store.clone(), registry_options(&addresses));
+    let grpc = calls::grpc(&calls, health, config.server.max_request_bytes);
+    let grpc = grpc.map_err(RunError::Reflection)?;
+
+    announce(&opened.folder, &addresses).map_err(|e| in_state(&state, e))?;
+    tracing::info!(address = %addresses.bound, state = %state.display(), "serving");
+    let server = connections::Server {
+        handler: calls::Handler::new(grpc, web.merge(registry), metrics.clone()),
+        acceptor,
+        metrics: metrics.clone(),
+        max_connections: config.server.max_connections,
+        drain_timeout: config.server.drain_timeout,
+        stop: stop.clone(),
+    };
+    connections::serve(listener, server, shutdown).await;
+    let_go(&opened, config.server.drain_timeout).await;
+    Ok(())
+}
+
+/// What is open as long as the service runs.
+struct Opened {
+    /// Keys, and what is known of names. Nobody but us may look into it.
+    folder: PathBuf,
+    store: Store,
+    tokens: LogTokens,
+    builds: Builds,
+    metrics: Metrics,
+    tasks: TaskTracker,
+    /// Cancelled when the service is about to stop.
+    stop: CancellationToken,
+}
+
+/// Steps 2 and 3.
+async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, RunError> {
+    let folder = state.join("server");
+    let tokens = LogTokens::open(&folder).map_err(|e| in_state(state, e))?;
     let store = Store::open(&state.join("store"), setup.owner).map_err(RunError::Store)?;
-    let provenance =
-        Provenance::open(&server_folder.join("names")).map_err(RunError::Provenance)?;
-
-    let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
-    let metrics = Metrics::default();
+    let provenance = Provenance::open(&folder.join("names")).map_err(RunError::Provenance)?;
+    let (stop, metrics) = (CancellationToken::new(), Metrics::default());
     let builds = Builds::open(builds::Parts {
         executor: Arc::clone(&setup.executor),
-        state: state.clone(),
+        state: state.to_owned(),
         provenance,
         limits: Limits {
             running: config.server.max_running_builds,
@@ -168,69 +220,44 @@ pub async fn run(
         environment: setup.environment,
         metrics: metrics.clone(),
         shutdown: stop.clone(),
-    })
-    .await
-    .map_err(RunError::Recover)?;
-    let service = Arc::new(service(&config, &setup, &addresses, &store, &builds)?);
-
-    let (readiness, health) = readiness::watch(&setup, &server_folder, &tasks, &stop).await;
-    keep_at_hand(&config, &service, &tasks, &stop);
-    expire_uploads(&store, &tasks, &stop);
-    let calls = Calls::new(grpc::Parts {
-        service: Arc::clone(&service),
-        tokens: tokens.clone(),
-        log_base_url: addresses.url(&config),
-        shutdown: stop.clone(),
-        tasks: tasks.clone(),
     });
-    let web = web::router(web::Parts {
-        builds: builds.clone(),
+    Ok(Opened {
+        builds: builds.await.map_err(RunError::Recover)?,
+        tasks: TaskTracker::new(),
+        folder,
+        store,
         tokens,
-        metrics: metrics.clone(),
-        readiness,
-        shutdown: stop.clone(),
-    });
-    let registry = registry::server::router(store, registry_options(&addresses));
-    let handler = calls::Handler::new(
-        calls::grpc(&calls, health, config.server.max_request_bytes)
-            .map_err(RunError::Reflection)?,
-        web.merge(registry),
-        metrics.clone(),
-    );
-
-    announce(&server_folder, &addresses).map_err(in_state)?;
-    tracing::info!(address = %bound, state = %state.display(), "serving");
-    let server = connections::Server {
-        handler,
-        acceptor,
         metrics,
-        max_connections: config.server.max_connections,
-        drain_timeout: config.server.drain_timeout,
-        stop: stop.clone(),
-    };
-    connections::serve(listener, server, shutdown).await;
-    stop.cancel();
-    tasks.close();
+        stop,
+    })
+}
+
+fn in_state(state: &Path, source: io::Error) -> RunError {
+    RunError::State {
+        path: state.to_owned(),
+        source,
+    }
+}
+
+/// Waits for everything that was spawned; it has been told to end.
+async fn let_go(opened: &Opened, patience: Duration) {
+    opened.stop.cancel();
+    opened.tasks.close();
     let ended = async {
-        tasks.wait().await;
-        builds.let_go().await;
+        opened.tasks.wait().await;
+        opened.builds.let_go().await;
     };
-    if tokio::time::timeout(config.server.drain_timeout, ended)
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(patience, ended).await.is_err() {
         tracing::warn!("something did not end in time and is left behind");
     }
     tracing::info!("stopped; builds that were running go on");
-    Ok(())
 }
 
 fn service(
     config: &Config,
     setup: &Setup,
     addresses: &Addresses,
-    store: &Store,
-    builds: &Builds,
+    opened: &Opened,
 ) -> Result<Service, RunError> {
     let hosts = config.registry.with_files_read().map_err(RunError::Hosts)?;
     let client = Client::new(
@@ -244,7 +271,7 @@ fn service(
         credentials: Credentials::new(config.pull_secret_file.clone()),
         own: addresses.own_hosts(),
         embedded: Embedded {
-            store: store.clone(),
+            store: opened.store.clone(),
             hosts: addresses.embedded.clone(),
         },
         interval: config.ref_cache.interval,
@@ -252,7 +279,7 @@ fn service(
     });
     Ok(Service {
         images,
-        builds: builds.clone(),
+        builds: opened.builds.clone(),
         settings: Settings {
             base_repository: addresses.base_repository.clone(),
             workspace_repository: addresses.workspace_repository.clone(),
@@ -317,7 +344,7 @@ fn keep_at_hand(
             }
         }
     };
-    tasks.spawn(async move { stop.run_until_cancelled(renew).await });
+    tasks.spawn(async move { stop.run_until_cancelled(Box::pin(renew)).await });
 }
 
 /// Removes uploads to the embedded registry that nobody goes on with.

@@ -32,13 +32,13 @@ impl Addresses {
             None => reachable(bound).to_string(),
         };
         let public = canonical_host(&public).ok_or(RunError::Address { address: public })?;
-        let repository = |configured: &Option<Reference>, name: &str| match configured {
-            Some(repository) => Ok(repository.clone()),
-            None => {
-                let text = format!("{public}/{name}");
-                let parsed = text.parse();
-                parsed.map_err(|_| RunError::Address { address: text })
+        let repository = |configured: &Option<Reference>, name: &str| {
+            if let Some(repository) = configured {
+                return Ok(repository.clone());
             }
+            let text = format!("{public}/{name}");
+            let parsed = text.parse();
+            parsed.map_err(|_| RunError::Address { address: text })
         };
         Ok(Self {
             embedded: embedded(&public, bound),

@@ -207,8 +207,18 @@ mod tests {
 
     const NAME: &str = "registry.example/workspace-images:tag";
 
-    fn claim(identity: &str, is_plain: bool) -> Claim<'_> {
-        Claim { identity, is_plain }
+    fn plain(identity: &str) -> Claim<'_> {
+        Claim {
+            identity,
+            is_plain: true,
+        }
+    }
+
+    fn special(identity: &str) -> Claim<'_> {
+        Claim {
+            identity,
+            is_plain: false,
+        }
     }
 
     #[test]
@@ -219,27 +229,27 @@ mod tests {
         let allows = |digest, claim| names.allows(NAME, digest, claim).unwrap();
 
         // Nobody knows where it came from: only who sets nothing special takes it.
-        assert!(allows(&ours, claim("us", true)));
-        assert!(!allows(&ours, claim("us", false)));
+        assert!(allows(&ours, plain("us")));
+        assert!(!allows(&ours, special("us")));
 
         // Others have started: what stands there now may be theirs.
         names.starts(NAME, "them").unwrap();
-        assert!(!allows(&theirs, claim("us", true)));
+        assert!(!allows(&theirs, plain("us")));
         names.made(NAME, "them", &theirs).unwrap();
-        assert!(!allows(&theirs, claim("us", true)));
-        assert!(allows(&theirs, claim("them", false)));
+        assert!(!allows(&theirs, plain("us")));
+        assert!(allows(&theirs, special("them")));
 
         // We built it too: now each takes their own.
         names.starts(NAME, "us").unwrap();
         names.made(NAME, "us", &ours).unwrap();
-        assert!(allows(&ours, claim("us", false)));
-        assert!(!allows(&theirs, claim("us", true)));
-        assert!(!allows(&ours, claim("them", true)));
+        assert!(allows(&ours, special("us")));
+        assert!(!allows(&theirs, plain("us")));
+        assert!(!allows(&ours, plain("them")));
 
         // Different inputs that made the same image.
         names.made(NAME, "them", &ours).unwrap();
-        assert!(allows(&ours, claim("us", true)));
-        assert!(allows(&ours, claim("them", true)));
+        assert!(allows(&ours, plain("us")));
+        assert!(allows(&ours, plain("them")));
     }
 
     #[test]
@@ -254,8 +264,8 @@ mod tests {
         }
         let names = Provenance::open(folder.path()).unwrap();
         assert_eq!(names.read(NAME).unwrap().len(), ENTRIES_MAX);
-        assert!(!names.allows(NAME, &digest, claim("0", true)).unwrap());
-        assert!(names.allows(NAME, &digest, claim("1", true)).unwrap());
+        assert!(!names.allows(NAME, &digest, plain("0")).unwrap());
+        assert!(names.allows(NAME, &digest, plain("1")).unwrap());
     }
 
     #[test]
@@ -264,7 +274,7 @@ mod tests {
         let names = Provenance::open(folder.path()).unwrap();
         names.starts(NAME, "us").unwrap();
         std::fs::write(names.path(NAME), "{").unwrap();
-        let allowed = names.allows(NAME, &Digest::sha256(b"x"), claim("us", true));
+        let allowed = names.allows(NAME, &Digest::sha256(b"x"), plain("us"));
         assert!(matches!(allowed, Err(ProvenanceError::Read { .. })));
     }
 }

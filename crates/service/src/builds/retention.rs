@@ -9,7 +9,7 @@ use super::Builds;
 use crate::failure::chain;
 
 /// How often is looked for builds to forget.
-const INTERVAL: Duration = Duration::from_mins(10);
+const INTERVAL: Duration = Duration::from_secs(600);
 
 /// Forgets builds from time to time, until the service stops.
 pub(super) fn spawn(builds: &Builds) {

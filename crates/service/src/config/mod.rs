@@ -112,7 +112,7 @@ pub struct RefCache {
 impl Default for RefCache {
     fn default() -> Self {
         Self {
-            interval: Duration::from_hours(6),
+            interval: Duration::from_secs(6 * 3600),
             refs: BTreeSet::new(),
         }
     }
@@ -146,7 +146,7 @@ impl Default for Server {
             max_connections: 4096,
             max_request_bytes: 100 << 20,
             drain_timeout: Duration::from_secs(10),
-            retention: Duration::from_hours(7 * 24),
+            retention: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }

@@ -78,12 +78,14 @@ struct Grpc {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 struct GrpcTls {
-    #[serde(default)]
-    ca_path: Option<PathBuf>,
-    cert_path: PathBuf,
-    key_path: PathBuf,
+    #[serde(default, rename = "caPath")]
+    ca: Option<PathBuf>,
+    #[serde(rename = "certPath")]
+    cert: PathBuf,
+    #[serde(rename = "keyPath")]
+    key: PathBuf,
 }
 
 /// Parses the published JSON.
@@ -143,9 +145,9 @@ fn set_grpc(config: &mut Config, grpc: Grpc) -> Result<(), ConfigError> {
         })?;
     }
     config.tls = grpc.tls.map(|tls| Tls {
-        cert: tls.cert_path,
-        key: tls.key_path,
-        client_ca: tls.ca_path.filter(|path| !path.as_os_str().is_empty()),
+        cert: tls.cert,
+        key: tls.key,
+        client_ca: tls.ca.filter(|path| !path.as_os_str().is_empty()),
     });
     Ok(())
 }

@@ -76,7 +76,7 @@ fn the_published_json_is_accepted_with_warnings() {
         config.tls.unwrap().client_ca,
         Some(PathBuf::from("/certs/ca.crt"))
     );
-    assert_eq!(config.ref_cache.interval, Duration::from_hours(6));
+    assert_eq!(config.ref_cache.interval, Duration::from_secs(6 * 3600));
     let names: Vec<&str> = parsed
         .warnings
         .iter()

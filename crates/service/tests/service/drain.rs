@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use api::builder::BuildStatus;
 use engine::event::Phase;
+use tokio::io::AsyncWriteExt as _;
 use tonic::Code;
 
 use crate::harness::*;
@@ -44,9 +45,7 @@ async fn streams_end_with_a_word_and_builds_go_on() {
     // The worker has noticed nothing.
     worker.output(b"after\n");
     let server = world.serve().await;
-    let (again, stream) = (server.logs(by_id(&id)).await.unwrap(), ());
-    let text = tokio::spawn(read_to_end(again));
-    let () = stream;
+    let text = tokio::spawn(read_to_end(server.logs(by_id(&id)).await.unwrap()));
     worker.fail(engine::event::FailureKind::Dockerfile, "x");
     let text = String::from_utf8(soon(text).await.unwrap().unwrap()).unwrap();
     assert!(
@@ -63,7 +62,6 @@ async fn a_client_that_does_not_let_go_is_cut() {
         .serve_with("[server]\ndrain_timeout = \"200ms\"")
         .await;
     // An upload that never goes on.
-    use tokio::io::AsyncWriteExt as _;
     let mut stuck = tokio::net::TcpStream::connect(&server.address)
         .await
         .unwrap();

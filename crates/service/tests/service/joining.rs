@@ -89,14 +89,14 @@ async fn the_workspace_image_is_unknown_then_running_then_there() {
     };
     let unknown = resolve().await;
     assert_eq!(unknown.status(), BuildStatus::Unknown);
-    let (first, _stream) = server.start(request(git_source(git()))).await;
+    let (first, stream) = server.start(request(git_source(git()))).await;
     assert_eq!(
         (&unknown.r#ref, &unknown.base_ref),
         (&first.r#ref, &first.base_ref)
     );
     assert_eq!(resolve().await.status(), BuildStatus::Running);
     world.worker().await.succeed(&server);
-    assert_eq!(last(_stream).await.status(), BuildStatus::DoneSuccess);
+    assert_eq!(last(stream).await.status(), BuildStatus::DoneSuccess);
     assert_eq!(resolve().await.status(), BuildStatus::DoneSuccess);
     server.stopped().await;
 }

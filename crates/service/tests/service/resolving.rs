@@ -1,4 +1,4 @@
-//! ResolveBaseImage and names of image sources, against the embedded registry.
+//! `ResolveBaseImage` and names of image sources, against the embedded registry.
 
 use api::builder::{ResolveBaseImageRequest, ResolveWorkspaceImageRequest};
 use oci::{Digest, Reference};

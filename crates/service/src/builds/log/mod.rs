@@ -113,14 +113,9 @@ impl Reading {
             return Ok(());
         };
         let mut next = follower.next().await.map_err(LogError::Journal)?;
-        loop {
-            match next {
-                Some(record) => {
-                    self.ended = matches!(&record.body, Body::Event(event) if event.is_terminal());
-                    self.renderer.render(&record, text);
-                }
-                None => break,
-            }
+        while let Some(record) = next {
+            self.ended = matches!(&record.body, Body::Event(event) if event.is_terminal());
+            self.renderer.render(&record, text);
             if self.ended || text.len() >= CHUNK_BYTES {
                 break;
             }
@@ -192,6 +187,3 @@ fn censored_words(build: &Build) -> Vec<String> {
     }
     words
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,6 @@
 //! Between the wire's words and ours. Pure; nothing else names both.
 //!
-//! What a request says is checked here, all of it, before anything is looked up. What is refused is refused with INVALID_ARGUMENT
+//! What a request says is checked here, all of it, before anything is looked up. What is refused is refused with `INVALID_ARGUMENT`
 //! and the name of the field.
 
 use std::collections::HashMap;
@@ -188,9 +188,8 @@ pub(super) fn rights(auth: Option<wire::BuildRegistryAuth>) -> Result<Rights, Fa
         Failure::new(Blame::Request, text)
     };
     let grant = match auth.mode {
-        None => Grant::Nothing,
         Some(wire::build_registry_auth::Mode::Total(total)) if total.allow_all => Grant::Everything,
-        Some(wire::build_registry_auth::Mode::Total(_)) => Grant::Nothing,
+        None | Some(wire::build_registry_auth::Mode::Total(_)) => Grant::Nothing,
         Some(wire::build_registry_auth::Mode::Selective(selective)) => {
             if selective.any_of.len() > HOSTS_MAX {
                 return Err(too_many("auth.selective.any_of"));

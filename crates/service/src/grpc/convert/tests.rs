@@ -191,7 +191,7 @@ fn git_requests_that_reach_elsewhere_are_refused() {
         &|git: &mut content::GitInitializer| git.remote_uri = "ext::sh -c id".to_owned(),
         &|git: &mut content::GitInitializer| git.remote_uri = String::new(),
         &|git: &mut content::GitInitializer| {
-            git.upstream_remote_uri = "--upload-pack=id".to_owned()
+            git.upstream_remote_uri = "--upload-pack=id".to_owned();
         },
         &|git: &mut content::GitInitializer| git.clone_taget = "--upload-pack=id".to_owned(),
         &|git: &mut content::GitInitializer| git.clone_taget = String::new(),
