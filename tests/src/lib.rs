@@ -1,1 +1,27 @@
-//! TEMP
+//! End-to-end tests: the built program, real registries, real git, and independent readers of what was built.
+//!
+//! One test binary, so that everything is linked once. What can be tested closer to where it is written is tested there; here is
+//! what a user was promised. Everything listens on loopback ports that the system picks and is put away by its owner's `Drop`.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`scene`] | a server, a registry and a git server, and requests to build what is in it |
+//! | [`reader`] | skopeo, umoci and runc: what others make of our images |
+//! | [`c_program`] | the story of the README: a C program in two stages |
+//! | [`words`] | what a caller is told: codes and texts of the published API, failed steps, syntax errors |
+//! | [`isolation`] | what a step must not reach |
+//! | [`durability`] | clients and servers that go away |
+//! | [`command`] | `kiln build` without a server |
+//! | [`ordinary_user`] | the same as somebody who is not root |
+
+#![cfg(test)]
+#![forbid(unsafe_code)]
+
+mod c_program;
+mod command;
+mod durability;
+mod isolation;
+mod ordinary_user;
+mod reader;
+mod scene;
+mod words;

@@ -1,0 +1,219 @@
+//! `kiln build` without a server.
+
+use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
+
+use engine::follow::follow;
+use engine::id::BuildId;
+use engine::spec::{BuildOptions, BuildSpec, Context, Limits, Record, Registries, Source};
+use engine::state::BuildState;
+use rustix::process::{Pid, Signal};
+use source::git::FetchOptions;
+use tokio::signal::unix::{SignalKind, signal};
+use worker::WorkerHandle;
+
+use super::context::{self, Input};
+use super::import::{self, Prepared, Reader};
+use super::outputs::{self, Outputs};
+use super::{options, report};
+use crate::args::BuildArgs;
+use crate::environment;
+use crate::failure::{Exit, Failure, OrExit, Outcome};
+use crate::place::{self, Found, Ready};
+use crate::progress::{self, Style, now_ms};
+use crate::terminal;
+
+/// Whose cache is used: this machine's user is nobody's tenant.
+const TENANT: &str = "";
+/// Name of a copied context within a build's scratch folder.
+const CONTEXT: &str = "context";
+/// How long a worker may take to go once its build has ended.
+const WORKER_GRACE: Duration = Duration::from_secs(30);
+
+/// Builds on this machine.
+pub(crate) async fn run(args: &BuildArgs) -> Outcome {
+    let style = match args.quiet {
+        true => Style::Quiet,
+        false => Style::choose(args.progress),
+    };
+    let mut options = options::decide(args)?;
+    let outputs = outputs::decide(args, &mut options)?;
+    let input = context::read(&args.context, args.file.as_deref())?;
+    let found = place::find(&args.place)?;
+    let ready = found.ready()?;
+    let id = new_id()?;
+    let folder = worker::prepare(&ready.command, &record(&id, &outputs)).or_exit(Exit::Machine)?;
+    let limits = options::limits(args, &found.config.limits);
+    let spec = spec(
+        &id,
+        input,
+        &outputs,
+        (options, limits),
+        (&found, &ready, &folder),
+    );
+    let built = match spec {
+        Ok(spec) => carry_out(&ready, &spec, style).await,
+        Err(failure) => Err(failure),
+    };
+    let state = match built {
+        Ok(state) => state,
+        Err(failure) => {
+            // Nothing that was prepared and not carried out is left behind.
+            if worker::conclude(&folder).is_err() {
+                terminal::say("warning: the build's folder could not be put in order.");
+            }
+            return Err(failure);
+        }
+    };
+    let image = report::image(state, style);
+    let delivered = match &image {
+        Ok(_) => outputs.deliver(&folder.join(worker::folder::OUTPUT)),
+        Err(_) => Ok(()),
+    };
+    clear(&folder.join(worker::folder::OUTPUT));
+    delivered?;
+    report::tell(args, &id, &image?, style)
+}
+
+fn new_id() -> Outcome<BuildId> {
+    let mut random = [0; 16];
+    let failed = |error| Failure::text(Exit::Machine, format!("get random bytes: {error}"));
+    getrandom::fill(&mut random).map_err(failed)?;
+    Ok(BuildId::from_random(random))
+}
+
+fn record(id: &BuildId, outputs: &Outputs) -> Record {
+    Record {
+        id: id.clone(),
+        tenant: TENANT.to_owned(),
+        triggered_by: "kiln build".to_owned(),
+        supervisor_ref: String::new(),
+        reference: outputs.first_name().unwrap_or_default(),
+        base_reference: String::new(),
+        started_at_ms: now_ms(),
+        key: String::new(),
+    }
+}
+
+fn spec(
+    id: &BuildId,
+    input: Input,
+    outputs: &Outputs,
+    (options, limits): (BuildOptions, Limits),
+    (found, ready, folder): (&Found, &Ready, &Path),
+) -> Outcome<BuildSpec> {
+    let (context, dockerfile, context_path) = match input {
+        Input::Git(git) => (
+            Context::Git(git.source),
+            Some(git.dockerfile_path),
+            Some(git.context_path),
+        ),
+        Input::Folder(input) => {
+            let into = folder.join(worker::folder::WORK).join(CONTEXT);
+            let reader = match ready.command.owner {
+                Some(owner) => Reader::Other(owner.uid, owner.gid),
+                None => Reader::Caller,
+            };
+            let Prepared {
+                context,
+                dockerfile,
+            } = import::prepare(&input, &into, reader, &limits)?;
+            (context, dockerfile, Some(".".to_owned()))
+        }
+    };
+    let keychain = place::keychain()?;
+    let hosts = found.config.registry.with_files_read();
+    Ok(BuildSpec {
+        id: id.clone(),
+        tenant: TENANT.to_owned(),
+        source: Source::Dockerfile {
+            context,
+            dockerfile,
+            context_path,
+        },
+        options,
+        outputs: outputs.spec.clone(),
+        registries: Registries {
+            hosts: hosts.or_exit(Exit::Usage)?,
+            pull: keychain.clone(),
+            publish: keychain,
+            embedded: Vec::new(),
+            use_kept: true,
+        },
+        fetch: fetch_options(found),
+        limits,
+    })
+}
+
+fn fetch_options(found: &Found) -> FetchOptions {
+    let proxies = environment::proxies();
+    FetchOptions {
+        proxy: proxies.https,
+        no_proxy: proxies.no_proxy,
+        ..found.config.git.fetch_options()
+    }
+}
+
+async fn carry_out(ready: &Ready, spec: &BuildSpec, style: Style) -> Outcome<BuildState> {
+    let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Internal)?;
+    let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Internal)?;
+    let handle = worker::launch(&ready.command, spec)
+        .await
+        .or_exit(Exit::Machine)?;
+    let pid = worker_pid(&handle);
+    let mut showing = pin!(progress::show(style, follow(handle.folder.clone())));
+    let mut waiting = pin!(handle.wait());
+    let (mut is_gone, mut n_interrupts) = (false, 0_u32);
+    let state = loop {
+        tokio::select! {
+            state = &mut showing => break state?,
+            waited = &mut waiting, if !is_gone => {
+                is_gone = true;
+                waited.or_exit(Exit::Internal)?;
+            }
+            _ = interrupt.recv() => n_interrupts += 1,
+            _ = terminate.recv() => n_interrupts += 1,
+        }
+        // Not reaped as long as it has not been waited for: the pid is still its own.
+        if n_interrupts > 0 && !is_gone {
+            cancel(pid, n_interrupts)?;
+        }
+    };
+    if !is_gone {
+        let gone = tokio::time::timeout(WORKER_GRACE, waiting).await;
+        gone.or_exit(Exit::Internal)?.or_exit(Exit::Internal)?;
+    }
+    Ok(state)
+}
+
+fn worker_pid(handle: &WorkerHandle) -> Option<Pid> {
+    let pid = i32::try_from(handle.pid()?).ok()?;
+    Pid::from_raw(pid)
+}
+
+/// Asks the worker to stop; whoever asks twice does not want to wait.
+fn cancel(pid: Option<Pid>, n_interrupts: u32) -> Outcome {
+    if n_interrupts > 1 {
+        return Err(Failure::text(
+            Exit::Interrupted,
+            "interrupted; the worker is still stopping its steps",
+        ));
+    }
+    if let Some(pid) = pid {
+        terminal::say("cancelling; once more to leave without waiting");
+        // It may have ended on its own meanwhile.
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+    }
+    Ok(())
+}
+
+/// Removes what the worker left to be fetched. Large, and of no use to anybody once it has been delivered.
+fn clear(output: &Path) {
+    if store::remove_tree(output).is_err() {
+        terminal::say(&format!(
+            "warning: {} could not be removed.",
+            output.display()
+        ));
+    }
+}

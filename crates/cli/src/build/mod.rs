@@ -1,0 +1,23 @@
+//! `kiln build`: command line → [`BuildSpec`] → worker → image, or the same through a server.
+//!
+//! Without a server this process takes the server's place for one build: it writes what the build starts from, starts the worker,
+//! and follows the journal. The worker is a process of its own, in a user namespace of its own, here as there.
+
+pub(crate) mod context;
+mod import;
+mod local;
+mod options;
+mod outputs;
+mod remote;
+mod report;
+
+use crate::args::BuildArgs;
+use crate::failure::Outcome;
+
+/// Builds an image.
+pub(crate) async fn run(args: BuildArgs) -> Outcome {
+    match &args.server.server {
+        Some(address) => remote::run(address, &args).await,
+        None => local::run(&args).await,
+    }
+}

@@ -1,0 +1,135 @@
+//! What of the command line says how to build.
+
+use std::collections::BTreeMap;
+
+use engine::spec::{BuildOptions, CacheMode, Limits, NetworkMode};
+use oci::Platform;
+
+use crate::args::{BuildArgs, Network};
+use crate::environment;
+use crate::failure::{Exit, Failure, Outcome};
+
+/// Returns how to build.
+pub(crate) fn decide(args: &BuildArgs) -> Outcome<BuildOptions> {
+    let host = Platform::host();
+    if let Some(wanted) = args
+        .platform
+        .as_ref()
+        .filter(|wanted| !host.satisfies(wanted))
+    {
+        let text =
+            format!("building for {wanted} on this machine, which is {host}, is not supported yet");
+        return Err(Failure::text(Exit::Usage, text));
+    }
+    Ok(BuildOptions {
+        target: args.target.clone(),
+        build_args: build_args(args),
+        labels: args
+            .labels
+            .iter()
+            .map(|label| (label.name.clone(), label.value.clone()))
+            .collect(),
+        platform: host,
+        cache: match args.no_cache {
+            true => CacheMode::Ignore,
+            false => CacheMode::Use,
+        },
+        network: match args.network {
+            Network::Default => NetworkMode::Default,
+            Network::None => NetworkMode::None,
+            Network::Host => NetworkMode::Host,
+        },
+        source_date_epoch: source_date_epoch(args)?,
+        ..BuildOptions::default()
+    })
+}
+
+/// Returns the limits of a build that the user of this machine starts: asking for the machine's network is allowing it.
+pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
+    Limits {
+        allow_host_network: configured.allow_host_network || args.network == Network::Host,
+        ..configured.clone()
+    }
+}
+
+/// An argument without a value is the environment's; one that is not there either is not an argument.
+fn build_args(args: &BuildArgs) -> BTreeMap<String, String> {
+    args.build_args
+        .iter()
+        .filter_map(|arg| {
+            let value = arg
+                .value
+                .clone()
+                .or_else(|| environment::variable(&arg.name))?;
+            Some((arg.name.clone(), value))
+        })
+        .collect()
+}
+
+fn source_date_epoch(args: &BuildArgs) -> Outcome<Option<i64>> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let given = args.build_args.iter().rev().find(|arg| arg.name == NAME);
+    let text = given
+        .and_then(|arg| arg.value.clone())
+        .or_else(|| environment::variable(NAME));
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let wrong = |_| {
+        Failure::text(
+            Exit::Usage,
+            format!("{NAME}={text:?} is not a number of seconds"),
+        )
+    };
+    text.parse().map(Some).map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn args(line: &[&str]) -> BuildArgs {
+        let line = ["kiln", "build", "."].iter().chain(line);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Build(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_argument_without_a_value_is_the_environments() {
+        let options = decide(&args(&[
+            "--build-arg",
+            "PATH",
+            "--build-arg",
+            "NOT_SET_ANYWHERE",
+            "--build-arg",
+            "A=1",
+        ]));
+        let names: Vec<_> = options.unwrap().build_args.into_keys().collect();
+        assert_eq!(names, ["A", "PATH"]);
+    }
+
+    #[test]
+    fn another_platform_is_refused_in_words() {
+        let failure = decide(&args(&["--platform", "plan9/mips"])).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert!(decide(&args(&["--platform", &Platform::host().to_string()])).is_ok());
+    }
+
+    #[test]
+    fn asking_for_the_hosts_network_allows_it() {
+        let limits = |line: &[&str]| limits(&args(line), &Limits::default()).allow_host_network;
+        assert!(!limits(&[]) && limits(&["--network", "host"]));
+    }
+
+    #[test]
+    fn the_date_is_a_number() {
+        let options = decide(&args(&["--build-arg", "SOURCE_DATE_EPOCH=17"])).unwrap();
+        assert_eq!(options.source_date_epoch, Some(17));
+        assert!(decide(&args(&["--build-arg", "SOURCE_DATE_EPOCH=today"])).is_err());
+    }
+}

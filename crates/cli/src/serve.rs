@@ -1,0 +1,210 @@
+//! `kiln serve`: gives the service its executor, which starts a worker process on this machine for each build.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::id::BuildId;
+use engine::spec::{BuildSpec, Record};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rustix::process::{Pid, Signal};
+use service::app::{self, Setup};
+use service::environment::Environment;
+use service::executor::{Executor, ExecutorError, Running};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use worker::{WorkerCommand, WorkerHandle};
+
+use crate::args::ServeArgs;
+use crate::failure::{Exit, Failure, OrExit, Outcome};
+use crate::{environment, place, terminal};
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) async fn run(args: ServeArgs) -> Outcome {
+    start_log()?;
+    let found = place::find(&args.place)?;
+    let ready = found.ready()?;
+    let mut config = found.config;
+    config.state = Some(ready.command.state.clone());
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    let owner = ready.command.owner.map(place::store_owner);
+    let setup = Setup {
+        executor: Arc::new(Workers::new(ready.command)),
+        owner,
+        environment: Environment::real(),
+        client: place::client_options(),
+    };
+    let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Internal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Internal)?;
+    let listener = app::bind(&config).await.or_exit(Exit::Machine)?;
+    if let Ok(address) = listener.local_addr() {
+        terminal::say(&format!("listening on {address}"));
+    }
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    };
+    app::run(config, setup, listener, shutdown)
+        .await
+        .or_exit(Exit::Machine)
+}
+
+/// Our own log: text for a person, JSON for everything else.
+fn start_log() -> Outcome {
+    let filter = environment::variable("KILN_LOG").unwrap_or_else(|| "info".to_owned());
+    let filter = EnvFilter::try_new(&filter).map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("read KILN_LOG={filter:?}"));
+        Failure::new(Exit::Usage, error)
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = match std::io::stderr().is_terminal() {
+        true => builder.with_ansi(terminal::is_coloured()).try_init(),
+        false => builder.json().try_init(),
+    };
+    started.map_err(|error| Failure::text(Exit::Internal, format!("start the log: {error}")))
+}
+
+/// Starts workers on this machine.
+struct Workers {
+    command: WorkerCommand,
+    /// Workers that have not been waited for to their end; shared with whoever waits.
+    pids: Pids,
+}
+
+type Pids = Arc<Mutex<HashMap<BuildId, Pid>>>;
+
+impl Workers {
+    fn new(command: WorkerCommand) -> Self {
+        Self {
+            command,
+            pids: Pids::default(),
+        }
+    }
+
+    /// Takes note of a worker and returns what the service waits for.
+    fn running(&self, id: BuildId, handle: WorkerHandle) -> Running {
+        let pid = handle
+            .pid()
+            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        if let Some(pid) = pid {
+            lock(&self.pids).insert(id.clone(), pid);
+        }
+        let pids = Arc::clone(&self.pids);
+        let folder = handle.folder.clone();
+        let ended = async move {
+            if let Err(error) = handle.wait().await {
+                tracing::error!(%id, error = %chain(&error), "a build could not be concluded");
+            }
+            lock(&pids).remove(&id);
+        };
+        Running {
+            folder,
+            ended: ended.boxed(),
+        }
+    }
+}
+
+fn lock(pids: &Pids) -> std::sync::MutexGuard<'_, HashMap<BuildId, Pid>> {
+    pids.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+impl Executor for Workers {
+    fn start(
+        &self,
+        record: Record,
+        spec: BuildSpec,
+    ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
+        async move {
+            let id = record.id.clone();
+            let handle = worker::start(&self.command, &record, &spec).await;
+            let handle = handle.map_err(|source| ExecutorError::Start {
+                id: id.clone(),
+                source: Box::new(source),
+            })?;
+            Ok(self.running(id, handle))
+        }
+        .boxed()
+    }
+
+    fn adopt(&self, id: BuildId) -> BoxFuture<'_, Result<Option<Running>, ExecutorError>> {
+        async move {
+            let failed = |source: Box<dyn Error + Send + Sync>| ExecutorError::Adopt {
+                id: id.clone(),
+                source,
+            };
+            let found = worker::adopt(&self.command.state, &id).map_err(|e| failed(Box::new(e)))?;
+            if let Some(handle) = found {
+                return Ok(Some(self.running(id, handle)));
+            }
+            let folder = worker::folder::of(&self.command.state, &id);
+            conclude(&folder).await.map_err(failed)?;
+            Ok(None)
+        }
+        .boxed()
+    }
+
+    fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>> {
+        async move {
+            // Held while the signal is sent: a worker that is in here has not been reaped, so the pid is its own.
+            let pids = lock(&self.pids);
+            if let Some(pid) = pids.get(&id) {
+                // It may have ended on its own meanwhile.
+                let _gone = rustix::process::kill_process(*pid, Signal::TERM);
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), ExecutorError>> {
+        async move {
+            let builds = self.command.state.join(worker::folder::BUILDS);
+            let probe = tokio::task::spawn_blocking(move || writable(&builds)).await;
+            let problem = match probe {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => format!("the state directory cannot be written to: {error}"),
+                Err(error) => format!("the state directory could not be checked: {error}"),
+            };
+            Err(ExecutorError::NotReady { problem })
+        }
+        .boxed()
+    }
+}
+
+async fn conclude(folder: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let folder = folder.to_owned();
+    tokio::task::spawn_blocking(move || worker::conclude(&folder)).await??;
+    Ok(())
+}
+
+fn writable(builds: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(builds)?;
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    rustix::fs::access(builds, access)?;
+    let free = rustix::fs::statvfs(builds)?;
+    match free.f_bavail {
+        0 => Err(std::io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,75 @@
+//! The command line of `kiln worker`: written by [`worker::start`], read here, before there is anything but one thread.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use worker::WorkerArgs;
+use worker::userns::UserNsOptions;
+
+use crate::failure::Exit;
+use crate::terminal;
+
+/// First id of the worker's user namespace.
+pub(crate) const BASE: &str = "--user-namespace-base";
+
+/// Carries out one build: the whole life of a worker process.
+pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match parse(arguments) {
+        Ok(args) => worker::main(&args),
+        Err(error) => {
+            terminal::say(&format!("error: {error:#}"));
+            Exit::Usage.into()
+        }
+    }
+}
+
+fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<WorkerArgs> {
+    let (mut state, mut id, mut base) = (None, None, None);
+    while let Some(name) = arguments.next() {
+        let value = arguments
+            .next()
+            .with_context(|| format!("{} has no value", name.display()))?;
+        let text = || value.to_str().ok_or_else(|| anyhow!("not text"));
+        match name.to_str() {
+            Some("--state") => state = Some(PathBuf::from(&value)),
+            Some("--id") => id = Some(text()?.parse()?),
+            Some(BASE) => base = Some(text()?.parse()?),
+            _ => bail!("unknown argument {}", name.display()),
+        }
+    }
+    Ok(WorkerArgs {
+        state: state.context("--state is missing")?,
+        id: id.context("--id is missing")?,
+        user_namespace: UserNsOptions {
+            base,
+            ..UserNsOptions::default()
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &[&str]) -> anyhow::Result<WorkerArgs> {
+        parse(line.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn what_a_starter_writes_is_read() {
+        let id = "a".repeat(26);
+        let args = parsed(&["--state", "/s", "--id", &id, BASE, "100000"]).unwrap();
+        assert_eq!(args.id.as_str(), id);
+        assert_eq!(args.user_namespace.base, Some(100_000));
+        for bad in [
+            &["--state", "/s"][..],
+            &["--id", "x"],
+            &["--what", "x"],
+            &["--id"],
+        ] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Clients and servers that go away.
+
+use std::time::Duration;
+
+use api::builder::{BuildStatus, ListBuildsRequest, LogsRequest};
+use testkit::process::wait_for;
+
+use crate::reader;
+use crate::scene::{Scene, Target};
+
+/// How long a step of these tests waits to be released before it gives up.
+const STEP_WAITS: &str = "for i in $(seq 600); do [ -e /released ] && break; sleep 0.1; done";
+
+/// A Dockerfile whose step says it has begun, and goes on for some seconds. Quoted so that the command itself, which is in the log
+/// too, is not taken for its output.
+fn slow(base: &str, seconds: u32) -> String {
+    format!("FROM {base}\nRUN echo beg'un' && sleep {seconds} && echo end'ed'\n")
+}
+
+async fn n_running(scene: &Scene) -> usize {
+    let mut client = scene.kiln.image_builder().await;
+    let answer = client.list_builds(ListBuildsRequest {}).await.unwrap();
+    answer.into_inner().builds.len()
+}
+
+/// Starts a build, waits until its step has begun, and goes away.
+async fn start_and_leave(scene: &Scene, request: api::builder::BuildRequest) -> String {
+    let mut client = scene.kiln.image_builder().await;
+    let mut stream = client.build(request).await.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap();
+    let build_id = first.info.unwrap().build_id;
+    let logs = LogsRequest {
+        build_id: build_id.clone(),
+        ..LogsRequest::default()
+    };
+    let mut log = client.logs(logs).await.unwrap().into_inner();
+    let mut seen = String::new();
+    while !seen.contains(" begun\n") {
+        let piece = tokio::time::timeout(Duration::from_secs(60), log.message()).await;
+        let piece = piece.unwrap().unwrap().expect("the log ended too early");
+        seen.push_str(&String::from_utf8_lossy(&piece.content));
+    }
+    build_id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_does_not_stop_its_build() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 2));
+    let build_id = start_and_leave(&scene, request.clone()).await;
+    let log = scene.log(&build_id).await;
+    assert!(log.contains(" ended\n"), "{log}");
+    let again = scene.build(request).await;
+    assert_eq!(again.responses.len(), 1, "it was built a second time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_finds_its_build_and_its_log_again() {
+    let mut scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 3));
+    let build_id = start_and_leave(&scene, request.clone()).await;
+    scene.kiln.kill();
+    scene.kiln.start_again();
+    let log = scene.log(&build_id).await;
+    assert!(
+        log.contains(" begun\n") && log.contains(" ended\n"),
+        "{log}"
+    );
+    assert_eq!(log.matches(" begun\n").count(), 1, "{log}");
+    assert_eq!(n_running(&scene).await, 0);
+    // The whole log is still there after another restart.
+    scene.kiln.start_again();
+    assert_eq!(scene.log(&build_id).await, log);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_ends_its_build_in_words() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 60));
+    let mut client = scene.kiln.image_builder().await;
+    let mut stream = client.build(request.clone()).await.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap();
+    let build_id = first.info.unwrap().build_id;
+    let lock = scene
+        .kiln
+        .state()
+        .join("builds")
+        .join(&build_id)
+        .join("lock");
+    let pid = wait_for("the worker", Duration::from_secs(30), || {
+        std::fs::read_to_string(&lock)
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    });
+    testkit::process::run(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]));
+    let mut last = None;
+    while let Some(response) = stream.message().await.unwrap() {
+        last = Some(response);
+    }
+    let last = last.unwrap();
+    assert_eq!(last.status(), BuildStatus::DoneFailure);
+    assert!(last.message.contains("worker"), "{}", last.message);
+    assert_eq!(n_running(&scene).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identical_builds_at_the_same_time_are_one_build() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 2));
+    let build_id = start_and_leave(&scene, request.clone()).await;
+    let joined = scene.build(request).await;
+    assert_eq!(joined.build_id().as_deref(), Some(build_id.as_str()));
+    assert!(reader::digest(&joined.image(), None).starts_with("sha256:"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_subscriber_gets_every_byte() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let dockerfile = format!("FROM {base}\nRUN echo beg'un' && seq 2000 && sleep 1 && seq 2000\n");
+    let request = scene.dockerfile("loud", &dockerfile);
+    let build_id = start_and_leave(&scene, request).await;
+    let (one, two) = tokio::join!(scene.log(&build_id), scene.log(&build_id));
+    assert_eq!(one, two);
+    assert_eq!(one, scene.log(&build_id).await);
+    assert_eq!(one.matches(" 1999\n").count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_takes_too_long_is_ended() {
+    let registry = testkit::docker_registry::DockerRegistry::start();
+    let scene = Scene::around(registry, Target::Embedded, "[limits]\nwall_time_s = 5\n");
+    let base = scene.busybox();
+    let dockerfile = format!("FROM {base}\nRUN {STEP_WAITS}\n");
+    let said = scene.build(scene.dockerfile("stuck", &dockerfile)).await;
+    assert!(
+        said.failure().starts_with("build failed: timed out after"),
+        "{}",
+        said.failure()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_can_be_cancelled() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 60));
+    let build_id = start_and_leave(&scene, request).await;
+    let mut native = scene.kiln.native().await;
+    let cancel = api::kiln::v1::CancelBuildRequest {
+        build_id: build_id.clone(),
+    };
+    native.cancel_build(cancel).await.unwrap();
+    let log = scene.log(&build_id).await;
+    assert!(log.contains("cancelled"), "{log}");
+    assert_eq!(n_running(&scene).await, 0);
+}

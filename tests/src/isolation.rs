@@ -1,0 +1,180 @@
+//! What a step must not reach: credentials, the host's files, other builds, the host's loopback.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use testkit::git_server::{File, GitServer};
+use testkit::process::tool;
+
+use crate::scene::{Scene, Target, request};
+
+/// Builds a Dockerfile with one RUN and returns the log.
+async fn log_of_step(scene: &Scene, name: &str, script: &str) -> String {
+    let base = scene.busybox();
+    let dockerfile = format!("FROM {base}\nRUN <<END\n{script}\nEND\n");
+    let said = scene.build(scene.dockerfile(name, &dockerfile)).await;
+    let log = scene.log(&said.build_id().unwrap()).await;
+    assert_eq!(
+        said.last().status(),
+        api::builder::BuildStatus::DoneSuccess,
+        "{log}"
+    );
+    log
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_finds_neither_registry_nor_git_credentials() {
+    let scene = Scene::start(Target::Registry);
+    let base = scene.busybox();
+    let git = GitServer::with_basic_auth("git-user", "battery staple");
+    // Everything that a process can look at: its environment, others' environments and command lines, and every file.
+    let script = "env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null; \
+        find / -xdev -type f -size -1000k ! -path '/proc/*' ! -path '/sys/*' -exec cat {} + 2>/dev/null; true";
+    let dockerfile = format!(
+        "FROM {base}\nCOPY . /context\nRUN (({script}) | strings 2>/dev/null || ({script})) > /found; \
+        grep -a -c -e 'correct horse' -e 'Y29ycmVjdCBob3JzZQ' -e a2lsbjpjb3JyZWN0 -e 'battery staple' -e Z2l0LXVzZXI6 /found || echo nothing found\n"
+    );
+    let commit = git
+        .repository("secret")
+        .commit("main", &[File::new("Dockerfile", dockerfile)]);
+    let mut request = request(&git.url("secret"), &commit);
+    set_password(&mut request, "git-user", "battery staple");
+    let said = scene.build(request).await;
+    let log = scene.log(&said.build_id().unwrap()).await;
+    assert_eq!(
+        said.last().status(),
+        api::builder::BuildStatus::DoneSuccess,
+        "{log}"
+    );
+    assert!(log.contains(" nothing found\n"), "{log}");
+    for secret in ["correct horse", "battery staple"] {
+        let state = scene.kiln.state();
+        let found = testkit::process::finish(
+            std::process::Command::new("grep")
+                .args(["-rl", secret])
+                .arg(&state),
+        );
+        assert!(
+            found.stdout.is_empty(),
+            "{secret:?} is on disk: {}",
+            String::from_utf8_lossy(&found.stdout)
+        );
+    }
+}
+
+fn set_password(request: &mut api::builder::BuildRequest, user: &str, password: &str) {
+    use api::builder::build_source::From;
+    use api::contentservice::workspace_initializer::Spec;
+    let from = request
+        .source
+        .as_mut()
+        .and_then(|source| source.from.as_mut());
+    let Some(From::File(file)) = from else {
+        panic!("not a file source")
+    };
+    let spec = file.source.as_mut().and_then(|source| source.spec.as_mut());
+    let Some(Spec::Git(git)) = spec else {
+        panic!("not git")
+    };
+    git.config = Some(api::contentservice::GitConfig {
+        authentication: api::contentservice::GitAuthMethod::BasicAuth.into(),
+        auth_user: user.to_owned(),
+        auth_password: password.to_owned(),
+        ..Default::default()
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_finds_neither_the_hosts_files_nor_another_builds() {
+    let scene = Scene::start(Target::Embedded);
+    let marker = testkit::scratch::Scratch::new();
+    let file = marker.write("marker", "on the host");
+    let base = scene.busybox();
+    let first = format!("FROM {base}\nCOPY . /context\nRUN echo other-builds-secret > /written\n");
+    let files = [
+        File::new("Dockerfile", first),
+        File::new("data", "other-builds-data"),
+    ];
+    let said = scene.build(scene.repository("first", &files)).await;
+    assert_eq!(said.last().status(), api::builder::BuildStatus::DoneSuccess);
+    let script = format!(
+        "reached() {{ echo \"reached:\"\"$1\"; }}\n\
+         ls -la / /proc/1/root /proc/1/cwd /proc/self/fd 2>&1\n\
+         cat {} /proc/1/root{} 2>/dev/null && reached file\n\
+         ls {} 2>/dev/null && reached state\n\
+         find / -xdev \\( -name marker -o -name data -o -name written \\) ! -path '/proc/*' | grep . && reached build\n\
+         dd if=/dev/vda of=/dev/null bs=1 count=1 2>/dev/null && reached disk\n\
+         mkdir -p /mnt && mount -t proc proc /mnt 2>/dev/null && reached mount\n\
+         mknod /tmp/disk b 254 0 2>/dev/null && cat /tmp/disk >/dev/null 2>&1 && reached device\n\
+         unshare -U true 2>/dev/null && reached namespace\n\
+         echo x 2>/dev/null > /proc/sys/kernel/core_pattern && reached sysctl\n\
+         reached end",
+        file.display(),
+        file.display(),
+        scene.kiln.state().display()
+    );
+    let log = log_of_step(&scene, "second", &script).await;
+    let reached: Vec<_> = log
+        .lines()
+        .filter_map(|line| line.split_once("reached:"))
+        .collect();
+    assert!(matches!(reached[..], [(_, "end")]), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_does_not_reach_the_hosts_loopback() {
+    let scene = Scene::start(Target::Embedded);
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 256];
+            // Whoever connects and goes away is of no interest.
+            let _n = stream.read(&mut request);
+            let _sent = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhost-loopback-answered\n");
+        }
+    });
+    let _needed = tool("pasta", "passt");
+    let server = scene.kiln.host().to_owned();
+    let script = format!(
+        "reached() {{ echo \"reached:\"\"$1\"; }}\n\
+         gateway=$(ip route 2>/dev/null | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')\n\
+         for host in 127.0.0.1 127.0.0.53 localhost 10.0.2.2 169.254.1.1 $gateway; do\n\
+           wget -q -T 2 -O - http://$host:{port}/ 2>&1\n\
+         done\n\
+         wget -q -T 2 -O - http://{server}/v2/ 2>&1 && reached server\n\
+         ip addr show lo | grep -q 127.0.0.1 && reached own\n\
+         reached end"
+    );
+    let log = log_of_step(&scene, "loopback", &script).await;
+    let reached: Vec<_> = log
+        .lines()
+        .filter_map(|line| line.split_once("reached:"))
+        .collect();
+    assert!(matches!(reached[..], [(_, "own"), (_, "end")]), "{log}");
+    assert!(!log.contains("host-loopback"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_has_no_more_rights_than_docker_gives_it() {
+    let scene = Scene::start(Target::Embedded);
+    let script = "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; cat /proc/self/uid_map; hostname";
+    let log = log_of_step(&scene, "rights", script).await;
+    let value = |name: &str| {
+        let at = log
+            .find(name)
+            .unwrap_or_else(|| panic!("no {name} in\n{log}"));
+        log[at + name.len()..]
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    let docker: u64 = 0x0000_0000_a804_25fb;
+    for set in ["CapEff:", "CapBnd:"] {
+        let capabilities = u64::from_str_radix(&value(set), 16).unwrap();
+        assert_eq!(capabilities & !docker, 0, "{set} {capabilities:x}");
+    }
+    assert_eq!(value("Seccomp:"), "2", "{log}");
+}
