@@ -1,4 +1,4 @@
-//! [`Dockerfile`](crate::Dockerfile) → [`Plan`], in two calls with the resolving of base images between them.
+//! [`Dockerfile`] → [`Plan`], in two calls with the resolving of base images between them.
 //!
 //! 1. [`stages`] resolves names and numbers of stages, picks the target, and says which base images it needs (`graph.rs`);
 //! 2. the caller resolves those;

@@ -77,12 +77,9 @@ impl Stage<'_> {
             return Err(Diagnostic::error(word.span, "a path cannot hold NUL"));
         }
         let directory = path::join(self.directory(), &expanded);
-        // A slash at the end stays in the configuration, as with `BuildKit`.
-        let slash = if expanded.ends_with('/') && directory != "/" {
-            "/"
-        } else {
-            ""
-        };
+        // A slash at the end of an absolute path stays in the configuration, as with `BuildKit`.
+        let keeps_slash = expanded.starts_with('/') && expanded.ends_with('/') && directory != "/";
+        let slash = if keeps_slash { "/" } else { "" };
         self.config.config.working_dir = format!("{directory}{slash}");
         let created_by = format!("WORKDIR {directory}{slash}");
         if directory == "/" {
