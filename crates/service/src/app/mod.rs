@@ -15,8 +15,10 @@ mod names;
 mod readiness;
 mod tls;
 
+use std::fs::DirBuilder;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,6 +205,9 @@ struct Opened {
 
 /// Steps 2 and 3.
 async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, RunError> {
+    // The data plane, another user, passes through it.
+    let created = DirBuilder::new().recursive(true).mode(0o711).create(state);
+    created.map_err(|e| in_state(state, e))?;
     let folder = state.join("server");
     let tokens = LogTokens::open(&folder).map_err(|e| in_state(state, e))?;
     let store = Store::open(&state.join("store"), setup.owner).map_err(RunError::Store)?;

@@ -331,6 +331,11 @@ impl Server {
         soon(self.running).await.unwrap().unwrap();
     }
 
+    /// Returns why it did not start.
+    pub(crate) async fn failed(self) -> RunError {
+        soon(self.running).await.unwrap().unwrap_err()
+    }
+
     pub(crate) async fn build(
         &self,
         request: wire::BuildRequest,

@@ -18,6 +18,7 @@ mod registries;
 mod resolving;
 mod restart;
 mod reuse;
+mod tls;
 mod web;
 
 /// A file that is not declared above would be forgotten without a word.

@@ -101,3 +101,31 @@ async fn a_folder_that_makes_no_sense_does_not_keep_the_service_from_starting() 
     assert!(listed.into_inner().builds.is_empty());
     server.stopped().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_ended_long_ago_is_forgotten_with_its_log() {
+    let world = World::new();
+    let server = world.serve().await;
+    let (first, stream) = server.start(request(git_source(git()))).await;
+    let worker = world.worker().await;
+    worker.fail(FailureKind::Dockerfile, "x");
+    last(stream).await;
+    server.stopped().await;
+    let server = world.serve_with("[server]\nretention = \"0s\"").await;
+    let mut native = server.native().await;
+    let build_id = first.info.unwrap().build_id;
+    soon(async {
+        loop {
+            let request = native::GetBuildRequest {
+                build_id: build_id.clone(),
+            };
+            match native.get_build(request).await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(status) => return assert_eq!(status.code(), tonic::Code::NotFound),
+            }
+        }
+    })
+    .await;
+    assert!(!worker.folder.exists());
+    server.stopped().await;
+}
