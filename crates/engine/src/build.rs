@@ -133,8 +133,8 @@ async fn build_dockerfile(
         config_digest: image.manifest.config.digest.clone(),
         references,
         outputs: publish::output_names(&spec.outputs),
-        n_run: execution.counters.n_run.load(Ordering::Relaxed),
-        n_cached: execution.counters.n_cached.load(Ordering::Relaxed),
+        n_run: execution.counters.run.load(Ordering::Relaxed),
+        n_cached: execution.counters.cached.load(Ordering::Relaxed),
     })
 }
 

@@ -236,13 +236,14 @@ impl Reader {
         let Some(frame) = self.peek(0, FRAME_BYTES)? else {
             return Ok(None);
         };
-        let (length, crc) = match frame {
-            [a, b, c, d, e, f, g, h] => (
-                u32::from_le_bytes([*a, *b, *c, *d]),
-                u32::from_le_bytes([*e, *f, *g, *h]),
-            ),
-            _ => return Err(damaged()),
+        let Some((length, crc)) = frame.split_first_chunk::<4>() else {
+            return Err(damaged());
         };
+        let crc = crc
+            .first_chunk::<4>()
+            .copied()
+            .map_or(0, u32::from_le_bytes);
+        let length = u32::from_le_bytes(*length);
         let length = usize::try_from(length).map_err(|_| damaged())?;
         if !(PREFIX_BYTES..=RECORD_MAX_BYTES).contains(&length) {
             return Err(damaged());

@@ -61,11 +61,11 @@ impl Renderer {
                 line(out, &format!("#{} ERROR: {error}", step.0));
             }
             Event::BaseResolved { reference, digest } => {
-                line(out, &format!("{reference} is {digest}"))
+                line(out, &format!("{reference} is {digest}"));
             }
             Event::Warning { text } => line(out, &format!("WARNING: {text}")),
             Event::Published { reference, digest } => {
-                line(out, &format!("published {reference} with digest {digest}"))
+                line(out, &format!("published {reference} with digest {digest}"));
             }
             Event::Succeeded { image } => line(
                 out,

@@ -63,6 +63,10 @@ impl BuildSpec {
 /// What to build from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one or two of these"
+)]
 pub enum Source {
     /// An image as it is; nothing is built, it is published under other names.
     Image {
@@ -83,6 +87,10 @@ pub enum Source {
 /// Where the workspace comes from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one or two of these"
+)]
 pub enum Context {
     /// A git repository, fetched by the worker.
     Git(GitSource),

@@ -3,6 +3,11 @@
 //! Follows the OCI image specification 1.1 ("config.md") and the Docker image specification 1.3 for `Healthcheck`, `OnBuild`,
 //! `Shell` and `ArgsEscaped`. Fields that we do not know are kept, so that building on an image loses nothing of it.
 
+#![expect(
+    clippy::zero_sized_map_values,
+    reason = "the format has maps to empty objects"
+)]
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

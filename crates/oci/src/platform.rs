@@ -62,8 +62,7 @@ impl Platform {
     pub fn satisfies(&self, wanted: &Self) -> bool {
         fn variant(platform: &Platform) -> Option<&str> {
             match (platform.architecture.as_str(), platform.variant.as_deref()) {
-                ("arm64", Some("v8")) | ("amd64", Some("v1")) => None,
-                (_, Some("")) => None,
+                ("arm64", Some("v8")) | ("amd64", Some("v1")) | (_, Some("")) => None,
                 (_, variant) => variant,
             }
         }
@@ -76,7 +75,7 @@ impl Platform {
 impl FromStr for Platform {
     type Err = PlatformError;
 
-    /// Parses `os/architecture[/variant]`; the aliases x86_64 and aarch64 are understood.
+    /// Parses `os/architecture[/variant]`; the aliases `x86_64` and `aarch64` are understood.
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let error = || PlatformError {
             text: text.to_owned(),

@@ -286,18 +286,29 @@ fn copy(
         copied.map_err(failed)?;
     }
     if !op.inline.is_empty() {
-        let folder = execution.scratch()?;
-        write_inline(&folder, &op.inline)
-            .map_err(|e| platform("write the files of a heredoc", &e))?;
-        let names: Vec<String> = op.inline.iter().map(|file| file.name.clone()).collect();
-        let root = Root::open(&folder).map_err(|e| platform("write the files of a heredoc", &e))?;
-        let options = CopyOptions {
-            ignore: None,
-            ..options
-        };
-        copy::copy(&root, &names, &to, dest, &options, &execution.cancel).map_err(failed)?;
+        copy_inline(execution, &op.inline, &to, dest, options)?;
     }
     Ok(prospect.upper)
+}
+
+/// Copies files whose content is in the Dockerfile.
+fn copy_inline(
+    execution: &Execution,
+    files: &[InlineFile],
+    to: &Root,
+    dest: &Path,
+    options: CopyOptions<'_>,
+) -> Result<(), Failure> {
+    let folder = execution.scratch()?;
+    write_inline(&folder, files).map_err(|e| platform("write the files of a heredoc", &e))?;
+    let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
+    let root = Root::open(&folder).map_err(|e| platform("write the files of a heredoc", &e))?;
+    let options = CopyOptions {
+        ignore: None,
+        ..options
+    };
+    let copied = copy::copy(&root, &names, to, dest, &options, &execution.cancel);
+    copied.map(drop).map_err(|e| dockerfile_failure("copy", &e))
 }
 
 fn write_inline(folder: &Path, files: &[InlineFile]) -> std::io::Result<()> {

@@ -60,9 +60,9 @@ pub(crate) struct Execution {
 /// How many steps ran, and how many did not have to.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) n_run: AtomicU32,
-    pub(crate) n_cached: AtomicU32,
-    n_scratch: AtomicU32,
+    pub(crate) run: AtomicU32,
+    pub(crate) cached: AtomicU32,
+    scratch: AtomicU32,
 }
 
 type StageFuture = Shared<BoxFuture<'static, Result<StageResult, Failure>>>;
@@ -82,7 +82,7 @@ impl Execution {
 
     /// Returns a scratch directory that nobody else uses.
     fn scratch(&self) -> Result<PathBuf, Failure> {
-        let n = self.counters.n_scratch.fetch_add(1, Ordering::Relaxed);
+        let n = self.counters.scratch.fetch_add(1, Ordering::Relaxed);
         let path = self.work.join(format!("s{n}"));
         std::fs::create_dir(&path).map_err(|e| platform("create a scratch directory", &e))?;
         Ok(path)

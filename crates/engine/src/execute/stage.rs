@@ -133,7 +133,7 @@ async fn carry_out_step(
         Ok(hit) => return Ok(cached(execution, &prepared, hit)),
         Err(reason) => reason,
     };
-    execution.counters.n_run.fetch_add(1, Ordering::Relaxed);
+    execution.counters.run.fetch_add(1, Ordering::Relaxed);
     let directory = match (&step.op, source) {
         (Op::Copy(op), Some(source)) => copy::run(execution, &prepared, op, source, reason).await?,
         (Op::Run(op), _) => run::run(execution, &prepared, op, reason).await?,
@@ -186,7 +186,7 @@ async fn look_up(
 }
 
 fn cached(execution: &Execution, prepared: &Prepared<'_>, hit: CachedStep) -> (Layer, i64) {
-    execution.counters.n_cached.fetch_add(1, Ordering::Relaxed);
+    execution.counters.cached.fetch_add(1, Ordering::Relaxed);
     execution.recorder.cached(&prepared.name);
     let layer = hit.layer.map(|layer| LayerRef {
         descriptor: oci::Descriptor {

@@ -65,12 +65,14 @@ pub(crate) async fn publish(
                     .iter()
                     .any(|host| host == reference.host()) =>
             {
-                to_store(publisher, image, reference, false).await
+                to_store(publisher, image, reference, Keeping::Published).await
             }
             Output::Publish { reference } => {
                 remote::push(publisher, image, reference, &references).await
             }
-            Output::Keep { reference } => to_store(publisher, image, reference, true).await,
+            Output::Keep { reference } => {
+                to_store(publisher, image, reference, Keeping::Kept).await
+            }
             Output::Export {
                 format,
                 name,
@@ -102,6 +104,15 @@ pub(crate) fn output_names(outputs: &[Output]) -> Vec<String> {
     outputs.iter().filter_map(name).collect()
 }
 
+/// Why an image gets a name in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    /// The embedded registry serves it.
+    Published,
+    /// Later builds of the same user may start from it by that name.
+    Kept,
+}
+
 /// Brings every layer of `image` into the store.
 pub(crate) async fn bring_all(depot: &Depot, image: &Image) -> Result<(), Failure> {
     let bring = image.layers.iter().map(|layer| depot.bring(layer));
@@ -112,7 +123,7 @@ async fn to_store(
     publisher: &Publisher,
     image: &Image,
     reference: &Reference,
-    keep: bool,
+    keeping: Keeping,
 ) -> Result<(), Failure> {
     bring_all(&publisher.depot, image).await?;
     let (store, image, reference) = (
@@ -120,11 +131,17 @@ async fn to_store(
         image.clone(),
         reference.clone(),
     );
-    let linked = tokio::task::spawn_blocking(move || link(&store, &image, &reference, keep)).await;
+    let linked =
+        tokio::task::spawn_blocking(move || link(&store, &image, &reference, keeping)).await;
     linked.unwrap_or_else(|e| Err(platform("publish an image", &e)))
 }
 
-fn link(store: &Store, image: &Image, reference: &Reference, keep: bool) -> Result<(), Failure> {
+fn link(
+    store: &Store,
+    image: &Image,
+    reference: &Reference,
+    keeping: Keeping,
+) -> Result<(), Failure> {
     let repository = reference.repository();
     let attempt = format!("publish {}", reference.familiar());
     store
@@ -145,7 +162,7 @@ fn link(store: &Store, image: &Image, reference: &Reference, keep: bool) -> Resu
             Some(reference.tag_or_latest()),
         )
         .map_err(|e| platform(&attempt, &e))?;
-    if keep {
+    if keeping == Keeping::Kept {
         let digest = image.digest.to_string();
         store
             .put_record(KEPT, &kept_key(reference), digest.as_bytes())

@@ -10,12 +10,12 @@ use crate::assemble::{Image, LayerRef};
 use crate::event::Failure;
 use crate::failure::registry as registry_failure;
 
-/// Pushes `image` as `reference`; blobs are borrowed from `published` names on the same registry where it lends them.
+/// Pushes `image` as `reference`; blobs are borrowed from `earlier` names on the same registry where it lends them.
 pub(super) async fn push(
     publisher: &Publisher,
     image: &Image,
     reference: &Reference,
-    published: &[Reference],
+    earlier: &[Reference],
 ) -> Result<(), Failure> {
     try_join_all(
         image
@@ -24,7 +24,7 @@ pub(super) async fn push(
             .map(|layer| bring_if_needed(publisher, reference, layer)),
     )
     .await?;
-    let to_push = image_to_push(publisher, image, reference, published);
+    let to_push = image_to_push(publisher, image, reference, earlier);
     let attempt = format!("push {}", reference.familiar());
     let pushed = publisher
         .client
@@ -80,10 +80,10 @@ fn image_to_push(
     publisher: &Publisher,
     image: &Image,
     reference: &Reference,
-    published: &[Reference],
+    earlier: &[Reference],
 ) -> ImageToPush {
     let store = &publisher.depot.store;
-    let neighbours = published
+    let neighbours = earlier
         .iter()
         .filter(|name| name.host() == reference.host());
     let neighbours: Vec<Reference> = neighbours.cloned().collect();

@@ -73,7 +73,7 @@ impl Library {
             let (library, reference, platform) =
                 (self.clone(), reference.clone(), platform.clone());
             let found =
-                tokio::task::spawn_blocking(move || library.from_store(&reference, &platform))
+                tokio::task::spawn_blocking(move || library.read_from_store(&reference, &platform))
                     .await;
             return found.unwrap_or_else(|e| Err(platform_failure("read a base image", &e)));
         }
@@ -105,7 +105,11 @@ impl Library {
             )
     }
 
-    fn from_store(&self, reference: &Reference, platform: &Platform) -> Result<BaseImage, Failure> {
+    fn read_from_store(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, Failure> {
         let missing = || {
             let message = format!("base image does not exist: {}", reference.familiar());
             failure(FailureKind::BaseImageMissing, message)

@@ -36,6 +36,10 @@ pub(crate) struct BuildContext {
 
 impl BuildContext {
     /// Tells whether `path`, from the context's root, is to be seen.
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "the shape of `rootfs::select::Ignore`"
+    )]
     pub(crate) fn is_ignored(&self, path: &Path, is_dir: bool) -> Ignored {
         let decided = self.decide(&path.to_string_lossy(), is_dir);
         decided.unwrap_or_else(|error| {
@@ -45,6 +49,10 @@ impl BuildContext {
         })
     }
 
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "the shape of `rootfs::select::Ignore`"
+    )]
     fn decide(&self, path: &str, is_dir: bool) -> Result<Ignored, IgnoreError> {
         if !self.ignore.matches(path)? {
             return Ok(Ignored::Keep);
