@@ -253,14 +253,10 @@ impl<'a> Git<'a> {
         command
             .arg((options.limits.size_bytes / 512).to_string())
             .arg((options.limits.memory_bytes / 1024).to_string());
-        let mut git_dir = OsString::from("--git-dir=");
-        git_dir.push(self.location.join(".git"));
-        let mut work_tree = OsString::from("--work-tree=");
-        work_tree.push(&self.location);
+        // Both as seen from where git runs: the location itself may be relative to where we run.
         command
             .arg(&options.git_program)
-            .arg(git_dir)
-            .arg(work_tree)
+            .args(["--git-dir=.git", "--work-tree=."])
             .args(args);
         command.current_dir(&self.location);
         command.env_clear().envs(self.environment(reach));
