@@ -1,5 +1,12 @@
 //! Whole builds with a scripted sandbox: everything but the containers is real. Needs to be root, or root of a user namespace.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what went wrong by ending"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
