@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Code;
 use tonic_health::pb::health_server::HealthServer;
@@ -19,6 +19,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::grpc::{self, Calls};
 use crate::telemetry::{CallName, Metrics};
+
+const GRPC_STATUS: &str = "grpc-status";
 
 /// Returns the gRPC services: ours, health and reflection, each also as gRPC-web.
 pub(super) fn grpc(
@@ -64,15 +66,18 @@ impl Handler {
         if !is_grpc(request.headers()) {
             return answer(self.web.clone(), request).await;
         }
-        let call = Counted {
+        let mut call = Counted {
             name: CallName::parse(request.uri().path()),
             metrics: self.metrics.clone(),
             started: Instant::now(),
             is_told: false,
         };
         self.metrics.call_started(&call.name);
-        let mut call = call;
-        let response = answer(self.grpc.clone(), request).await;
+        let mut response = answer(self.grpc.clone(), request).await;
+        if is_undecodable(response.headers()) {
+            let code = HeaderValue::from(Code::InvalidArgument as i32);
+            response.headers_mut().insert(GRPC_STATUS, code);
+        }
         if let Some(code) = code_in(response.headers()) {
             call.tell(code);
         }
@@ -93,8 +98,17 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// Tells whether a request was refused because its bytes are no message: the caller's fault, which the library calls ours.
+fn is_undecodable(headers: &HeaderMap) -> bool {
+    code_in(headers) == Some(Code::Internal)
+        && headers.get("grpc-message").is_some_and(|text| {
+            text.as_bytes()
+                .starts_with(b"failed%20to%20decode%20Protobuf")
+        })
+}
+
 fn code_in(headers: &HeaderMap) -> Option<Code> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(GRPC_STATUS)?;
     Some(Code::from_bytes(value.as_bytes()))
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn watch(
     stop: &CancellationToken,
 ) -> (watch::Receiver<String>, HealthService) {
     let (setup, folder, stop) = (setup.clone(), folder.to_owned(), stop.clone());
-    let reporter = HealthReporter::new();
+    let mut reporter = HealthReporter::new();
     let service = HealthService::from_health_reporter(reporter.clone());
     let (sender, receiver) = watch::channel(String::new());
     tell(&reporter, &sender, ask(&setup, &folder).await).await;
@@ -39,6 +39,10 @@ pub(super) async fn watch(
             }
         }
         tell(&reporter, &sender, "server is shutting down".to_owned()).await;
+        // Ends the streams of those who watch: they would hold up the drain.
+        for service in SERVICES {
+            reporter.clear_service_status(service).await;
+        }
     });
     (receiver, service)
 }

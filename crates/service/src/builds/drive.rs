@@ -1,5 +1,6 @@
 //! The task that goes with each build: wait for a turn, start, follow the journal to its end.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use engine::event::{Event, Failure as BuildFailure, FailureKind};
 use engine::follow::Follower;
 use engine::journal::{Body, JournalError, Record as JournalRecord};
-use engine::spec::BuildSpec;
+use engine::spec::{BuildSpec, Record};
 use engine::state::BuildState;
 use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,16 +20,25 @@ use crate::failure::chain;
 use crate::names::identity_of;
 use crate::telemetry::Outcome;
 
-/// Carries a build through, from its order to its end or until the service stops.
+/// Carries a build through, and ends it also when that goes wrong in a way that nobody has thought of.
 pub(super) async fn drive(builds: Builds, build: Arc<Build>, spec: BuildSpec) {
-    let turn = wait_for_turn(&builds, &build).await;
+    let driven = AssertUnwindSafe(carry_through(&builds, &build, spec));
+    if driven.catch_unwind().await.is_err() {
+        let problem = "kiln made a mistake; its log says more".to_owned();
+        end(&builds, &build, &failed(FailureKind::Platform, problem));
+    }
+}
+
+/// Carries a build through, from its order to its end or until the service stops.
+async fn carry_through(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) {
+    let turn = wait_for_turn(builds, build).await;
     builds.table().n_queued -= 1;
     let Some(turn) = turn else {
         return;
     };
-    match start(&builds, &build, spec).await {
-        Ok(running) => follow(&builds, &build, running).await,
-        Err(problem) => end(&builds, &build, &failed(FailureKind::Platform, problem)),
+    match start(builds, build, spec).await {
+        Ok(running) => follow(builds, build, running).await,
+        Err(problem) => end(builds, build, &failed(FailureKind::Platform, problem)),
     }
     drop(turn);
 }
@@ -50,8 +60,7 @@ async fn wait_for_turn(builds: &Builds, build: &Build) -> Option<OwnedSemaphoreP
 async fn start(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) -> Result<Running, String> {
     let (known, record) = (builds.clone(), build.record.clone());
     let remembered = tokio::task::spawn_blocking(move || {
-        let names = [&record.reference, &record.base_reference];
-        names.iter().try_for_each(|name| {
+        names_of(&record).try_for_each(|name| {
             known
                 .inner
                 .provenance
@@ -139,8 +148,7 @@ pub(super) async fn remember(builds: &Builds, build: &Arc<Build>, digest: &oci::
     let (known, build, digest) = (builds.clone(), Arc::clone(build), digest.clone());
     let remembered = tokio::task::spawn_blocking(move || {
         let record = &build.record;
-        let names = [&record.reference, &record.base_reference];
-        names.iter().try_for_each(|name| {
+        names_of(record).try_for_each(|name| {
             let identity = identity_of(&record.key);
             known.inner.provenance.made(name, identity, &digest)
         })
@@ -151,6 +159,13 @@ pub(super) async fn remember(builds: &Builds, build: &Arc<Build>, digest: &oci::
         Ok(Err(error)) => tracing::warn!(error = chain(&error), "an image will not be reused"),
         Err(error) => tracing::warn!(error = chain(&error), "an image will not be reused"),
     }
+}
+
+/// Returns the names that a build publishes: a base with a digest is there already.
+fn names_of(record: &Record) -> impl Iterator<Item = &String> {
+    [&record.reference, &record.base_reference]
+        .into_iter()
+        .filter(|name| !name.contains('@'))
 }
 
 fn end(builds: &Builds, build: &Build, event: &Event) {

@@ -6,6 +6,8 @@ use api::builder::BuildStatus;
 use engine::event::Phase;
 use tokio::io::AsyncWriteExt as _;
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::*;
 
@@ -24,6 +26,11 @@ async fn streams_end_with_a_word_and_builds_go_on() {
     let id = first.info.unwrap().build_id;
     let mut logs = server.logs(by_id(&id)).await.unwrap();
     assert!(next(&mut logs).await.is_some());
+
+    let mut health = HealthClient::new(server.channel().await);
+    let watched = HealthCheckRequest::default();
+    let mut health = soon(health.watch(watched)).await.unwrap().into_inner();
+    assert!(next(&mut health).await.is_some());
 
     let begun = Instant::now();
     server.tell_to_stop();
