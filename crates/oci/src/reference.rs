@@ -114,17 +114,19 @@ impl Reference {
         })
     }
 
-    /// Returns the name as docker prints it: without `docker.io/` and `library/`.
+    /// Returns the name as docker prints it: without `docker.io/` and `library/`, unless it would then mean something else.
     pub fn familiar(&self) -> String {
-        let name = if self.host == DEFAULT_HOST {
-            self.repository
-                .strip_prefix("library/")
-                .unwrap_or(&self.repository)
-                .to_owned()
-        } else {
-            self.name()
-        };
-        self.suffixed(name)
+        let short = self
+            .repository
+            .strip_prefix("library/")
+            .unwrap_or(&self.repository);
+        for name in [short, &self.repository] {
+            let text = self.suffixed(name.to_owned());
+            if self.host == DEFAULT_HOST && text.parse().as_ref() == Ok(self) {
+                return text;
+            }
+        }
+        self.to_string()
     }
 
     fn suffixed(&self, mut name: String) -> String {
@@ -158,9 +160,10 @@ impl FromStr for Reference {
             None => (path, None),
         };
         let host = match host {
-            Some(host) => {
-                canonical_host(host).ok_or_else(|| ReferenceError::Host(host.to_owned()))?
-            }
+            // A host that is one only by its upper-case letters would read as a repository once they are gone.
+            Some(host) => canonical_host(host)
+                .filter(|host| looks_like_host(host))
+                .ok_or_else(|| ReferenceError::Host(host.to_owned()))?,
             None => DEFAULT_HOST.to_owned(),
         };
         let repository = if host == DEFAULT_HOST && !path.contains('/') {
@@ -380,6 +383,26 @@ mod tests {
                 .parse::<Reference>()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn every_form_of_a_reference_reads_back_as_the_same_one() {
+        for text in [
+            "alpine",
+            "user/app:1",
+            "library/a/b",
+            "docker.io/library/x.y/b",
+            "localhost/a",
+            "docker.io/a.b/c",
+            "a.b:1/c",
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            for form in [reference.to_string(), reference.familiar()] {
+                assert_eq!(form.parse(), Ok(reference.clone()), "{text} became {form}");
+            }
+        }
+        assert!("Foo/bar".parse::<Reference>().is_err());
+        assert!("Foo.example/bar".parse::<Reference>().is_ok());
     }
 
     #[test]
