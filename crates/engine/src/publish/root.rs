@@ -45,7 +45,7 @@ fn archive(
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
     // A merged view is walked like an upper directory: there is nothing left in it to hide.
-    let view = PathBuf::from(format!("/proc/self/fd/{}", merged.as_raw_fd()));
+    let view = PathBuf::from(format!("/proc/self/fd/{}/.", merged.as_raw_fd()));
     let options = DiffOptions::default();
     diff::diff(&view, out, options, cancel)
         .map(drop)
