@@ -1,7 +1,7 @@
 //! The table of builds: start, join, find, list, cancel, remember.
 //!
 //! The table holds no truth of its own. Where a build stands is the fold of its journal, read as it grows; what was asked is its
-//! `record.json`. After a restart both are read again ([`recover`]) and the table is what it was. Builds that wait for their turn
+//! `record.json`. After a restart both are read again (`recover`) and the table is what it was. Builds that wait for their turn
 //! are the exception: nothing of them is on disk yet, and a restart forgets them; their callers are told to ask again.
 //!
 //! | file | what it holds |
