@@ -1,8 +1,9 @@
 //! The root filesystem of an image, as an archive or as a folder.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -63,7 +64,7 @@ fn folder(merged: &OwnedFd, path: &Path, cancel: &CancellationToken) -> Result<(
         let unpacked = unpacked.join();
         archived?;
         match unpacked {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => hand_over(path).map_err(|e| platform("hand the folder over", &e)),
             Ok(Err(error)) => Err(platform("write the folder", &error)),
             Err(_) => Err(failure(
                 FailureKind::Platform,
@@ -71,4 +72,26 @@ fn folder(merged: &OwnedFd, path: &Path, cancel: &CancellationToken) -> Result<(
             )),
         }
     })
+}
+
+/// Gives everything below `path` to root, who is the user that asked where that is not root itself, and lets its owner read it all: what
+/// belongs to a subordinate id could be neither read nor removed by anybody.
+///
+/// Nobody else works in this folder, and links are not followed.
+fn hand_over(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let (path, found) = (entry.path(), entry.metadata()?);
+        lchown(&path, Some(0), Some(0))?;
+        if found.is_symlink() {
+            continue;
+        }
+        let needed = if found.is_dir() { 0o700 } else { 0o400 };
+        let mode = found.permissions().mode() & 0o777;
+        fs::set_permissions(&path, Permissions::from_mode(mode | needed))?;
+        if found.is_dir() {
+            hand_over(&path)?;
+        }
+    }
+    Ok(())
 }
