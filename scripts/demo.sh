@@ -70,13 +70,16 @@ kiln=$target/kiln
 
 say 'Starting a server with a fresh state directory'
 export KILN_STATE=$scratch/state KILN_CONFIG=$scratch/kiln.toml
+# Steps need this device for a network of their own; where only root may open it, they get none. Nothing here needs one.
+network=default
+[ -w /dev/net/tun ] || network=none
 start_server() {
     # The configuration names the server's own port (as a mirror), so the port is chosen here; if somebody is faster, again.
     for _ in $(seq 20); do
         port=$((20000 + RANDOM % 30000))
         address=127.0.0.1:$port
         (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null && continue
-        printf '[registry."docker.io"]\nmirrors = ["%s/bases"]\n' "$address" > "$KILN_CONFIG"
+        printf 'network = "%s"\n[registry."docker.io"]\nmirrors = ["%s/bases"]\n' "$network" "$address" > "$KILN_CONFIG"
         "$kiln" serve --listen "$address" > "$scratch/server.log" 2>&1 &
         server=$!
         for _ in $(seq 100); do
@@ -109,8 +112,8 @@ RUN mkdir -p /tmp /etc && chmod 1777 /tmp && echo 'root:x:0:0:root:/:/bin/sh' > 
 CMD ["sh"]
 END
 # Built by this process without the server, then pushed to the server's registry as to any other.
-"$kiln" build --push -t "$address/bases/library/gcc:14" "$scratch/gcc"
-"$kiln" build --push -t "$address/bases/library/busybox" "$scratch/busybox"
+"$kiln" build --network "$network" --push -t "$address/bases/library/gcc:14" "$scratch/gcc"
+"$kiln" build --network "$network" --push -t "$address/bases/library/busybox" "$scratch/busybox"
 note "Dockerfiles say \"FROM gcc:14\"; the server is configured to ask $address/bases first."
 
 # --- a git server -----------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ run_with_podman() {
         run --rm --tls-verify=false --network none --cgroups disabled "$by_digest" "from $1"
 }
 run_with_unshare() {
-    printf 'FROM %s\n' "$by_digest" | "$kiln" build --quiet -o "$scratch/rootfs" - > /dev/null
+    printf 'FROM %s\n' "$by_digest" | "$kiln" build --quiet --network "$network" -o "$scratch/rootfs" - > /dev/null
     unshare --user --map-root-user --mount --pid --fork chroot "$scratch/rootfs" /hello "from $1"
 }
 if command -v podman > /dev/null && run_with_podman podman 2> "$scratch/podman.log"; then

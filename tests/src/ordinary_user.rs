@@ -17,6 +17,17 @@ struct User {
     is_root: bool,
 }
 
+/// Returns what steps of an ordinary user can have for a network here: most systems let everybody open the device that it needs, some
+/// only root.
+fn network() -> &'static str {
+    use std::os::unix::fs::PermissionsExt as _;
+    let device = std::fs::metadata("/dev/net/tun");
+    match device.is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006) {
+        true => "--network=default",
+        false => "--network=none",
+    }
+}
+
 impl User {
     fn find() -> Self {
         for (program, package) in [
@@ -59,6 +70,7 @@ impl User {
         command
             .current_dir(folder)
             .env("HOME", folder)
+            .env("SOURCE_DATE_EPOCH", "1700000000")
             .env("KILN_STATE", folder.join("state"));
         finish(command.args(arguments))
     }
@@ -82,6 +94,7 @@ fn an_ordinary_user_builds_exports_and_pushes() {
         "type=oci,dest=oci.tar",
         "-o",
         "root",
+        network(),
         "context",
     ];
     Ended::of(user.run(folder, &arguments)).well();
@@ -95,7 +108,13 @@ fn an_ordinary_user_builds_exports_and_pushes() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&theirs), 33);
     let again = Ended::of(user.run(
         folder,
-        &["build", "--metadata-file", "metadata.json", "context"],
+        &[
+            "build",
+            network(),
+            "--metadata-file",
+            "metadata.json",
+            "context",
+        ],
     ));
     again.well();
     let metadata = std::fs::read_to_string(folder.join("metadata.json")).unwrap();
@@ -107,14 +126,19 @@ fn an_ordinary_user_builds_exports_and_pushes() {
 fn root_and_an_ordinary_user_make_the_same_image() {
     let user = User::find();
     let bench = Bench::new();
-    let as_root = finish(bench.command().args(["-q", "context"]));
+    let mut command = bench.command();
+    command.env("SOURCE_DATE_EPOCH", "1700000000");
+    let as_root = finish(command.args(["-q", "context"]));
     user.give(&bench.path("context"));
     user.give(bench.scratch.path());
     let folder = bench.path("users");
     std::fs::create_dir(&folder).unwrap();
     user.give(&folder);
     let context = bench.path("context");
-    let as_user = user.run(&folder, &["build", "-q", context.to_str().unwrap()]);
+    let as_user = user.run(
+        &folder,
+        &["build", "-q", network(), context.to_str().unwrap()],
+    );
     assert_eq!(
         Ended::of(as_root).well().stdout,
         Ended::of(as_user).well().stdout

@@ -9,7 +9,7 @@ use testkit::bases;
 use testkit::docker_registry::DockerRegistry;
 use testkit::git_server::{File, GitServer};
 use testkit::kiln::Kiln;
-use testkit::proxy::{Action, Proxy, Rule};
+use testkit::proxy::{Action, Bearer, Proxy, Rule};
 use tonic::Code;
 
 use crate::scene::{Scene, Target, all_credentials, reference_request};
@@ -49,11 +49,6 @@ async fn what_a_registry_says_decides_the_code() {
     for (what, rule, code) in [
         ("401", manifests(Action::Status(401)), Code::Unauthenticated),
         ("403", manifests(Action::Status(403)), Code::Unauthenticated),
-        (
-            "insufficient_scope",
-            manifests(Action::InsufficientScope),
-            Code::Unauthenticated,
-        ),
         ("404", manifests(Action::Status(404)), Code::NotFound),
         (
             "429 for good",
@@ -92,6 +87,13 @@ async fn what_a_registry_says_decides_the_code() {
             "{what}: {message}"
         );
     }
+    // A token that does not cover what is asked for: the registry says insufficient_scope.
+    let scoped = Proxy::with_bearer(registry.host(), Bearer::new("somebody", "else"));
+    let (code, message) = resolve(&kiln, &format!("{}/{name}", scoped.host()))
+        .await
+        .unwrap_err();
+    assert_eq!(code, Code::Unauthenticated, "{message}");
+    assert!(message.contains("cannot resolve image"), "{message}");
     let (code, message) = resolve(&kiln, "not a reference").await.unwrap_err();
     assert_eq!(code, Code::InvalidArgument, "{message}");
     let (code, message) = resolve(&kiln, "127.0.0.1:1/nobody/listens")

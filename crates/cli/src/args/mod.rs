@@ -279,7 +279,7 @@ mod tests {
     fn nonsense_is_a_usage_error() {
         for line in [
             &["build"][..],
-            &["build", "-t", "UPPER/case", "."],
+            &["build", "-t", "name/UPPER", "."],
             &["build", "--output", "type=nothing", "."],
             &["build", "--progress", "loud", "."],
             &["serve", "--listen", "nowhere"],
