@@ -77,7 +77,7 @@ pub enum NetworkError {
         reason: String,
     },
     /// The program ended before the network was ready.
-    #[error("start {}: {complaint}", program.display())]
+    #[error("start {}: {complaint} (`kiln doctor` tells what is missing; steps with network none need nothing)", program.display())]
     Program {
         /// Which program.
         program: PathBuf,
