@@ -22,9 +22,10 @@ struct User {
 fn network() -> &'static str {
     use std::os::unix::fs::PermissionsExt as _;
     let device = std::fs::metadata("/dev/net/tun");
-    match device.is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006) {
-        true => "--network=default",
-        false => "--network=none",
+    if device.is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006) {
+        "--network=default"
+    } else {
+        "--network=none"
     }
 }
 

@@ -56,10 +56,11 @@ impl Scene {
         let mut text = format!("pull_secret_file = \"{}\"\n", secrets.display());
         if matches!(target, Target::Registry) {
             let host = registry.host();
-            text.push_str(&format!("base_image_repository = \"{host}/made/bases\"\n"));
-            text.push_str(&format!(
-                "workspace_image_repository = \"{host}/made/workspaces\"\n"
-            ));
+            text = format!(
+                "{text}base_image_repository = \"{host}/made/bases\"
+workspace_image_repository = \"{host}/made/workspaces\"
+"
+            );
         }
         text.push_str(config);
         Self {
@@ -155,12 +156,12 @@ impl Said {
 }
 
 /// Returns the right to use every credential that the service has.
-pub(crate) fn all_credentials() -> Option<BuildRegistryAuth> {
+pub(crate) fn all_credentials() -> BuildRegistryAuth {
     let total = BuildRegistryAuthTotal { allow_all: true };
-    Some(BuildRegistryAuth {
+    BuildRegistryAuth {
         mode: Some(build_registry_auth::Mode::Total(total)),
         ..BuildRegistryAuth::default()
-    })
+    }
 }
 
 /// Returns a request to build the Dockerfile at the root of a commit.
@@ -183,7 +184,7 @@ pub(crate) fn request(url: &str, commit: &str) -> BuildRequest {
         source: Some(BuildSource {
             from: Some(From::File(file)),
         }),
-        auth: all_credentials(),
+        auth: Some(all_credentials()),
         triggered_by: "tests".to_owned(),
         ..BuildRequest::default()
     }
@@ -198,7 +199,7 @@ pub(crate) fn reference_request(reference: &str) -> BuildRequest {
         source: Some(BuildSource {
             from: Some(From::Ref(reference)),
         }),
-        auth: all_credentials(),
+        auth: Some(all_credentials()),
         ..BuildRequest::default()
     }
 }

@@ -17,7 +17,7 @@ use crate::scene::{Scene, Target, all_credentials, reference_request};
 async fn resolve(kiln: &Kiln, reference: &str) -> Result<String, (Code, String)> {
     let request = ResolveBaseImageRequest {
         r#ref: reference.to_owned(),
-        auth: all_credentials(),
+        auth: Some(all_credentials()),
         use_retry_client: true,
     };
     let answer = kiln.image_builder().await.resolve_base_image(request).await;
@@ -127,7 +127,7 @@ async fn a_workspace_image_is_unknown_until_it_is_built() {
     let build = scene.dockerfile("app", &format!("FROM {base}\n"));
     let request = ResolveWorkspaceImageRequest {
         source: build.source.clone(),
-        auth: all_credentials(),
+        auth: Some(all_credentials()),
         use_retry_client: false,
     };
     let mut client = scene.kiln.image_builder().await;

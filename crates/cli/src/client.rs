@@ -35,9 +35,10 @@ pub(crate) struct Client {
 
 /// Connects to the server at `address`: `host:port` for plain text, or a URL.
 pub(crate) async fn connect(address: &str) -> Outcome<Client> {
-    let url = match address.contains("://") {
-        true => address.to_owned(),
-        false => format!("http://{address}"),
+    let url = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
     };
     let mut endpoint = Endpoint::from_shared(url.clone())
         .or_exit(Exit::Usage)?
@@ -62,8 +63,8 @@ pub(crate) async fn connect(address: &str) -> Outcome<Client> {
 
 fn trusted() -> Outcome<Vec<u8>> {
     let named = environment::variable("SSL_CERT_FILE");
-    let files = named.iter().map(String::as_str).chain(CERTIFICATE_FILES);
-    let found = files.filter_map(|file| std::fs::read(file).ok()).next();
+    let mut files = named.iter().map(String::as_str).chain(CERTIFICATE_FILES);
+    let found = files.find_map(|file| std::fs::read(file).ok());
     found.ok_or_else(|| {
         Failure::text(
             Exit::Machine,

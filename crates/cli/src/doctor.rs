@@ -44,7 +44,7 @@ fn text(check: &Check) -> String {
     };
     let mut text = format!("{word}  {:18}  {}", check.name, check.detail);
     if let Some(remedy) = &check.remedy {
-        text.push_str(&format!("\n      {:18}  remedy: {remedy}", ""));
+        text = format!("{text}\n      {:18}  remedy: {remedy}", "");
     }
     text
 }

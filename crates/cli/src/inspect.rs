@@ -113,9 +113,10 @@ pub(crate) async fn logs(args: LogsArgs) -> Outcome {
 
 /// The log is data: only what a terminal would act upon is taken out of it, and only for a terminal.
 fn show(text: Vec<u8>) -> Outcome {
-    let style = match std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        true => Style::choose(Progress::Plain),
-        false => Style::Plain,
+    let style = if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        Style::choose(Progress::Plain)
+    } else {
+        Style::Plain
     };
     terminal::data_bytes(&style.text(text)).or_exit(Exit::Machine)
 }

@@ -15,9 +15,10 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             // Help goes to standard output and is no error; there is nobody to tell if printing fails.
             let _ = error.print();
-            return match error.use_stderr() {
-                true => Exit::Usage.into(),
-                false => ExitCode::SUCCESS,
+            return if error.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                ExitCode::SUCCESS
             };
         }
     };

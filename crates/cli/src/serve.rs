@@ -67,9 +67,10 @@ fn start_log() -> Outcome {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    let started = match std::io::stderr().is_terminal() {
-        true => builder.with_ansi(terminal::is_coloured()).try_init(),
-        false => builder.json().try_init(),
+    let started = if std::io::stderr().is_terminal() {
+        builder.with_ansi(terminal::is_coloured()).try_init()
+    } else {
+        builder.json().try_init()
     };
     started.map_err(|error| Failure::text(Exit::Internal, format!("start the log: {error}")))
 }

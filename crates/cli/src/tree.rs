@@ -24,6 +24,15 @@ const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
+/// What an entry of a folder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    /// A folder.
+    Folder,
+    /// Anything else.
+    Other,
+}
+
 /// What to do with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
@@ -37,8 +46,8 @@ pub(crate) enum Keep {
 
 /// How to copy.
 pub(crate) struct Rules<'a> {
-    /// Decides about an entry, by its path within the folder and whether it is a folder.
-    pub(crate) keep: &'a dyn Fn(&Path, bool) -> Keep,
+    /// Decides about an entry, by its path within the folder and what it is.
+    pub(crate) keep: &'a dyn Fn(&Path, EntryKind) -> Keep,
     /// Whom the copies belong to; the caller when not given.
     pub(crate) owner: Option<(u32, u32)>,
     /// Most files.
@@ -167,9 +176,12 @@ impl Walk<'_> {
             let path = path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
             let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|e| failed_read(&path, e))?;
-            let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let keep = (self.rules.keep)(&path, is_folder);
-            if is_folder && keep != Keep::No {
+            let kind = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => EntryKind::Folder,
+                _ => EntryKind::Other,
+            };
+            let keep = (self.rules.keep)(&path, kind);
+            if kind == EntryKind::Folder && keep != Keep::No {
                 self.subfolder((from, name), (into, keep), &path, depth)?;
             } else if keep == Keep::Yes {
                 self.entry(from, name, into, &path, &stat)?;
@@ -342,7 +354,7 @@ mod tests {
 
     use super::*;
 
-    fn rules(keep: &dyn Fn(&Path, bool) -> Keep) -> Rules<'_> {
+    fn rules(keep: &dyn Fn(&Path, EntryKind) -> Keep) -> Rules<'_> {
         Rules {
             keep,
             owner: None,
@@ -351,7 +363,7 @@ mod tests {
         }
     }
 
-    fn all(_: &Path, _: bool) -> Keep {
+    fn all(_: &Path, _: EntryKind) -> Keep {
         Keep::Yes
     }
 
@@ -423,11 +435,11 @@ mod tests {
         fs::write(from.path().join("a/b/wanted"), "").unwrap();
         fs::write(from.path().join("a/b/other"), "").unwrap();
         fs::write(from.path().join("e/other"), "").unwrap();
-        let keep = |path: &Path, is_folder: bool| match (path.ends_with("wanted"), is_folder) {
+        let keep = |path: &Path, kind: EntryKind| match (path.ends_with("wanted"), kind) {
             (true, _) => Keep::Yes,
             (false, _) if path.starts_with("e") => Keep::No,
-            (false, true) => Keep::PartsOnly,
-            (false, false) => Keep::No,
+            (false, EntryKind::Folder) => Keep::PartsOnly,
+            (false, EntryKind::Other) => Keep::No,
         };
         copy(from.path(), into.path(), &rules(&keep)).unwrap();
         assert!(into.path().join("a/b/wanted").exists());

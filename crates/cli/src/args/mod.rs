@@ -60,10 +60,10 @@ pub(crate) enum Command {
 /// Where state and configuration are.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Place {
-    /// Folder of images, cache and builds [default: /var/lib/kiln for root, else $XDG_DATA_HOME/kiln]
+    /// Folder of images, cache and builds [default: /var/lib/kiln for root, else kiln in `$XDG_DATA_HOME`]
     #[arg(long, value_name = "DIR", env = "KILN_STATE")]
     pub(crate) state: Option<PathBuf>,
-    /// Configuration file [default: /etc/kiln/kiln.toml for root, else $XDG_CONFIG_HOME/kiln/kiln.toml, if there is one]
+    /// Configuration file [default: /etc/kiln/kiln.toml for root, else kiln/kiln.toml in `$XDG_CONFIG_HOME`, if there is one]
     #[arg(long, value_name = "FILE", env = "KILN_CONFIG")]
     pub(crate) config: Option<PathBuf>,
 }
@@ -105,7 +105,7 @@ pub(crate) struct BuildArgs {
     pub(crate) target: Option<String>,
     /// Value of an ARG; without `=VALUE` it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
-    pub(crate) build_args: Vec<BuildArg>,
+    pub(crate) arguments: Vec<BuildArg>,
     /// Label added to the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(crate) labels: Vec<Label>,

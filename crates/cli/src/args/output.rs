@@ -24,8 +24,8 @@ pub(crate) enum OutputKind {
     Image {
         /// Names beside those of `--tag`.
         names: Vec<Reference>,
-        /// Whether it is pushed.
-        push: bool,
+        /// Where it goes.
+        place: ImagePlace,
     },
     /// A file or folder.
     File {
@@ -34,6 +34,15 @@ pub(crate) enum OutputKind {
         /// Where to.
         dest: Dest,
     },
+}
+
+/// Where an image goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ImagePlace {
+    /// Into the local store.
+    Store,
+    /// To the registries that its names are on.
+    Registry,
 }
 
 /// Where an export goes.
@@ -82,8 +91,8 @@ impl FromStr for OutputOption {
         let mut pairs = pairs(text)?;
         let kind = take(&mut pairs, "type").ok_or(OutputOptionError::NoType)?;
         let made = match kind.as_str() {
-            "image" => OutputKind::image(&mut pairs, false)?,
-            "registry" => OutputKind::image(&mut pairs, true)?,
+            "image" => OutputKind::image(&mut pairs, ImagePlace::Store)?,
+            "registry" => OutputKind::image(&mut pairs, ImagePlace::Registry)?,
             "oci" => OutputKind::file(&mut pairs, ExportFormat::Oci, &kind)?,
             "docker" => OutputKind::file(&mut pairs, ExportFormat::Docker, &kind)?,
             "tar" => OutputKind::file(&mut pairs, ExportFormat::Tar, &kind)?,
@@ -106,9 +115,12 @@ impl FromStr for OutputOption {
                     _ => Err(unsupported("compression", &value)),
                 })
                 .transpose()?;
-            media_types = flag(&mut pairs, "oci-mediatypes")?.map(|oci| match oci {
-                true => MediaTypes::Oci,
-                false => MediaTypes::Docker,
+            media_types = flag(&mut pairs, "oci-mediatypes")?.map(|oci| {
+                if oci {
+                    MediaTypes::Oci
+                } else {
+                    MediaTypes::Docker
+                }
             });
         }
         match pairs.into_iter().next() {
@@ -138,7 +150,10 @@ impl OutputOption {
 }
 
 impl OutputKind {
-    fn image(pairs: &mut Vec<(String, String)>, push: bool) -> Result<Self, OutputOptionError> {
+    fn image(
+        pairs: &mut Vec<(String, String)>,
+        usual: ImagePlace,
+    ) -> Result<Self, OutputOptionError> {
         let names = take(pairs, "name").unwrap_or_default();
         let names = names.split(',').filter(|name| !name.is_empty());
         let names = names.map(|name| {
@@ -146,8 +161,12 @@ impl OutputKind {
                 .map_err(|source| OutputOptionError::Name(name.to_owned(), source))
         });
         let names = names.collect::<Result<_, _>>()?;
-        let push = flag(pairs, "push")?.unwrap_or(push);
-        Ok(Self::Image { names, push })
+        let place = match flag(pairs, "push")? {
+            Some(true) => ImagePlace::Registry,
+            Some(false) => ImagePlace::Store,
+            None => usual,
+        };
+        Ok(Self::Image { names, place })
     }
 
     fn file(
@@ -269,9 +288,17 @@ mod tests {
         );
         assert_eq!(image.compression, Some(Compression::Zstd));
         assert_eq!(image.media_types, Some(MediaTypes::Docker));
-        assert!(matches!(image.kind, OutputKind::Image { names, push: true } if names.len() == 2));
+        assert!(
+            matches!(image.kind, OutputKind::Image { names, place: ImagePlace::Registry } if names.len() == 2)
+        );
         let registry = parsed("type=registry").kind;
-        assert!(matches!(registry, OutputKind::Image { push: true, .. }));
+        assert!(matches!(
+            registry,
+            OutputKind::Image {
+                place: ImagePlace::Registry,
+                ..
+            }
+        ));
     }
 
     #[test]

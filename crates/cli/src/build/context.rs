@@ -17,7 +17,7 @@ const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A repository.
-    Git(GitInput),
+    Git(Box<GitInput>),
     /// A folder on this machine.
     Folder(FolderInput),
 }
@@ -69,7 +69,7 @@ pub(crate) enum RepositoryError {
 /// Returns what CONTEXT and `-f` mean.
 pub(crate) fn read(context: &str, file: Option<&str>) -> Outcome<Input> {
     if context.starts_with("https://") || context.starts_with("http://") {
-        return remote(context, file).map(Input::Git);
+        return remote(context, file).map(|input| Input::Git(Box::new(input)));
     }
     if is_unsupported_remote(context) {
         let text = format!("{context:?}: only repositories over http and https are supported");
@@ -90,7 +90,7 @@ fn remote(context: &str, file: Option<&str>) -> Outcome<GitInput> {
         || context
             .split(['#', '?'])
             .next()
-            .is_some_and(|address| address.ends_with(".git"));
+            .is_some_and(|address| address.strip_suffix(".git").is_some());
     if !is_repository {
         let text = format!("{context:?} is not the address of a git repository");
         return Err(Failure::text(Exit::Usage, text)

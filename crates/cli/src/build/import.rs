@@ -14,7 +14,7 @@ use engine::spec::{Context, Limits};
 use super::context::{Dockerfile, FolderInput};
 use crate::failure::{Exit, OrExit, Outcome};
 use crate::terminal;
-use crate::tree::{self, Keep, Rules};
+use crate::tree::{self, EntryKind, Keep, Rules};
 
 /// Largest `.dockerignore` that is read.
 const IGNORE_MAX_BYTES: u64 = 1 << 20;
@@ -99,28 +99,31 @@ impl Ignore {
             {
                 let file = IgnoreFile::parse(text.as_bytes())
                     .with_context(|| format!("read {}", path.display()))?;
-                return Ok(Self::new(file, always, is_elsewhere));
+                return Ok(Self {
+                    is_elsewhere,
+                    ..Self::new(file, always)
+                });
             }
         }
-        Ok(Self::new(IgnoreFile::empty(), always, false))
+        Ok(Self::new(IgnoreFile::empty(), always))
     }
 
-    fn new(file: IgnoreFile, always: Vec<PathBuf>, is_elsewhere: bool) -> Self {
+    fn new(file: IgnoreFile, always: Vec<PathBuf>) -> Self {
         Self {
             file,
             always,
-            is_elsewhere,
+            is_elsewhere: false,
             broken: RefCell::new(None),
         }
     }
 
     /// Decides about an entry. What goes wrong is kept for the end: the walk has no use for it.
-    fn keep(&self, path: &Path, is_folder: bool) -> Keep {
+    fn keep(&self, path: &Path, kind: EntryKind) -> Keep {
         if self.always.iter().any(|always| always == path) {
             return Keep::Yes;
         }
         let leads_there = self.always.iter().any(|always| always.starts_with(path));
-        let decided = self.decide(&path.to_string_lossy(), is_folder);
+        let decided = self.decide(&path.to_string_lossy(), kind);
         match decided {
             Ok(Keep::No) if leads_there => Keep::PartsOnly,
             Ok(keep) => keep,
@@ -131,20 +134,21 @@ impl Ignore {
         }
     }
 
-    fn decide(&self, path: &str, is_folder: bool) -> Result<Keep, IgnoreError> {
+    fn decide(&self, path: &str, kind: EntryKind) -> Result<Keep, IgnoreError> {
         if !self.file.matches(path)? {
             return Ok(Keep::Yes);
         }
-        if !is_folder {
+        if kind == EntryKind::Other {
             return Ok(Keep::No);
         }
         let mut walk = self.file.walk();
         for name in path.split('/') {
             walk = walk.enter(name)?;
         }
-        Ok(match walk.may_include_below() {
-            true => Keep::PartsOnly,
-            false => Keep::No,
+        Ok(if walk.may_include_below() {
+            Keep::PartsOnly
+        } else {
+            Keep::No
         })
     }
 }
@@ -184,7 +188,7 @@ fn copy(
     };
     fs::create_dir(into).with_context(|| format!("create {}", into.display()))?;
     if let Some(from) = from {
-        let keep = |path: &Path, is_folder: bool| ignore.keep(path, is_folder);
+        let keep = |path: &Path, kind: EntryKind| ignore.keep(path, kind);
         let rules = Rules {
             keep: &keep,
             owner,

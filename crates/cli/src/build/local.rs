@@ -33,9 +33,10 @@ const WORKER_GRACE: Duration = Duration::from_secs(30);
 
 /// Builds on this machine.
 pub(crate) async fn run(args: &BuildArgs) -> Outcome {
-    let style = match args.quiet {
-        true => Style::Quiet,
-        false => Style::choose(args.progress),
+    let style = if args.quiet {
+        Style::Quiet
+    } else {
+        Style::choose(args.progress)
     };
     let mut options = options::decide(args)?;
     let outputs = outputs::decide(args, &mut options)?;

@@ -1,4 +1,4 @@
-//! `kiln build`: command line → [`BuildSpec`] → worker → image, or the same through a server.
+//! `kiln build`: command line → [`engine::spec::BuildSpec`] → worker → image, or the same through a server.
 //!
 //! Without a server this process takes the server's place for one build: it writes what the build starts from, starts the worker,
 //! and follows the journal. The worker is a process of its own, in a user namespace of its own, here as there.

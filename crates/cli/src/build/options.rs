@@ -30,9 +30,10 @@ pub(crate) fn decide(args: &BuildArgs) -> Outcome<BuildOptions> {
             .map(|label| (label.name.clone(), label.value.clone()))
             .collect(),
         platform: host,
-        cache: match args.no_cache {
-            true => CacheMode::Ignore,
-            false => CacheMode::Use,
+        cache: if args.no_cache {
+            CacheMode::Ignore
+        } else {
+            CacheMode::Use
         },
         network: match args.network {
             Network::Default => NetworkMode::Default,
@@ -54,7 +55,7 @@ pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
 
 /// An argument without a value is the environment's; one that is not there either is not an argument.
 fn build_args(args: &BuildArgs) -> BTreeMap<String, String> {
-    args.build_args
+    args.arguments
         .iter()
         .filter_map(|arg| {
             let value = arg
@@ -68,7 +69,7 @@ fn build_args(args: &BuildArgs) -> BTreeMap<String, String> {
 
 fn source_date_epoch(args: &BuildArgs) -> Outcome<Option<i64>> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
-    let given = args.build_args.iter().rev().find(|arg| arg.name == NAME);
+    let given = args.arguments.iter().rev().find(|arg| arg.name == NAME);
     let text = given
         .and_then(|arg| arg.value.clone())
         .or_else(|| environment::variable(NAME));

@@ -10,7 +10,7 @@ use engine::spec::{BuildOptions, ExportFormat, Output};
 use oci::Reference;
 
 use crate::args::BuildArgs;
-use crate::args::output::{Dest, OutputKind, OutputOption};
+use crate::args::output::{Dest, ImagePlace, OutputKind, OutputOption};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::tree::{self, Keep, Rules};
 
@@ -41,18 +41,30 @@ pub(crate) fn decide(args: &BuildArgs, options: &mut BuildOptions) -> Outcome<Ou
     let mut is_published = false;
     for output in &args.outputs {
         match &output.kind {
-            OutputKind::Image { names, push } => {
+            OutputKind::Image { names, place } => {
                 is_published = true;
                 let names = names.iter().map(tagged).collect::<Outcome<Vec<_>>>()?;
                 let names = if names.is_empty() { &tags } else { &names };
-                outputs.publish(names, *push || args.push)?;
+                outputs.publish(
+                    names,
+                    if args.push {
+                        ImagePlace::Registry
+                    } else {
+                        *place
+                    },
+                )?;
             }
             OutputKind::File { format, dest } => outputs.export(*format, dest, &tags),
         }
     }
     // Without `-o` the names alone say what is wanted; with it, only `--push` adds to it.
     if !is_published && (args.push || (args.outputs.is_empty() && !tags.is_empty())) {
-        outputs.publish(&tags, args.push)?;
+        let place = if args.push {
+            ImagePlace::Registry
+        } else {
+            ImagePlace::Store
+        };
+        outputs.publish(&tags, place)?;
     }
     let stdouts = outputs.exports.iter().filter(|e| e.dest == Dest::Stdout);
     if stdouts.count() > 1 {
@@ -86,16 +98,16 @@ fn layers(outputs: &[OutputOption], options: &mut BuildOptions) -> Outcome {
 }
 
 impl Outputs {
-    fn publish(&mut self, names: &[Reference], push: bool) -> Outcome {
+    fn publish(&mut self, names: &[Reference], place: ImagePlace) -> Outcome {
         if names.is_empty() {
             let text = "an image that is pushed or kept needs a name";
             return Err(Failure::text(Exit::Usage, text).hint("name it with -t NAME"));
         }
         for reference in names {
             let reference = reference.clone();
-            self.spec.push(match push {
-                true => Output::Publish { reference },
-                false => Output::Keep { reference },
+            self.spec.push(match place {
+                ImagePlace::Registry => Output::Publish { reference },
+                ImagePlace::Store => Output::Keep { reference },
             });
         }
         Ok(())

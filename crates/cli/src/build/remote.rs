@@ -31,7 +31,7 @@ const LOG_GRACE: Duration = Duration::from_secs(30);
 pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     refuse_unsupported(args)?;
     let input = match context::read(&args.context, args.file.as_deref())? {
-        Input::Git(input) => input,
+        Input::Git(input) => *input,
         Input::Folder(_) => {
             let text = "a folder of this machine cannot be built on a server yet";
             return Err(Failure::text(Exit::Usage, text)
@@ -40,9 +40,10 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     };
     let input = pinned(input).await?;
     let mut client = client::connect(address).await?;
-    let style = match args.quiet {
-        true => Style::Quiet,
-        false => Style::choose(args.progress),
+    let style = if args.quiet {
+        Style::Quiet
+    } else {
+        Style::choose(args.progress)
     };
     let request = request(&input, args);
     let built = tokio::select! {
@@ -61,7 +62,7 @@ fn refuse_unsupported(args: &BuildArgs) -> Outcome {
     let unsupported = [
         ("-t", !args.tags.is_empty()),
         ("--target", args.target.is_some()),
-        ("--build-arg", !args.build_args.is_empty()),
+        ("--build-arg", !args.arguments.is_empty()),
         ("--label", !args.labels.is_empty()),
         ("--push", args.push),
         ("--output", !args.outputs.is_empty()),
@@ -161,7 +162,7 @@ async fn follow(client: &mut Client, request: BuildRequest, style: Style) -> Out
             }
             BuildStatus::DoneFailure => {
                 finish(log).await;
-                return Err(failed(response));
+                return Err(failed(&response));
             }
         }
     }
@@ -183,7 +184,7 @@ impl Built {
     }
 }
 
-fn failed(response: BuildResponse) -> Failure {
+fn failed(response: &BuildResponse) -> Failure {
     let message = crate::progress::clean::clean(
         response.message.as_bytes(),
         crate::progress::clean::Colours::Drop,
@@ -191,9 +192,10 @@ fn failed(response: BuildResponse) -> Failure {
     // The published convention: what the Dockerfile's author can fix begins this way.
     let is_authors =
         message.starts_with("build failed: ") || message.contains("base image does not exist");
-    let exit = match is_authors {
-        true => Exit::BuildFailed,
-        false => Exit::Unreachable,
+    let exit = if is_authors {
+        Exit::BuildFailed
+    } else {
+        Exit::Unreachable
     };
     Failure::text(exit, message)
 }
@@ -283,8 +285,8 @@ async fn digest(client: &mut Client, built: &Built) -> Outcome<String> {
             build_id: id.clone(),
         };
         let answer = client.kiln.get_build(request).await;
-        let build = answer.map_err(client::failure)?.into_inner().build;
-        return Ok(build.unwrap_or_default().digest);
+        let found = answer.map_err(client::failure)?.into_inner().build;
+        return Ok(found.unwrap_or_default().digest);
     }
     let resolved = client::resolve(client, &built.reference).await?;
     Ok(resolved

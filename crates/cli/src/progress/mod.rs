@@ -40,9 +40,10 @@ pub(crate) enum Style {
 impl Style {
     /// Decides how to show a build, given what was asked and what there is.
     pub(crate) fn choose(progress: Progress) -> Self {
-        let colours = match terminal::is_coloured() {
-            true => Colours::Keep,
-            false => Colours::Drop,
+        let colours = if terminal::is_coloured() {
+            Colours::Keep
+        } else {
+            Colours::Drop
         };
         match (progress, terminal::is_interactive()) {
             (Progress::Rawjson, _) => Self::Rawjson,
