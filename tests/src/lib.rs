@@ -5,14 +5,14 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`scene`] | a server, a registry and a git server, and requests to build what is in it |
-//! | [`reader`] | skopeo, umoci and runc: what others make of our images |
-//! | [`c_program`] | the story of the README: a C program in two stages |
-//! | [`words`] | what a caller is told: codes and texts of the published API, failed steps, syntax errors |
-//! | [`isolation`] | what a step must not reach |
-//! | [`durability`] | clients and servers that go away |
-//! | [`command`] | `kiln build` without a server |
-//! | [`ordinary_user`] | the same as somebody who is not root |
+//! | `scene` | a server, a registry and a git server, and requests to build what is in it |
+//! | `reader` | skopeo, umoci and runc: what others make of our images |
+//! | `c_program` | the story of the README: a C program in two stages |
+//! | `words` | what a caller is told: codes and texts of the published API, failed steps, syntax errors |
+//! | `isolation` | what a step must not reach |
+//! | `durability` | clients and servers that go away |
+//! | `command` | `kiln build` without a server |
+//! | `ordinary_user` | the same as somebody who is not root |
 
 #![cfg(test)]
 #![forbid(unsafe_code)]
