@@ -61,7 +61,7 @@ trap 'exit 143' TERM
 # --- build ------------------------------------------------------------------------------------------------------------
 
 say 'Building kiln'
-cargo build --quiet --package kiln --package testkit --bins
+cargo build --package kiln --package testkit --bins
 target=${CARGO_TARGET_DIR:-target}/debug
 kiln=$target/kiln
 "$kiln" version
