@@ -76,11 +76,11 @@ pub async fn build(spec: &BuildSpec, rig: &Rig) -> Result<BuiltImage, Failure> {
 
 fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure> {
     let registries = &spec.registries;
-    let pull = Client::new(
-        registries.hosts.clone(),
-        registries.pull.clone(),
-        Options::default(),
-    );
+    let options = Options {
+        proxy: registries.proxy.clone(),
+        ..Options::default()
+    };
+    let pull = Client::new(registries.hosts.clone(), registries.pull.clone(), options);
     let pull = pull.map_err(|e| registry_failure("set up the registry client", &e))?;
     let publish = pull.with_keychain(registries.publish.clone());
     let library = Library {

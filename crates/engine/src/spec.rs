@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use oci::{Platform, Reference};
+use registry::client::ProxyOptions;
 use registry::hosts::Hosts;
 use registry::keychain::Keychain;
 use serde::{Deserialize, Serialize};
@@ -236,6 +237,9 @@ pub struct Registries {
     /// What results are published with: the service's own.
     #[serde(with = "registry::keychain::exposed")]
     pub publish: Keychain,
+    /// Proxies on the way; `None` connects directly.
+    #[serde(default)]
+    pub proxy: Option<ProxyOptions>,
     /// Hosts that mean the embedded registry.
     pub embedded: Vec<String>,
     /// Whether a base may be an image that was kept here under its name ([`Output::Keep`]). For one user's own builds only.

@@ -6,7 +6,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`digest`] | [`Digest`], the hasher that makes one |
-//! | [`reference`] | [`Reference`]: `host/repository[:tag][@digest]`, normalised as docker does |
+//! | [`mod@reference`] | [`Reference`]: `host/repository[:tag][@digest]`, normalised as docker does |
 //! | [`platform`] | [`Platform`]: `os/architecture[/variant]` |
 //! | [`manifest`] | descriptors, manifests, indexes, and [`manifest::Document`] that tells them apart |
 //! | [`config`] | the image configuration with Docker's extra fields, unknown fields kept |

@@ -18,6 +18,7 @@ use engine::spec::{
     Source as SpecSource,
 };
 use oci::{Platform, Reference};
+use registry::client::ProxyOptions;
 use registry::hosts::Hosts;
 use source::git::FetchOptions;
 
@@ -51,7 +52,9 @@ pub struct Settings {
     pub workspace_repository: Reference,
     /// How workers reach registries; files read already.
     pub hosts: Hosts,
-    /// How workers fetch sources.
+    /// Proxies on the way to registries.
+    pub proxy: Option<ProxyOptions>,
+    /// How workers fetch sources; through the same proxies.
     pub fetch: FetchOptions,
     /// What one build may use up.
     pub limits: Limits,
@@ -294,6 +297,7 @@ impl Service {
                 hosts: settings.hosts.clone(),
                 pull: keychains.pull,
                 publish: keychains.publish,
+                proxy: settings.proxy.clone(),
                 embedded: self.images.embedded_hosts().to_vec(),
                 use_kept: false,
             },

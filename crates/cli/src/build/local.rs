@@ -139,6 +139,7 @@ fn spec(
             hosts: hosts.or_exit(Exit::Usage)?,
             pull: keychain.clone(),
             publish: keychain,
+            proxy: place::client_options().proxy,
             embedded: Vec::new(),
             use_kept: true,
         },

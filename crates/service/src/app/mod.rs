@@ -26,6 +26,7 @@ use std::time::Duration;
 use ::http::StatusCode;
 use registry::client::{Client, Options as ClientOptions};
 use registry::server::{Access, Action, Decision, ServerOptions};
+use source::git::FetchOptions;
 use store::{Owner, Store};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -282,6 +283,7 @@ fn service(
         interval: config.ref_cache.interval,
         now_ms: setup.environment.now_ms,
     });
+    let proxy = setup.client.proxy.clone();
     Ok(Service {
         images,
         builds: opened.builds.clone(),
@@ -289,7 +291,12 @@ fn service(
             base_repository: addresses.base_repository.clone(),
             workspace_repository: addresses.workspace_repository.clone(),
             hosts,
-            fetch: config.git.fetch_options(),
+            fetch: FetchOptions {
+                proxy: proxy.as_ref().and_then(|proxy| proxy.https.clone()),
+                no_proxy: proxy.as_ref().map(|proxy| proxy.no_proxy.clone()),
+                ..config.git.fetch_options()
+            },
+            proxy,
             limits: config.limits.clone(),
             network: config.network,
             environment: setup.environment,
