@@ -49,6 +49,47 @@ impl Place {
     }
 }
 
+/// A device file with device 1:5. In a user namespace, where none can be made, the host's is mounted in its place.
+pub(super) struct Device {
+    path: PathBuf,
+    is_mounted: bool,
+}
+
+impl Device {
+    pub(super) fn zero(path: PathBuf) -> Self {
+        use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+        let made = mknodat(
+            CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::RUSR,
+            makedev(1, 5),
+        );
+        if made.is_err() {
+            fs::write(&path, "").unwrap();
+            rustix::mount::mount_bind("/dev/zero", &path).unwrap();
+        }
+        Self {
+            path,
+            is_mounted: made.is_err(),
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.is_mounted {
+            rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+}
+
+/// Tells whether this process is root of the host, not just of a user namespace.
+pub(super) fn is_host_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         if !std::thread::panicking() {

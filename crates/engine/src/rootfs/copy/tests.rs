@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::rootfs::content::{ContentDigest, ContentOptions, digest_sources};
 use crate::rootfs::select::Ignored;
-use crate::rootfs::testing::{Place, archive, file, listing, symlink};
+use crate::rootfs::testing::{Device, Place, archive, file, listing, symlink};
 use crate::rootfs::user::{UserError, lookup_owner, lookup_user};
 
 fn options() -> CopyOptions<'static> {
@@ -246,10 +246,7 @@ fn p21_special_files_are_replaced_not_written_to_and_never_read() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR).unwrap();
     case.copy(&["d"], "/", &options()).unwrap();
     assert_eq!(fs::read(&pipe).unwrap(), b"content");
-    let device = case.from.join("d/zero");
-    let kind = FileType::CharacterDevice;
-    let number = rustix::fs::makedev(1, 5);
-    rustix::fs::mknodat(rustix::fs::CWD, &device, kind, Mode::RUSR, number).unwrap();
+    let _device = Device::zero(case.from.join("d/zero"));
     let outcome = case.copy(&["d"], "/", &options());
     assert!(matches!(outcome, Err(CopyError::Special { .. })));
 }
