@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use testkit::process::{clean_command, run, tool};
+use testkit::process::{clean_command, finish, run, tool};
 use testkit::scratch::Scratch;
 
 /// An image that was pulled.
@@ -75,11 +75,34 @@ impl Pulled {
         let path = bundle.join("config.json");
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         config["process"]["terminal"] = false.into();
+        if !is_root() {
+            // The container of an ordinary user has the one user that it maps.
+            config["process"]["user"] = serde_json::json!({"uid": 0, "gid": 0});
+        }
         std::fs::write(&path, config.to_string()).unwrap();
         let id = format!("kiln-test-{}", std::process::id());
         let mut command = clean_command(tool("runc", "runc"));
         command.arg("--root").arg(self.scratch.join("runc"));
         run(command.args(["run", "--bundle"]).arg(&bundle).arg(id))
+    }
+
+    /// Returns the owner of a file of the image as tar lists it: `user/group`, in numbers.
+    pub(crate) fn owner(&self, name: &str) -> String {
+        let blobs = self.scratch.join("layout/blobs/sha256");
+        for blob in std::fs::read_dir(blobs).unwrap() {
+            let mut command = Command::new("tar");
+            command.args(["--list", "--verbose", "--numeric-owner", "--gzip", "--file"]);
+            // The manifest and the configuration are among the blobs, and no archives.
+            let listed = finish(command.arg(blob.unwrap().path()));
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            let line = listed
+                .lines()
+                .find(|line| line.ends_with(&format!(" {name}")));
+            if let Some(owner) = line.and_then(|line| line.split_whitespace().nth(1)) {
+                return owner.to_owned();
+            }
+        }
+        panic!("{name} is in no layer");
     }
 
     /// Returns the root filesystem.
@@ -91,13 +114,22 @@ impl Pulled {
         let bundle = self.scratch.join("bundle");
         if !self.unpacked {
             let mut command = clean_command(tool("umoci", "umoci"));
-            command.args(["unpack", "--image"]);
+            command.arg("unpack");
+            if !is_root() {
+                // Everything belongs to us then, and the container maps its root to us.
+                command.arg("--rootless");
+            }
+            command.arg("--image");
             command.arg(format!("{}:latest", self.scratch.join("layout").display()));
             run(command.arg(&bundle));
             self.unpacked = true;
         }
         bundle
     }
+}
+
+fn is_root() -> bool {
+    run(Command::new("id").arg("-u")).trim() == "0"
 }
 
 /// Returns the names in a tar, sorted, without leading `./` and closing `/`.
