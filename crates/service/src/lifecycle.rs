@@ -14,8 +14,8 @@
 use std::sync::Arc;
 
 use engine::spec::{
-    BuildOptions, BuildSpec, CacheMode, Context, Limits, NetworkMode, Output, Record, Registries,
-    Source as SpecSource,
+    BuildOptions, BuildSpec, CacheMode, Compression, Context, Limits, NetworkMode, Output, Record,
+    Registries, Source as SpecSource,
 };
 use oci::{Platform, Reference};
 use registry::client::ProxyOptions;
@@ -60,6 +60,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Network of steps that do not say.
     pub network: NetworkMode,
+    /// How new layers are compressed.
+    pub compression: Compression,
     /// Time and ids.
     pub environment: Environment,
 }
@@ -326,6 +328,7 @@ impl Service {
                 Rebuild::Force => CacheMode::Ignore,
             },
             network: self.settings.network,
+            compression: self.settings.compression,
             ..BuildOptions::default()
         }
     }

@@ -39,7 +39,10 @@ use crate::config::{Config, ConfigError};
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::grpc::Calls;
-use crate::images::{Embedded, Images, credentials::Credentials};
+use crate::images::{
+    Embedded, Images,
+    credentials::{Credentials, Ecr},
+};
 use crate::lifecycle::{Service, Settings};
 use crate::telemetry::Metrics;
 use crate::web::tokens::LogTokens;
@@ -272,9 +275,14 @@ fn service(
         setup.client.clone(),
     )
     .map_err(RunError::Client)?;
+    let ecr = if config.enable_additional_ecr_auth {
+        Ecr::Ask
+    } else {
+        Ecr::Ignore
+    };
     let images = Images::new(images::Parts {
         client,
-        credentials: Credentials::new(config.pull_secret_file.clone()),
+        credentials: Credentials::new(config.pull_secret_file.clone(), ecr),
         own: addresses.own_hosts(),
         embedded: Embedded {
             store: opened.store.clone(),
@@ -299,6 +307,7 @@ fn service(
             proxy,
             limits: config.limits.clone(),
             network: config.network,
+            compression: config.compression,
             environment: setup.environment,
         },
     })

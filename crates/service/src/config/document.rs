@@ -25,12 +25,16 @@ listen = "127.0.0.1:8080"
 # Read again when it changes.
 #pull_secret_file = "/etc/kiln/docker-config.json"
 
-# Whether tokens for Amazon's registries are fetched. Not supported yet: true is an error.
+# Whether tokens for Amazon's registries are fetched, one per account and region, by the program
+# docker-credential-ecr-login (Debian: amazon-ecr-credential-helper) and with what it finds for credentials.
 enable_additional_ecr_auth = false
 
 # Network of RUN steps that do not say: "default" (a way out, but not to this machine), "none", or "host"
 # (needs limits.allow_host_network).
 network = "default"
+
+# How new layers are compressed: "gzip", which everything reads, or "zstd".
+compression = "gzip"
 
 # Certificates, in PEM form. Plain text without them. With client_ca, clients without a certificate it signed are refused.
 #[tls]

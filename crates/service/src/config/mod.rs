@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::spec::{Limits, NetworkMode};
+use engine::spec::{Compression, Limits, NetworkMode};
 use oci::Reference;
 use registry::hosts::Hosts;
 use serde::Deserialize;
@@ -46,10 +46,12 @@ pub struct Config {
     pub workspace_image_repository: Option<Reference>,
     /// A docker configuration with the service's registry credentials; read again when it changes.
     pub pull_secret_file: Option<PathBuf>,
-    /// Whether tokens for Amazon's registries are fetched. Not supported yet: start-up fails when set.
+    /// Whether tokens for Amazon's registries are fetched, by `docker-credential-ecr-login`.
     pub enable_additional_ecr_auth: bool,
     /// Network of steps that do not say.
     pub network: NetworkMode,
+    /// How new layers are compressed.
+    pub compression: Compression,
     /// Images whose digests are kept at hand.
     pub ref_cache: RefCache,
     /// How much the server takes on.
@@ -76,6 +78,7 @@ impl Default for Config {
             pull_secret_file: None,
             enable_additional_ecr_auth: false,
             network: NetworkMode::Default,
+            compression: Compression::Gzip,
             ref_cache: RefCache::default(),
             server: Server::default(),
             git: Git::default(),
@@ -241,12 +244,6 @@ impl Config {
                 problem: problem.to_owned(),
             })
         };
-        if self.enable_additional_ecr_auth {
-            return value(
-                "enable_additional_ecr_auth",
-                "tokens for Amazon's registries are not supported yet; remove the key, or use a credential helper",
-            );
-        }
         if self.server.max_running_builds == 0 {
             return value("server.max_running_builds", "must be at least 1");
         }

@@ -27,7 +27,6 @@ fn keys_that_nobody_knows_and_values_that_make_no_sense_are_refused() {
         "listen = \"localhost\"",
         "base_image_repository = \"registry.example/base:tag\"",
         "base_image_repository = \"registry.example/UPPER\"",
-        "enable_additional_ecr_auth = true",
         "network = \"host\"",
         "address = \"http://example.com\"",
         "[server]\nmax_running_builds = 0",
@@ -42,9 +41,13 @@ fn keys_that_nobody_knows_and_values_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn ecr_tokens_are_refused_by_the_name_of_the_key() {
-    let error = parse("enable_additional_ecr_auth = true").unwrap_err();
-    assert!(error.to_string().contains("enable_additional_ecr_auth"));
+fn ecr_tokens_and_compression_are_by_choice() {
+    let config = parse("enable_additional_ecr_auth = true\ncompression = \"zstd\"")
+        .unwrap()
+        .config;
+    assert!(config.enable_additional_ecr_auth);
+    assert_eq!(config.compression, engine::spec::Compression::Zstd);
+    assert!(parse("compression = \"xz\"").is_err());
 }
 
 #[test]
