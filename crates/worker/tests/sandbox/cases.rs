@@ -648,9 +648,19 @@ async fn the_host_s_loopback_is_out_of_reach(rig: Arc<Rig>) {
     assert!(listener.accept().is_err() && everywhere.accept().is_err());
 }
 
+/// Checks that a step which wants a network where there can be none is refused, not run without one.
+async fn is_refused(rig: &Rig) {
+    let outcome = rig
+        .sh("true")
+        .with(|run| run.network = Network::Default)
+        .go()
+        .await;
+    assert!(matches!(outcome.exit, Err(SandboxError::Network { .. })));
+}
+
 async fn networks_are_reused_but_not_shared(rig: Arc<Rig>) {
     if !network_is_possible(&rig) {
-        return;
+        return is_refused(&rig).await;
     }
     let connected = |script: &str| rig.sh(script).with(|run| run.network = Network::Default);
     let (one, other) = tokio::join!(
@@ -667,9 +677,6 @@ async fn networks_are_reused_but_not_shared(rig: Arc<Rig>) {
 }
 
 async fn slirp4netns_serves_where_pasta_is_missing(rig: Arc<Rig>) {
-    if !network_is_possible(&rig) {
-        return;
-    }
     let program =
         NetworkProgram::slirp4netns().unwrap_or_else(|| panic!("install the package slirp4netns"));
     // By now the binary's path may be out of reach, so this is the sealed copy.
@@ -679,6 +686,10 @@ async fn slirp4netns_serves_where_pasta_is_missing(rig: Arc<Rig>) {
     };
     let other = Rig::with_sandbox(Namespaces::new(options), rig.starter);
     let script = "ip route | grep -c default; cat /etc/resolv.conf";
+    if !network_is_possible(&rig) {
+        is_refused(&other).await;
+        return other.sandbox.shut_down().await;
+    }
     let outcome = other
         .sh(script)
         .with(|run| run.network = Network::Default)
