@@ -30,6 +30,9 @@ impl Bench {
             _registry: registry,
         };
         bench.scratch.write("context/data", "data\n");
+        bench
+            .scratch
+            .write("kiln.toml", crate::ordinary_user::network_config());
         bench.dockerfile("COPY data /data\nRUN echo made > /made\n");
         bench
     }
@@ -50,6 +53,7 @@ impl Bench {
             .current_dir(self.scratch.path())
             .env("HOME", self.scratch.path())
             .env("KILN_STATE", self.path("state"))
+            .env("KILN_CONFIG", self.path("kiln.toml"))
             .arg("build");
         command
     }

@@ -19,13 +19,22 @@ struct User {
 
 /// Returns what steps of an ordinary user can have for a network here: most systems let everybody open the device that it needs, some
 /// only root.
-fn network() -> &'static str {
+pub(crate) fn network() -> &'static str {
     use std::os::unix::fs::PermissionsExt as _;
     let device = std::fs::metadata("/dev/net/tun");
     if device.is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006) {
         "--network=default"
     } else {
         "--network=none"
+    }
+}
+
+/// Returns the configuration for it, for tests that an ordinary user starts; root lends its workers the device.
+pub(crate) fn network_config() -> String {
+    let is_root = run(Command::new("id").arg("-u")).trim() == "0";
+    match network() {
+        "--network=none" if !is_root => "network = \"none\"\n".to_owned(),
+        _ => String::new(),
     }
 }
 

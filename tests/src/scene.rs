@@ -62,6 +62,7 @@ workspace_image_repository = \"{host}/made/workspaces\"
 "
             );
         }
+        text.push_str(&crate::ordinary_user::network_config());
         text.push_str(config);
         Self {
             kiln: Kiln::with_config(&text),

@@ -133,9 +133,9 @@ pub(crate) struct BuildArgs {
     /// Platform of the image: this machine's
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<Platform>,
-    /// Network of RUN steps
-    #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
-    pub(crate) network: Network,
+    /// Network of RUN steps [default: the configuration's]
+    #[arg(long, value_enum, value_name = "NETWORK")]
+    pub(crate) network: Option<Network>,
     /// A server to build on.
     #[command(flatten)]
     pub(crate) server: Server,
@@ -159,10 +159,9 @@ pub(crate) enum Progress {
 }
 
 /// Network of RUN steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Network {
     /// Their own, with a way out but not to this machine
-    #[default]
     Default,
     /// None but their own loopback
     None,
@@ -271,7 +270,7 @@ mod tests {
         assert_eq!(args.context, ".");
         assert_eq!(args.tags.len(), 2);
         assert_eq!(args.outputs.len(), 1);
-        assert_eq!(args.network, Network::None);
+        assert_eq!(args.network, Some(Network::None));
         assert!(args.no_cache && args.push);
     }
 

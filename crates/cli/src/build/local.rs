@@ -38,10 +38,10 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
     } else {
         Style::choose(args.progress)
     };
-    let mut options = options::decide(args)?;
+    let found = place::find(&args.place)?;
+    let mut options = options::decide(args, &found.config)?;
     let outputs = outputs::decide(args, &mut options)?;
     let input = context::read(&args.context, args.file.as_deref())?;
-    let found = place::find(&args.place)?;
     let ready = found.ready()?;
     let id = new_id()?;
     let folder = worker::prepare(&ready.command, &record(&id, &outputs)).or_exit(Exit::Machine)?;

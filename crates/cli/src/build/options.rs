@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use engine::spec::{BuildOptions, CacheMode, Limits, NetworkMode};
 use oci::Platform;
+use service::config::Config;
 
 use crate::args::{BuildArgs, Network};
 use crate::environment;
 use crate::failure::{Exit, Failure, Outcome};
 
 /// Returns how to build.
-pub(crate) fn decide(args: &BuildArgs) -> Outcome<BuildOptions> {
+pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOptions> {
     let host = Platform::host();
     if let Some(wanted) = args
         .platform
@@ -36,10 +37,12 @@ pub(crate) fn decide(args: &BuildArgs) -> Outcome<BuildOptions> {
             CacheMode::Use
         },
         network: match args.network {
-            Network::Default => NetworkMode::Default,
-            Network::None => NetworkMode::None,
-            Network::Host => NetworkMode::Host,
+            Some(Network::Default) => NetworkMode::Default,
+            Some(Network::None) => NetworkMode::None,
+            Some(Network::Host) => NetworkMode::Host,
+            None => defaults.network,
         },
+        compression: defaults.compression,
         source_date_epoch: source_date_epoch(args)?,
         ..BuildOptions::default()
     })
@@ -48,7 +51,7 @@ pub(crate) fn decide(args: &BuildArgs) -> Outcome<BuildOptions> {
 /// Returns the limits of a build that the user of this machine starts: asking for the machine's network is allowing it.
 pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
     Limits {
-        allow_host_network: configured.allow_host_network || args.network == Network::Host,
+        allow_host_network: configured.allow_host_network || args.network == Some(Network::Host),
         ..configured.clone()
     }
 }
@@ -102,23 +105,32 @@ mod tests {
 
     #[test]
     fn an_argument_without_a_value_is_the_environments() {
-        let options = decide(&args(&[
-            "--build-arg",
-            "PATH",
-            "--build-arg",
-            "NOT_SET_ANYWHERE",
-            "--build-arg",
-            "A=1",
-        ]));
+        let options = decide(
+            &args(&[
+                "--build-arg",
+                "PATH",
+                "--build-arg",
+                "NOT_SET_ANYWHERE",
+                "--build-arg",
+                "A=1",
+            ]),
+            &Config::default(),
+        );
         let names: Vec<_> = options.unwrap().build_args.into_keys().collect();
         assert_eq!(names, ["A", "PATH"]);
     }
 
     #[test]
     fn another_platform_is_refused_in_words() {
-        let failure = decide(&args(&["--platform", "plan9/mips"])).unwrap_err();
+        let failure = decide(&args(&["--platform", "plan9/mips"]), &Config::default()).unwrap_err();
         assert_eq!(failure.exit(), Exit::Usage);
-        assert!(decide(&args(&["--platform", &Platform::host().to_string()])).is_ok());
+        assert!(
+            decide(
+                &args(&["--platform", &Platform::host().to_string()]),
+                &Config::default()
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -129,8 +141,18 @@ mod tests {
 
     #[test]
     fn the_date_is_a_number() {
-        let options = decide(&args(&["--build-arg", "SOURCE_DATE_EPOCH=17"])).unwrap();
+        let options = decide(
+            &args(&["--build-arg", "SOURCE_DATE_EPOCH=17"]),
+            &Config::default(),
+        )
+        .unwrap();
         assert_eq!(options.source_date_epoch, Some(17));
-        assert!(decide(&args(&["--build-arg", "SOURCE_DATE_EPOCH=today"])).is_err());
+        assert!(
+            decide(
+                &args(&["--build-arg", "SOURCE_DATE_EPOCH=today"]),
+                &Config::default()
+            )
+            .is_err()
+        );
     }
 }

@@ -68,7 +68,7 @@ fn refuse_unsupported(args: &BuildArgs) -> Outcome {
         ("--output", !args.outputs.is_empty()),
         ("--iidfile", args.iidfile.is_some()),
         ("--platform", args.platform.is_some()),
-        ("--network", args.network != crate::args::Network::Default),
+        ("--network", args.network.is_some()),
     ];
     match unsupported.iter().find(|(_, is_used)| *is_used) {
         Some((name, _)) => {

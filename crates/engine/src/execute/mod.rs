@@ -110,6 +110,12 @@ pub(crate) async fn execute(execution: &Arc<Execution>) -> Result<StageResult, F
     }
     // Steps end before their directories are removed.
     while tasks.join_next().await.is_some() {}
+    if finished.is_err() {
+        // So does the writing of their layers, which reads the same directories; how it ends matters no more.
+        for layer in execution.take_fresh() {
+            let _cancelled = layer.written().await;
+        }
+    }
     finished
 }
 
