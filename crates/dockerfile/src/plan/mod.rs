@@ -14,6 +14,7 @@ mod environment;
 mod graph;
 mod notation;
 mod ports;
+mod remote;
 mod run;
 mod settings;
 mod signal;
@@ -27,9 +28,10 @@ mod user;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use types::{
-    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, Environment, GraphBase, GraphStage,
-    InlineFile, InlineScript, NeedKind, Op, Plan, PlanOptions, PlanOutcome, PlanStage, RunNetwork,
-    RunOp, StageGraph, StageIndex, Step,
+    Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, CopyFrom, CopyOp, CopySource,
+    Environment, GitFolder, GraphBase, GraphStage, InlineFile, InlineScript, Link, NeedKind, Op,
+    PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile, RunNetwork, RunOp,
+    StageGraph, StageIndex, Step, Unpack,
 };
 
 use crate::ast::{Body, Dockerfile};
