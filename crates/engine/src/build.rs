@@ -1,9 +1,11 @@
 //! The whole of a build, in one function.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use dockerfile::BaseKey;
 use oci::{ImageConfig, Reference};
 use registry::client::{Client, Options};
 use store::Store;
@@ -19,10 +21,10 @@ use crate::failure::{chain, failure, registry as registry_failure};
 use crate::publish::{self, Publisher};
 use crate::recorder::Recorder;
 use crate::resolve::bases::Library;
-use crate::resolve::context::{self, Places, work_folder};
+use crate::resolve::context::{self, BuildContext, Places, work_folder};
 use crate::resolve::{self, Resolved};
 use crate::sandbox::Sandbox;
-use crate::spec::{BuildSpec, Context, Source};
+use crate::spec::{BuildSpec, Context, LayoutImage, NamedContext, Source};
 
 /// What a build works with.
 pub struct Rig {
@@ -88,6 +90,7 @@ fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure>
         pull: pull.clone(),
         registries: registries.clone(),
         recorder: rig.recorder.clone(),
+        layouts: layouts(spec),
     };
     let depot = Depot {
         store: rig.store.clone(),
@@ -105,6 +108,18 @@ fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure>
     Ok((library, publisher))
 }
 
+fn layouts(spec: &BuildSpec) -> BTreeMap<String, (PathBuf, LayoutImage)> {
+    let contexts = spec.contexts.iter();
+    contexts
+        .filter_map(|(name, context)| match context {
+            NamedContext::Layout { path, image } => {
+                Some((name.clone(), (path.clone(), image.clone())))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 async fn build_dockerfile(
     spec: &BuildSpec,
     rig: &Rig,
@@ -115,12 +130,14 @@ async fn build_dockerfile(
     let recorder = &rig.recorder;
     let work = work_folder(&rig.folder);
     let workspace = context::load(spec, context, places, recorder, (&work, &rig.cancel)).await?;
-    let resolved = resolve::resolve(&workspace, &spec.options, library, recorder).await?;
+    let resolved = resolve::resolve(&workspace, spec, library, recorder).await?;
+    let named = context::load_named(spec, &resolved.plan, recorder, (&work, &rig.cancel)).await?;
     recorder.event(&Event::Phase {
         phase: Phase::Running,
     });
     let epoch = asked_epoch(spec)?.or(workspace.commit_time);
-    let execution = execution(spec, rig, publisher, workspace, resolved, epoch);
+    let inputs = (workspace, named, resolved);
+    let execution = execution(spec, rig, publisher, inputs, epoch);
     let target = execute(&execution).await?;
     let image = assemble_target(&execution, &target).await?;
     recorder.event(&Event::Phase {
@@ -160,8 +177,7 @@ fn execution(
     spec: &BuildSpec,
     rig: &Rig,
     publisher: &Publisher,
-    workspace: context::Workspace,
-    resolved: Resolved,
+    (workspace, contexts, resolved): (context::Workspace, BTreeMap<String, BuildContext>, Resolved),
     epoch: Option<i64>,
 ) -> Arc<Execution> {
     let scope = Scope {
@@ -173,6 +189,7 @@ fn execution(
         bases: resolved.bases,
         dockerfile: workspace.dockerfile,
         context: workspace.context,
+        contexts,
         options: spec.options.clone(),
         limits: spec.limits.clone(),
         cache: Cache::new(rig.store.clone(), scope, workspace.project),
@@ -246,7 +263,12 @@ async fn copy_image(
     publisher: &Publisher,
     reference: &Reference,
 ) -> Result<BuiltImage, Failure> {
-    let base = library.pin(reference, &spec.options.platform).await?;
+    let key = BaseKey {
+        reference: reference.clone(),
+        platform: spec.options.platform.clone(),
+        layout: None,
+    };
+    let base = library.pin(&key).await?;
     rig.recorder.event(&Event::Phase {
         phase: Phase::Pushing,
     });

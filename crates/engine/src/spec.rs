@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci::{Platform, Reference};
+use oci::{Digest, Platform, Reference};
 use registry::client::ProxyOptions;
 use registry::hosts::Hosts;
 use registry::keychain::Keychain;
@@ -27,6 +27,9 @@ pub struct BuildSpec {
     pub source: Source,
     /// How to build it.
     pub options: BuildOptions,
+    /// What stands for stages and images of these names ([`dockerfile::context_name`]).
+    #[serde(default)]
+    pub contexts: BTreeMap<String, NamedContext>,
     /// What to do with the image.
     pub outputs: Vec<Output>,
     /// How registries are reached.
@@ -46,15 +49,21 @@ impl BuildSpec {
             .flat_map(|keychain| keychain.secrets())
             .map(|secret| secret.reveal().to_owned())
             .collect();
-        if let Source::Dockerfile {
-            context: Context::Git(git),
-            ..
-        } = &self.source
-        {
-            match &git.auth {
-                GitAuth::None => {}
-                GitAuth::Basic { password, .. } => secrets.push(password.clone()),
-                GitAuth::OneTimeSecret { url } => secrets.push(url.clone()),
+        let main = match &self.source {
+            Source::Dockerfile { context, .. } => Some(context),
+            Source::Image { .. } => None,
+        };
+        let named = self.contexts.values().filter_map(|named| match named {
+            NamedContext::Files { context, .. } => Some(context),
+            _ => None,
+        });
+        for context in main.into_iter().chain(named) {
+            if let Context::Git(git) = context {
+                match &git.auth {
+                    GitAuth::None => {}
+                    GitAuth::Basic { password, .. } => secrets.push(password.clone()),
+                    GitAuth::OneTimeSecret { url } => secrets.push(url.clone()),
+                }
             }
         }
         secrets
@@ -83,6 +92,49 @@ pub enum Source {
         /// Folder within the workspace that COPY sees; the Dockerfile's folder when not given.
         context_path: Option<String>,
     },
+}
+
+/// What stands for a stage or an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one or two of these"
+)]
+pub enum NamedContext {
+    /// Nothing.
+    Scratch,
+    /// An image.
+    Image {
+        /// Which one.
+        reference: Reference,
+    },
+    /// An image in an OCI layout.
+    Layout {
+        /// The layout: a folder that the worker can read.
+        path: PathBuf,
+        /// Which of its images.
+        image: LayoutImage,
+    },
+    /// Files, seen through their own `.dockerignore`.
+    Files {
+        /// Where they come from.
+        context: Context,
+        /// Folder within.
+        folder: String,
+    },
+}
+
+/// An image of an OCI layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayoutImage {
+    /// The one with the tag `latest`, else the only one.
+    Default,
+    /// The one with this tag.
+    Tag(String),
+    /// The one with this digest.
+    Digest(Digest),
 }
 
 /// Where the workspace comes from.

@@ -21,7 +21,8 @@ use engine::recorder::{Environment, Recorder};
 use engine::redact::Redactor;
 use engine::sandbox::{Script, Scripted, StepCommand, StepExit, Stream};
 use engine::spec::{
-    BuildOptions, BuildSpec, CacheMode, Context, Limits, Output, Registries, Source,
+    BuildOptions, BuildSpec, CacheMode, Context, LayoutImage, Limits, NamedContext, Output,
+    Registries, Source,
 };
 use engine::{Rig, build};
 use oci::{Document, Manifest};
@@ -36,6 +37,7 @@ struct Bench {
     context: tempfile::TempDir,
     n_builds: u8,
     options: BuildOptions,
+    contexts: BTreeMap<String, NamedContext>,
 }
 
 /// What a build came to.
@@ -54,6 +56,7 @@ impl Bench {
                 source_date_epoch: Some(1_700_000_000),
                 ..BuildOptions::default()
             },
+            contexts: BTreeMap::new(),
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -102,6 +105,7 @@ impl Bench {
                 context_path: None,
             },
             options: self.options.clone(),
+            contexts: self.contexts.clone(),
             outputs: vec![Output::Keep {
                 reference: "app:1".parse().unwrap(),
             }],
@@ -382,4 +386,115 @@ async fn a_kept_image_is_complete() {
     };
     let checked = oci::validate::validate(&manifest, &blobs).unwrap();
     assert_eq!(checked.config.config.working_dir, "/w/z");
+}
+
+fn folder(path: &Path) -> NamedContext {
+    NamedContext::Files {
+        context: Context::Directory {
+            path: path.to_owned(),
+            dockerfile_text: None,
+            name: "other".to_owned(),
+        },
+        folder: String::new(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_a_named_context_stand_for_a_base_and_for_a_source() {
+    let mut bench = Bench::new(&[(
+        "Dockerfile",
+        "FROM files\nCOPY --from=example.com/image:1 x /copied\nCOPY own /\n",
+    )]);
+    bench.write("own", "own");
+    let other = tempfile::tempdir().unwrap();
+    for (name, text) in [("x", "1"), ("hidden", "2"), (".dockerignore", "hidden\n")] {
+        fs::write(other.path().join(name), text).unwrap();
+    }
+    for name in ["files", "example.com/image:1", "nobody-asks-for-it"] {
+        bench.contexts.insert(name.to_owned(), folder(other.path()));
+    }
+    let first = bench.build(succeed).await;
+    let found = files(&bench.store(), first.image());
+    let found: Vec<_> = found
+        .iter()
+        .map(|(n, t)| (n.as_str(), t.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (".dockerignore", "hidden\n"),
+            ("copied", "1"),
+            ("own", "own"),
+            ("x", "1")
+        ]
+    );
+    let again = bench.build(succeed).await;
+    assert_eq!(again.image().n_run, 0, "{:?}", again.reasons());
+    fs::write(other.path().join("x"), "3").unwrap();
+    let changed = bench.build(succeed).await;
+    assert_eq!(changed.image().n_run, 3, "{:?}", changed.reasons());
+}
+
+/// Writes an image of the store as an OCI layout.
+fn layout(store: &Store, image: &BuiltImage, tag: &str, into: &Path) {
+    let manifest = manifest(store, image);
+    let (_, bytes) = store
+        .manifest("library/app", &image.digest.to_string())
+        .unwrap()
+        .unwrap();
+    let blobs = into.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join(image.digest.hex()), &bytes).unwrap();
+    for descriptor in manifest.layers.iter().chain([&manifest.config]) {
+        let mut content = Vec::new();
+        let mut blob = store.open_blob(&descriptor.digest).unwrap().unwrap();
+        blob.read_to_end(&mut content).unwrap();
+        fs::write(blobs.join(descriptor.digest.hex()), content).unwrap();
+    }
+    let entry = format!(
+        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{}","size":{},"annotations":{{"org.opencontainers.image.ref.name":"{tag}"}}}}"#,
+        image.digest,
+        bytes.len()
+    );
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#);
+    fs::write(into.join("index.json"), index).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_an_oci_layout_stands_for_a_base() {
+    let mut maker = Bench::new(&[
+        ("Dockerfile", "FROM scratch\nCOPY a /a\nENV A=1\n"),
+        ("a", "1"),
+    ]);
+    let made = maker.build(succeed).await;
+    let folder = tempfile::tempdir().unwrap();
+    layout(&maker.store(), made.image(), "v1", folder.path());
+
+    let mut bench = Bench::new(&[("Dockerfile", "FROM packed\nCOPY b /b\n"), ("b", "2")]);
+    let mut build = async |image: LayoutImage| {
+        let path = folder.path().to_owned();
+        let context = NamedContext::Layout { path, image };
+        bench.contexts.insert("packed".to_owned(), context);
+        let outcome = bench.build(succeed).await;
+        (outcome, bench.store())
+    };
+    let digest = made.image().digest.clone();
+    for image in [
+        LayoutImage::Default,
+        LayoutImage::Tag("v1".to_owned()),
+        LayoutImage::Digest(digest.clone()),
+    ] {
+        let (outcome, store) = build(image).await;
+        let names: Vec<String> = files(&store, outcome.image()).into_keys().collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+    let (outcome, _) = build(LayoutImage::Tag("v2".to_owned())).await;
+    let message = &outcome.failure().message;
+    assert!(message.contains("no image has the tag \"v2\""), "{message}");
+
+    // What a layout holds is believed under its digest only.
+    fs::write(folder.path().join("blobs/sha256").join(digest.hex()), "{}").unwrap();
+    let (outcome, _) = build(LayoutImage::Digest(digest)).await;
+    let message = &outcome.failure().message;
+    assert!(message.contains("has other content"), "{message}");
 }

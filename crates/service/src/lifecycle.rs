@@ -290,6 +290,7 @@ impl Service {
             .collect::<Result<Vec<Output>, oci::reference::ReferenceError>>()
             .map_err(|error| Failure::platform("cannot produce workspace image ref", error))?;
         let spec = BuildSpec {
+            contexts: std::collections::BTreeMap::new(),
             id: id.clone(),
             tenant: tenant.as_str().to_owned(),
             source: spec_source(call.source),

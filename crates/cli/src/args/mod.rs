@@ -1,5 +1,6 @@
 //! The command line, as typed. What it means is decided by the command that reads it.
 
+pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod pair;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oci::{Platform, Reference};
 
+use self::named::NamedArg;
 use self::output::OutputOption;
 use self::pair::{BuildArg, Label};
 
@@ -106,6 +108,10 @@ pub(crate) struct BuildArgs {
     /// Value of an ARG; without `=VALUE` it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) arguments: Vec<BuildArg>,
+    /// What stands for a stage, a base or a `--from` of that name: a folder, a git repository, `docker-image://REF` or
+    /// `oci-layout://PATH[:TAG|@DIGEST]`
+    #[arg(long = "build-context", value_name = "NAME=WHAT")]
+    pub(crate) contexts: Vec<NamedArg>,
     /// Label added to the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(crate) labels: Vec<Label>,

@@ -85,6 +85,11 @@ fn is_unsupported_remote(context: &str) -> bool {
     has_scheme || (context.starts_with("git@") && context.contains(':'))
 }
 
+/// Returns the repository at an address.
+pub(crate) fn repository_at(address: &str) -> Outcome<GitInput> {
+    remote(address, None)
+}
+
 fn remote(context: &str, file: Option<&str>) -> Outcome<GitInput> {
     let is_repository = context.contains('#')
         || context

@@ -66,6 +66,21 @@ pub(crate) fn prepare(
     })
 }
 
+/// Makes an OCI layout readable for the worker; returns where it is.
+pub(crate) fn layout(
+    path: &Path,
+    into: &Path,
+    reader: Reader,
+    limits: &Limits,
+) -> Outcome<PathBuf> {
+    if matches!(reader, Reader::Caller) {
+        return Ok(path.to_owned());
+    }
+    let everything = Ignore::new(IgnoreFile::empty(), Vec::new());
+    copy(Some(path), into, &everything, reader, limits).or_exit(Exit::Usage)?;
+    Ok(into.to_owned())
+}
+
 /// What is left out of the copy.
 struct Ignore {
     file: IgnoreFile,

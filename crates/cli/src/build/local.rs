@@ -16,8 +16,9 @@ use worker::WorkerHandle;
 use super::context::{self, Input};
 use super::import::{self, Prepared, Reader};
 use super::outputs::{self, Outputs};
-use super::{options, report};
+use super::{named, options, report};
 use crate::args::BuildArgs;
+use crate::args::named::NamedArg;
 use crate::environment;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::place::{self, Found, Ready};
@@ -52,6 +53,7 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
         &outputs,
         (options, limits),
         (&found, &ready, &folder),
+        &args.contexts,
     );
     let built = match spec {
         Ok(spec) => carry_out(&ready, &spec, style).await,
@@ -103,7 +105,14 @@ fn spec(
     outputs: &Outputs,
     (options, limits): (BuildOptions, Limits),
     (found, ready, folder): (&Found, &Ready, &Path),
+    contexts: &[NamedArg],
 ) -> Outcome<BuildSpec> {
+    let scratch = folder.join(worker::folder::WORK);
+    let reader = match ready.command.owner {
+        Some(owner) => Reader::Other(owner.uid, owner.gid),
+        None => Reader::Caller,
+    };
+    let contexts = named::prepare(contexts, &scratch, reader, &limits)?;
     let (context, dockerfile, context_path) = match input {
         Input::Git(git) => (
             Context::Git(git.source),
@@ -111,11 +120,7 @@ fn spec(
             Some(git.context_path),
         ),
         Input::Folder(input) => {
-            let into = folder.join(worker::folder::WORK).join(CONTEXT);
-            let reader = match ready.command.owner {
-                Some(owner) => Reader::Other(owner.uid, owner.gid),
-                None => Reader::Caller,
-            };
+            let into = scratch.join(CONTEXT);
             let Prepared {
                 context,
                 dockerfile,
@@ -134,6 +139,7 @@ fn spec(
             context_path,
         },
         options,
+        contexts,
         outputs: outputs.spec.clone(),
         registries: Registries {
             hosts: hosts.or_exit(Exit::Usage)?,

@@ -6,6 +6,7 @@
 pub(crate) mod context;
 mod import;
 mod local;
+mod named;
 mod options;
 mod outputs;
 mod remote;

@@ -63,6 +63,7 @@ fn refuse_unsupported(args: &BuildArgs) -> Outcome {
         ("-t", !args.tags.is_empty()),
         ("--target", args.target.is_some()),
         ("--build-arg", !args.arguments.is_empty()),
+        ("--build-context", !args.contexts.is_empty()),
         ("--label", !args.labels.is_empty()),
         ("--push", args.push),
         ("--output", !args.outputs.is_empty()),

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use oci::{Platform, Reference};
+use oci::Platform;
 
-use super::types::{BaseKey, BaseNeed, GraphBase, GraphStage, NeedKind, PlanOptions, StageGraph};
+use super::named;
+use super::types::{
+    BaseKey, BaseNeed, GraphBase, GraphStage, NeedKind, PlanOptions, Replaced, StageGraph,
+};
 use crate::ast::{Argument, Body, Dockerfile, Instruction, Word};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::{Budget, ExpandError, Lexer};
@@ -82,16 +85,21 @@ fn predefined(options: &PlanOptions) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Where a COPY takes its files from.
+/// Where files are taken from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     Context,
     Stage(usize),
-    Image(Reference),
+    Image(BaseKey),
+    /// A named context.
+    Named(String),
+    /// Nowhere: `scratch`, or a named context that stands for it.
+    Nothing,
 }
 
-/// What `--from` may name.
+/// What `from` may name.
 pub(super) struct Known<'a> {
+    pub(super) options: &'a PlanOptions,
     pub(super) names: &'a BTreeMap<String, usize>,
     pub(super) n_stages: usize,
     /// The stage that copies.
@@ -110,9 +118,24 @@ pub(super) fn origin(
         return Ok(Some(Origin::Context));
     };
     let name = flag.value.as_deref().unwrap_or_default();
-    let error = |message: String| Diagnostic::error(flag.span, message);
+    match named_origin(name, flag.span, known)? {
+        Origin::Nothing => Err(Diagnostic::error(
+            flag.span,
+            format!("there is nothing to copy in {name}"),
+        )),
+        origin => Ok(Some(origin)),
+    }
+}
+
+/// Returns what `name` means where files are to be taken from it; `span` is where it stands.
+pub(super) fn named_origin(
+    name: &str,
+    span: Span,
+    known: &Known<'_>,
+) -> Result<Origin, Diagnostic> {
+    let error = |message: String| Diagnostic::error(span, message);
     if name.is_empty() {
-        return Ok(Some(Origin::Context));
+        return Ok(Origin::Context);
     }
     if name.contains('$') {
         return Err(error("--from cannot hold variables".to_owned())
@@ -136,9 +159,12 @@ pub(super) fn origin(
             "stage {name:?} is defined after the stage that copies from it"
         ))
         .with_hint("move the FROM of that stage up")),
-        Some(index) => Ok(Some(Origin::Stage(index))),
-        None if name == SCRATCH => Err(error("there is nothing to copy in scratch".to_owned())),
+        Some(index) => Ok(Origin::Stage(index)),
+        None if name == SCRATCH => Ok(Origin::Nothing),
         None => {
+            if let Some(origin) = named::origin(known.options, name) {
+                return Ok(origin);
+            }
             let reference = name.parse().map_err(|reason| {
                 let names = known.names.keys().map(String::as_str);
                 error(format!(
@@ -146,7 +172,11 @@ pub(super) fn origin(
                 ))
                 .with_hint_if(did_you_mean(name, names))
             })?;
-            Ok(Some(Origin::Image(reference)))
+            Ok(Origin::Image(BaseKey {
+                reference,
+                platform: known.options.platform.clone(),
+                layout: None,
+            }))
         }
     }
 }
@@ -179,7 +209,8 @@ impl Builder<'_> {
                 )
                 .with_hint("only ARG may come before FROM")),
                 _ => {
-                    if let Some(stage) = self.stages.last_mut() {
+                    let stage = self.stages.last_mut();
+                    if let Some(stage) = stage.filter(|stage| stage.replaced == Replaced::No) {
                         stage.instructions.end = index + 1;
                     }
                     Ok(())
@@ -225,8 +256,18 @@ impl Builder<'_> {
         name: Option<&Word>,
     ) -> Result<(), Diagnostic> {
         // The stage is entered even when its base is wrong, so that numbers and names of the others stay right.
-        let base = self.base(image);
-        let platform = self.platform(instruction);
+        let wanted = self.platform(instruction);
+        let platform = wanted.as_ref().ok().cloned().flatten();
+        let platform = platform.unwrap_or_else(|| self.options.platform.clone());
+        let replacement = name.and_then(|name| named::base(self.options, &name.text, &platform));
+        let replaced = match replacement {
+            Some(_) => Replaced::Yes,
+            None => Replaced::No,
+        };
+        let base = match replacement {
+            Some(base) => Ok(base),
+            None => self.base(image, &platform),
+        };
         let n_stages = self.stages.len();
         if let Some(name) = name
             && self.names.insert(name.text.clone(), n_stages).is_some()
@@ -234,49 +275,27 @@ impl Builder<'_> {
             let message = format!("another stage is called {:?} too", name.text);
             self.warnings.push(Diagnostic::warning(name.span, message));
         }
-        let (base, error) = match base {
-            Ok(Parsed::Scratch) => (GraphBase::Scratch, None),
-            Ok(Parsed::Stage(index)) => (GraphBase::Stage(index), None),
-            Ok(Parsed::Image(reference)) => {
-                let key = BaseKey {
-                    reference,
-                    platform: self.options.platform.clone(),
-                };
-                (GraphBase::Image(key), None)
-            }
-            Err(error) => (GraphBase::Scratch, Some(error)),
-        };
-        let (platform, platform_error) = match platform {
-            Ok(platform) => (platform, None),
-            Err(error) => (None, Some(error)),
-        };
+        // A stage of this file has its platform already; --platform on it changes nothing, as with BuildKit.
         let inherited = match &base {
-            GraphBase::Stage(index) => self.stages.get(*index).map(|stage| stage.platform.clone()),
+            Ok(GraphBase::Stage(index)) => {
+                self.stages.get(*index).map(|stage| stage.platform.clone())
+            }
             _ => None,
         };
-        // A stage of this file has its platform already; --platform on it changes nothing, as with BuildKit.
-        let platform = inherited
-            .or(platform)
-            .unwrap_or_else(|| self.options.platform.clone());
-        let base = match base {
-            GraphBase::Image(key) => GraphBase::Image(BaseKey {
-                platform: platform.clone(),
-                ..key
-            }),
-            base => base,
-        };
+        let error = base.as_ref().err().cloned().or(wanted.err());
         self.stages.push(GraphStage {
             name: name.map(|word| word.text.clone()),
-            base,
-            platform,
+            base: base.unwrap_or(GraphBase::Scratch),
+            platform: inherited.unwrap_or(platform),
             span: instruction.span,
             instructions: index + 1..index + 1,
+            replaced,
             reachable: false,
         });
-        error.or(platform_error).map_or(Ok(()), Err)
+        error.map_or(Ok(()), Err)
     }
 
-    fn base(&self, image: &Word) -> Result<Parsed, Diagnostic> {
+    fn base(&self, image: &Word, platform: &Platform) -> Result<GraphBase, Diagnostic> {
         let expanded = self.expand(image)?;
         let text = expanded.text.as_str();
         if text.is_empty() {
@@ -288,16 +307,24 @@ impl Builder<'_> {
         }
         let known = self.names.get(text);
         if let Some(index) = known.or_else(|| self.names.get(&text.to_ascii_lowercase())) {
-            return Ok(Parsed::Stage(*index));
+            return Ok(GraphBase::Stage(*index));
         }
         if text == SCRATCH {
-            return Ok(Parsed::Scratch);
+            return Ok(GraphBase::Scratch);
         }
-        text.parse().map(Parsed::Image).map_err(|reason| {
+        if let Some(base) = named::base(self.options, text, platform) {
+            return Ok(base);
+        }
+        let reference = text.parse().map_err(|reason| {
             let names = self.names.keys().map(String::as_str);
             Diagnostic::error(image.span, format!("invalid base {text:?}: {reason}"))
                 .with_hint_if(did_you_mean(text, names))
-        })
+        })?;
+        Ok(GraphBase::Image(BaseKey {
+            reference,
+            platform: platform.clone(),
+            layout: None,
+        }))
     }
 
     fn platform(&self, instruction: &Instruction) -> Result<Option<Platform>, Diagnostic> {
@@ -367,6 +394,7 @@ impl Builder<'_> {
         let mut all = Vec::new();
         for (current, stage) in self.stages.iter().enumerate() {
             let known = Known {
+                options: self.options,
                 names: &self.names,
                 n_stages: self.stages.len(),
                 current,
@@ -427,12 +455,9 @@ impl Builder<'_> {
                 });
             }
             for (origin, span) in edges {
-                if let Origin::Image(reference) = origin {
+                if let Origin::Image(key) = origin {
                     add(BaseNeed {
-                        key: BaseKey {
-                            reference: reference.clone(),
-                            platform: self.options.platform.clone(),
-                        },
+                        key: key.clone(),
                         span: *span,
                         kind: NeedKind::CopyFrom,
                     });
@@ -441,11 +466,4 @@ impl Builder<'_> {
         }
         needs
     }
-}
-
-/// What the image of a FROM turned out to be.
-enum Parsed {
-    Scratch,
-    Stage(usize),
-    Image(Reference),
 }

@@ -12,9 +12,9 @@
 mod copy;
 mod environment;
 mod graph;
+mod named;
 mod notation;
 mod ports;
-mod remote;
 mod run;
 mod settings;
 mod signal;
@@ -27,11 +27,11 @@ mod user;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use named::{ContextNameError, context_name};
 pub use types::{
-    Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, CopyFrom, CopyOp, CopySource,
-    Environment, GitFolder, GraphBase, GraphStage, InlineFile, InlineScript, Link, NeedKind, Op,
-    PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile, RunNetwork, RunOp,
-    StageGraph, StageIndex, Step, Unpack,
+    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, Environment, GraphBase, GraphStage,
+    InlineFile, InlineScript, NamedContext, NeedKind, Op, Plan, PlanOptions, PlanOutcome,
+    PlanStage, Replaced, RunNetwork, RunOp, StageGraph, StageIndex, Step,
 };
 
 use crate::ast::{Body, Dockerfile};

@@ -10,11 +10,11 @@ use super::environment::Scope;
 use super::graph::{Known, expansion_error};
 use super::trigger::Work;
 use super::types::{
-    Base, BaseKey, BaseRef, GraphBase, GraphStage, Op, PlanOptions, PlanStage, StageGraph,
-    StageIndex, Step,
+    Base, BaseKey, BaseRef, CopyFrom, CopyOp, GraphBase, GraphStage, Op, PlanOptions, PlanStage,
+    StageGraph, StageIndex, Step,
 };
 use crate::ast::{Body, Dockerfile, Instruction, Word};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::{Budget, Expanded, Lexer};
 use crate::limits::{CONFIG_MAX_BYTES, DIAGNOSTICS_MAX, ENVIRONMENT_MAX_BYTES, PLAN_MAX_BYTES};
 
@@ -82,6 +82,9 @@ pub(super) fn plan_all(
         let mut current = Stage::new(&shared, &indices, index, stage, bases, parent);
         let own = file.instructions.get(stage.instructions.clone());
         let triggers = work.triggers.get(index).map(Vec::as_slice);
+        if let GraphBase::Files(name) = &stage.base {
+            current.start_from_files(name, stage);
+        }
         current.in_triggers = true;
         current.run(triggers.unwrap_or_default(), &mut errors);
         current.in_triggers = false;
@@ -140,7 +143,7 @@ impl<'a> Stage<'a> {
             config
         };
         let (base, mut config) = match &stage.base {
-            GraphBase::Scratch => (BaseRef::Scratch, scratch()),
+            GraphBase::Scratch | GraphBase::Files(_) => (BaseRef::Scratch, scratch()),
             GraphBase::Image(key) => {
                 let config = bases.get(key).map(|base| base.config.clone());
                 (BaseRef::Image(key.clone()), config.unwrap_or_else(scratch))
@@ -265,6 +268,7 @@ impl<'a> Stage<'a> {
     /// Returns what `--from` may name here.
     pub(super) fn known(&self) -> Known<'a> {
         Known {
+            options: self.shared.options,
             names: self.shared.names,
             n_stages: self.shared.n_stages,
             current: self.index,
@@ -310,12 +314,16 @@ impl<'a> Stage<'a> {
         text: String,
         created_by: String,
     ) {
+        self.add_step_at(instruction.span, op, text, created_by);
+    }
+
+    fn add_step_at(&mut self, span: Span, op: Op, text: String, created_by: String) {
         self.record(created_by, Layer::Yes);
         self.add_plan_bytes(text.len());
         self.steps.push(Step {
             number: self.first_number + self.steps.len(),
             text,
-            span: instruction.span,
+            span,
             from_trigger: self.in_triggers,
             op,
             history_index: self.config.history.len() - 1,
@@ -324,6 +332,13 @@ impl<'a> Stage<'a> {
             workdir: self.directory().to_owned(),
             shell: Arc::clone(&self.shell),
         });
+    }
+
+    /// Begins with the files of a named context.
+    fn start_from_files(&mut self, name: &str, stage: &GraphStage) {
+        let text = format!("FROM {name}");
+        let op = Op::Copy(CopyOp::everything(CopyFrom::Named(name.to_owned())));
+        self.add_step_at(stage.span, op, text.clone(), text);
     }
 
     fn seal(&mut self) {

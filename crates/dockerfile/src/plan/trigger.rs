@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::graph::{Known, Origin, origin};
-use super::types::{Base, BaseKey, BaseNeed, GraphBase, NeedKind, PlanOptions, StageGraph};
+use super::types::{
+    Base, BaseKey, BaseNeed, GraphBase, NeedKind, PlanOptions, Replaced, StageGraph,
+};
 use crate::ast::{Body, Dockerfile, Instruction};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::limits::{TRIGGERS_MAX, TRIGGERS_TOTAL_MAX};
@@ -83,7 +85,7 @@ impl Collector<'_> {
             return Ok(());
         };
         let triggers = match &stage.base {
-            GraphBase::Scratch => Vec::new(),
+            GraphBase::Scratch | GraphBase::Files(_) => Vec::new(),
             GraphBase::Stage(parent) => {
                 self.mark(*parent);
                 self.triggers_of_stage(*parent)
@@ -91,8 +93,10 @@ impl Collector<'_> {
             GraphBase::Image(key) => {
                 self.need(key.clone(), stage.span, NeedKind::From);
                 match self.bases.get(key) {
-                    Some(base) => triggers_of_base(base, stage.span)?,
-                    None => Vec::new(),
+                    Some(base) if stage.replaced == Replaced::No => {
+                        triggers_of_base(base, stage.span)?
+                    }
+                    _ => Vec::new(),
                 }
             }
         };
@@ -113,19 +117,15 @@ impl Collector<'_> {
 
     fn edge(&mut self, current: usize, instruction: &Instruction) -> Result<(), Diagnostic> {
         let known = Known {
+            options: self.options,
             names: &self.work.names,
             n_stages: self.graph.stages.len(),
             current,
         };
         match origin(instruction, &known)? {
             Some(Origin::Stage(index)) => self.mark(index),
-            Some(Origin::Image(reference)) => {
-                let platform = self.options.platform.clone();
+            Some(Origin::Image(key)) => {
                 let span = instruction.flag("from").map(|flag| flag.span);
-                let key = BaseKey {
-                    reference,
-                    platform,
-                };
                 self.need(key, span.unwrap_or(instruction.keyword), NeedKind::CopyFrom);
             }
             _ => {}

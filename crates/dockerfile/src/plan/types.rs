@@ -1,11 +1,10 @@
 //! What planning takes and gives. Plain data; everything public here is re-exported at the crate's root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use oci::{ImageConfig, Platform, Reference};
 
-use crate::chmod::Chmod;
 use crate::diagnostic::{Diagnostic, Span};
 
 /// What a build asks of a Dockerfile.
@@ -21,6 +20,22 @@ pub struct PlanOptions {
     pub platform: Platform,
     /// What steps are run on.
     pub build_platform: Platform,
+    /// What stands for a name instead of the stage or image that has it ([`context_name`](super::context_name)); a name may end in `::os/arch`, for that
+    /// platform only.
+    pub contexts: BTreeMap<String, NamedContext>,
+}
+
+/// What a name of `--build-context` stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedContext {
+    /// Nothing.
+    Scratch,
+    /// An image.
+    Image(Reference),
+    /// An image in an OCI layout; the caller knows where that is.
+    Layout,
+    /// Files; the caller knows where they are.
+    Files,
 }
 
 impl PlanOptions {
@@ -32,6 +47,7 @@ impl PlanOptions {
             labels: BTreeMap::new(),
             build_platform: platform.clone(),
             platform,
+            contexts: BTreeMap::new(),
         }
     }
 }
@@ -43,6 +59,8 @@ pub struct BaseKey {
     pub reference: Reference,
     /// Which of its platforms.
     pub platform: Platform,
+    /// The named context that is an OCI layout with the image in it; `None` for an image of a registry.
+    pub layout: Option<Box<str>>,
 }
 
 /// Why a base image is needed.
@@ -100,10 +118,21 @@ pub struct GraphStage {
     pub platform: Platform,
     /// Its FROM.
     pub span: Span,
-    /// Its instructions without FROM, as a range of the Dockerfile's.
+    /// Its instructions without FROM, as a range of the Dockerfile's; none when the whole stage is replaced.
     pub instructions: std::ops::Range<usize>,
+    /// Whether a named context stands for the stage.
+    pub replaced: Replaced,
     /// True when the target needs it, as far as can be told without the bases' triggers.
     pub reachable: bool,
+}
+
+/// Whether a named context stands for a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// No.
+    No,
+    /// Nothing of the stage is carried out, and triggers of what it became do not count for it.
+    Yes,
 }
 
 /// What a stage starts from.
@@ -115,6 +144,8 @@ pub enum GraphBase {
     Image(BaseKey),
     /// An earlier stage, by its index among all stages.
     Stage(usize),
+    /// The files of a named context, and no configuration.
+    Files(String),
 }
 
 /// What planning came to.
@@ -147,6 +178,12 @@ impl Plan {
     /// Returns the stage at `index`.
     pub fn stage(&self, index: StageIndex) -> Option<&PlanStage> {
         self.stages.get(index.0)
+    }
+
+    /// Returns the names of the contexts whose files are needed.
+    pub fn named_files(&self) -> BTreeSet<&str> {
+        let steps = self.stages.iter().flat_map(|stage| &stage.steps);
+        steps.filter_map(|step| step.op.named_files()).collect()
     }
 }
 
@@ -231,16 +268,33 @@ pub struct Step {
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "each is within a step, which is larger still"
+)]
 pub enum Op {
     /// Runs a command.
     Run(RunOp),
     /// Copies files.
-    Copy(Box<CopyOp>),
+    Copy(CopyOp),
     /// Creates a directory (with its parents, mode 0755, owned by the step's user) unless it exists.
     Workdir {
         /// Absolute and clean.
         path: String,
     },
+}
+
+impl Op {
+    /// Returns the named context whose files it needs.
+    fn named_files(&self) -> Option<&str> {
+        match self {
+            Self::Copy(CopyOp {
+                from: CopyFrom::Named(name),
+                ..
+            }) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// A command to run.
@@ -280,112 +334,38 @@ pub enum RunNetwork {
 /// Files to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyOp {
-    /// Where sources that are paths are.
+    /// Where the sources are.
     pub from: CopyFrom,
-    /// What is copied, one after the other.
-    pub sources: Vec<CopySource>,
+    /// Paths and patterns ([`crate::glob`]) from the root of `from`, cleaned, without leading slash; `.` for all of it.
+    pub sources: Vec<String>,
     /// Files whose content is in the Dockerfile; they come after the sources.
     pub inline: Vec<InlineFile>,
-    /// Patterns of an ignore file: what they match below a source is left out.
-    pub exclude: Vec<String>,
     /// Where to, absolute and clean.
     pub destination: String,
     /// True when the destination was written as a directory (`/x/`, `/x/.`, `.`).
     pub destination_is_directory: bool,
     /// `user[:group]` of what is copied; root without it.
     pub chown: Option<String>,
-    /// Mode of what is copied; the source's without it.
-    pub chmod: Option<Chmod>,
-    /// Which tar archives are unpacked.
-    pub unpack: Unpack,
-    /// Whether it sees what the steps before have left.
-    pub link: Link,
+    /// Mode of what is copied, within 0o7777; the source's without it.
+    pub chmod: Option<u32>,
+    /// True when tar archives among the sources are unpacked (ADD).
+    pub unpack_archives: bool,
 }
 
-/// Something to copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CopySource {
-    /// Files where the instruction copies from.
-    Path(PathSource),
-    /// A file to be downloaded (ADD).
-    File(RemoteFile),
-    /// A folder of a git repository (ADD).
-    Git(GitFolder),
-}
-
-/// Files by their path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathSource {
-    /// Path or pattern ([`crate::glob`]), cleaned, without leading slash; `.` for all of it.
-    pub path: String,
-    /// With `--parents`, the pattern of an ignore file for what is copied below `path`, each with the directories that it is in.
-    pub below: Option<String>,
-}
-
-/// A file to be downloaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteFile {
-    /// Its address, http or https.
-    pub url: String,
-    /// What it is called in a directory.
-    pub name: String,
-    /// What its content has to be.
-    pub checksum: Option<Checksum>,
-}
-
-/// The digest that a download must have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checksum {
-    /// How it is computed.
-    pub algorithm: ChecksumAlgorithm,
-    /// In lower case.
-    pub hex: String,
-}
-
-/// How the digest of a download is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChecksumAlgorithm {
-    /// SHA-256.
-    Sha256,
-    /// SHA-384.
-    Sha384,
-    /// SHA-512.
-    Sha512,
-}
-
-/// A folder of a git repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GitFolder {
-    /// The repository, without what is taken of it.
-    pub remote: String,
-    /// Branch, tag or commit; the remote's HEAD when empty.
-    pub reference: String,
-    /// Folder within; all of it when empty. Clean and relative.
-    pub folder: String,
-    /// What the commit has to begin with.
-    pub commit: Option<String>,
-    /// True when `.git` is copied too; it is not without a word about it.
-    pub git_directory: Option<bool>,
-}
-
-/// Which tar archives among the sources are unpacked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unpack {
-    /// None (COPY, and `ADD --unpack=false`).
-    None,
-    /// Those that are not downloaded (ADD).
-    Local,
-    /// All of them (`ADD --unpack`).
-    All,
-}
-
-/// Whether a copy stands on the steps before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Link {
-    /// It does.
-    No,
-    /// It is a layer of its own (`--link`): made in an empty root, whatever is below.
-    Yes,
+impl CopyOp {
+    /// Returns the copy of everything in `from` to the root.
+    pub fn everything(from: CopyFrom) -> Self {
+        Self {
+            from,
+            sources: vec![".".to_owned()],
+            inline: Vec::new(),
+            destination: "/".to_owned(),
+            destination_is_directory: true,
+            chown: None,
+            chmod: None,
+            unpack_archives: false,
+        }
+    }
 }
 
 /// Where copied files come from.
@@ -397,6 +377,8 @@ pub enum CopyFrom {
     Stage(StageIndex),
     /// An image.
     Image(BaseKey),
+    /// The files of a named context.
+    Named(String),
 }
 
 /// A file whose content is in the Dockerfile; mode 0644.

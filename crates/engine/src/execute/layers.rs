@@ -19,7 +19,7 @@ use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform, registry as registry_failure};
 use crate::recorder::Recorder;
-use crate::rootfs::unpack::{self, UnpackLimits, UnpackReport};
+use crate::rootfs::unpack::{self, UnpackLimits};
 
 /// What a layer turns out to be: nothing when its step changed no file.
 pub(crate) type Written = Shared<BoxFuture<'static, Result<Option<LayerRef>, Failure>>>;
@@ -165,20 +165,13 @@ impl Depot {
         let unpacked = tokio::task::spawn_blocking(move || depot.unpack(&layer)).await;
         let unpacked = unpacked.unwrap_or_else(|e| Err(platform("unpack a layer", &e)));
         match &unpacked {
-            Ok(report) => {
-                if let Some(report) = report.as_ref().filter(|r| r.n_devices_skipped > 0) {
-                    let (n, names) = (report.n_devices_skipped, &report.devices_skipped);
-                    step.say(&super::copy::skipped_devices(n, names));
-                }
-                step.finish();
-            }
+            Ok(()) => step.finish(),
             Err(failure) => drop(step.fail(&failure.message)),
         }
-        unpacked.map(|_| path)
+        unpacked.map(|()| path)
     }
 
-    /// Returns what was unpacked; nothing when somebody else has done it meanwhile.
-    fn unpack(&self, layer: &LayerRef) -> Result<Option<UnpackReport>, Failure> {
+    fn unpack(&self, layer: &LayerRef) -> Result<(), Failure> {
         let digest = &layer.descriptor.digest;
         let attempt = format!("unpack layer {digest}");
         // Several builds may want the same layer: one unpacks, the others find it done.
@@ -187,7 +180,7 @@ impl Depot {
             .lock(&format!("unpack-{}", layer.diff_id.hex()))
             .map_err(|e| platform(&attempt, &e))?;
         if self.store.has_snapshot(&layer.diff_id) {
-            return Ok(None);
+            return Ok(());
         }
         let blob = self
             .store
@@ -220,7 +213,7 @@ impl Depot {
         }
         draft
             .commit(&layer.diff_id)
-            .map(|_| Some(report))
+            .map(drop)
             .map_err(|e| platform(&attempt, &e))
     }
 }

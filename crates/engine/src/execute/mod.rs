@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dockerfile::{BaseKey, Plan};
+use dockerfile::{BaseKey, CopyFrom, Plan};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, try_join_all};
 use tokio::sync::Semaphore;
@@ -38,6 +38,8 @@ pub(crate) struct Execution {
     pub(crate) plan: Plan,
     pub(crate) bases: BTreeMap<BaseKey, BaseImage>,
     pub(crate) context: BuildContext,
+    /// The files of named contexts.
+    pub(crate) contexts: BTreeMap<String, BuildContext>,
     pub(crate) options: BuildOptions,
     pub(crate) limits: Limits,
     pub(crate) cache: Cache,
@@ -78,6 +80,21 @@ impl Execution {
     /// Returns the layers of the steps that ran, once.
     pub(crate) fn take_fresh(&self) -> Vec<Layer> {
         std::mem::take(&mut *self.fresh.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the files that `from` means; `None` when they are those of layers.
+    fn files(&self, from: &CopyFrom) -> Result<Option<&BuildContext>, Failure> {
+        match from {
+            CopyFrom::Context => Ok(Some(&self.context)),
+            CopyFrom::Named(name) => match self.contexts.get(name) {
+                Some(context) => Ok(Some(context)),
+                None => Err(failure(
+                    FailureKind::Platform,
+                    "the plan names a context that was not loaded",
+                )),
+            },
+            CopyFrom::Stage(_) | CopyFrom::Image(_) => Ok(None),
+        }
     }
 
     /// Returns a scratch directory that nobody else uses.

@@ -1,5 +1,9 @@
 //! Pins base images: reference → digest, configuration, layers. Nothing of their content is pulled here.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use dockerfile::BaseKey;
 use oci::{Document, ImageConfig, Platform, Reference};
 use registry::client::Client;
 use store::Store;
@@ -8,7 +12,7 @@ use crate::assemble::LayerRef;
 use crate::event::{Event, Failure, FailureKind};
 use crate::failure::{base_image, failure, platform as platform_failure};
 use crate::recorder::Recorder;
-use crate::spec::Registries;
+use crate::spec::{LayoutImage, Registries};
 
 /// A base image that is pinned.
 #[derive(Debug, Clone)]
@@ -28,20 +32,20 @@ pub(crate) struct Library {
     pub(crate) pull: Client,
     pub(crate) registries: Registries,
     pub(crate) recorder: Recorder,
+    /// OCI layouts by the names that they stand for.
+    pub(crate) layouts: BTreeMap<String, (PathBuf, LayoutImage)>,
 }
 
 impl Library {
-    /// Pins `reference` for `platform`.
-    pub(crate) async fn pin(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<BaseImage, Failure> {
+    /// Pins the image of `key`.
+    pub(crate) async fn pin(&self, key: &BaseKey) -> Result<BaseImage, Failure> {
+        let (reference, platform) = (&key.reference, &key.platform);
+        let layout = key.layout.as_deref();
         let step = self.recorder.begin(
             &format!("[internal] load metadata for {}", reference.familiar()),
             None,
         );
-        match self.look_up(reference, platform).await {
+        match self.look_up(reference, platform, layout).await {
             Ok(image) => {
                 if let Some(digest) = image.pinned.digest() {
                     self.recorder.event(&Event::BaseResolved {
@@ -63,7 +67,11 @@ impl Library {
         &self,
         reference: &Reference,
         platform: &Platform,
+        layout: Option<&str>,
     ) -> Result<BaseImage, Failure> {
+        if let Some(name) = layout {
+            return self.read_layout(name, reference, platform).await;
+        }
         let is_ours = self
             .registries
             .embedded
@@ -92,6 +100,25 @@ impl Library {
             manifest: image.manifest,
             config_bytes: image.config_bytes.to_vec(),
         })
+    }
+
+    async fn read_layout(
+        &self,
+        name: &str,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<BaseImage, Failure> {
+        let layout = self.layouts.get(name).cloned().ok_or_else(|| {
+            let message = format!("there is no OCI layout called {name:?}");
+            failure(FailureKind::Platform, message)
+        })?;
+        let (store, reference, platform) =
+            (self.store.clone(), reference.clone(), platform.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            super::layout::read(&store, &layout, &reference, &platform)
+        });
+        read.await
+            .unwrap_or_else(|e| Err(platform_failure("read an OCI layout", &e)))
     }
 
     /// Tells whether `reference` names an image that was built here and kept under that name.
@@ -149,7 +176,7 @@ impl Library {
     }
 }
 
-fn layers_of(
+pub(super) fn layers_of(
     manifest: &oci::Manifest,
     config: &ImageConfig,
     pinned: &Reference,

@@ -3,10 +3,11 @@
 //! Everything below the context is reached in-root, so that no link in a repository leads out of it; a file that is ignored does not
 //! exist for any instruction.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use dockerfile::chmod::Node;
+use dockerfile::Plan;
 use dockerfile::ignore::{self, IgnoreError, IgnoreFile};
 use dockerfile::limits::IGNORE_FILE_MAX_BYTES;
 use source::git::{Checkout, FetchOptions};
@@ -19,10 +20,9 @@ use crate::failure::{
     chain, dockerfile as dockerfile_failure, failure, platform, source as source_failure,
 };
 use crate::recorder::Recorder;
-use crate::rootfs::filter;
 use crate::rootfs::root::Root;
 use crate::rootfs::select::Ignored;
-use crate::spec::{BuildSpec, Context};
+use crate::spec::{BuildSpec, Context, NamedContext};
 
 /// Largest Dockerfile that is read.
 const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
@@ -56,8 +56,24 @@ impl BuildContext {
         reason = "the shape of `rootfs::select::Ignore`"
     )]
     fn decide(&self, path: &str, is_dir: bool) -> Result<Ignored, IgnoreError> {
-        let node = if is_dir { Node::Directory } else { Node::Other };
-        filter::ask(&self.ignore, path, node)
+        if !self.ignore.matches(path)? {
+            return Ok(Ignored::Keep);
+        }
+        if !is_dir {
+            return Ok(Ignored::Skip);
+        }
+        let mut walk = self.ignore.walk();
+        for name in path
+            .split('/')
+            .filter(|name| !name.is_empty() && *name != ".")
+        {
+            walk = walk.enter(name)?;
+        }
+        Ok(if walk.may_include_below() {
+            Ignored::Descend
+        } else {
+            Ignored::Skip
+        })
     }
 
     /// Fails when the ignore file could not be applied to something that was asked for.
@@ -134,6 +150,58 @@ pub(crate) async fn load(
     })
 }
 
+/// Opens the files of the named contexts that `plan` needs; what nothing needs is not fetched.
+pub(crate) async fn load_named(
+    spec: &BuildSpec,
+    plan: &Plan,
+    recorder: &Recorder,
+    work: (&Path, &CancellationToken),
+) -> Result<BTreeMap<String, BuildContext>, Failure> {
+    let mut loaded = BTreeMap::new();
+    for (index, name) in plan.named_files().into_iter().enumerate() {
+        let Some(NamedContext::Files { context, folder }) = spec.contexts.get(name) else {
+            let message = format!("the plan names a context {name:?} that is not there");
+            return Err(failure(FailureKind::Platform, message));
+        };
+        let step = recorder.begin(&format!("[internal] load context {name}"), None);
+        let files = match context {
+            Context::Directory { path, .. } => Ok(path.clone()),
+            Context::Git(git) => {
+                let into = work.0.join(format!("context-{index}"));
+                std::fs::create_dir(&into).map_err(|e| platform("create a workspace", &e))?;
+                let fetched = fetch(spec, git, &into, &step, work.1).await;
+                fetched.map(|_| into)
+            }
+        };
+        match files.and_then(|files| open_named(&files, folder)) {
+            Ok(context) => {
+                step.finish();
+                loaded.insert(name.to_owned(), context);
+            }
+            Err(failure) => {
+                step.fail(&failure.message);
+                let message = format!("context {name}: {}", failure.message);
+                return Err(Failure { message, ..failure });
+            }
+        }
+    }
+    Ok(loaded)
+}
+
+/// Opens a folder of files that have a `.dockerignore` of their own.
+fn open_named(files: &Path, folder: &str) -> Result<BuildContext, Failure> {
+    let files = Root::open(files).map_err(|e| dockerfile_failure("open the files", &e))?;
+    let path = RelPath::parse_in_workspace(folder)
+        .map_err(|e| dockerfile_failure(&format!("folder {folder:?}"), &e))?;
+    let root = subdirectory(&files, &path)?;
+    let ignore = read_ignore(&[(&root, ignore::FILE_NAME)])?;
+    Ok(BuildContext {
+        root,
+        ignore,
+        broken: OnceLock::new(),
+    })
+}
+
 async fn fetch(
     spec: &BuildSpec,
     git: &source::git::GitSource,
@@ -180,7 +248,9 @@ fn open(
         ),
     };
     let root = subdirectory(&workspace, &context_path)?;
-    let ignore = read_ignore(&workspace, &dockerfile, &root)?;
+    // `<Dockerfile>.dockerignore` beside the Dockerfile wins over `.dockerignore` in the context.
+    let own = format!("{}.dockerignore", dockerfile.as_str());
+    let ignore = read_ignore(&[(&workspace, &own), (&root, ignore::FILE_NAME)])?;
     let context = BuildContext {
         root,
         ignore,
@@ -209,14 +279,8 @@ fn subdirectory(workspace: &Root, path: &RelPath) -> Result<Root, Failure> {
         .map_err(failed)
 }
 
-/// `<Dockerfile>.dockerignore` beside the Dockerfile wins over `.dockerignore` in the context.
-fn read_ignore(
-    workspace: &Root,
-    dockerfile: &RelPath,
-    context: &Root,
-) -> Result<IgnoreFile, Failure> {
-    let own = format!("{}.dockerignore", dockerfile.as_str());
-    let candidates: [(&Root, &str); 2] = [(workspace, &own), (context, ignore::FILE_NAME)];
+/// Reads the first of these files that is there.
+fn read_ignore(candidates: &[(&Root, &str)]) -> Result<IgnoreFile, Failure> {
     for (root, name) in candidates {
         let path = Path::new(name);
         let failed = |e: &(dyn std::error::Error + 'static)| dockerfile_failure(name, e);

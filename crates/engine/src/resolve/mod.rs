@@ -2,6 +2,7 @@
 
 pub(crate) mod bases;
 pub(crate) mod context;
+mod layout;
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use self::context::Workspace;
 use crate::event::{Event, Failure, FailureKind, Phase};
 use crate::failure::failure;
 use crate::recorder::Recorder;
-use crate::spec::BuildOptions;
+use crate::spec::{BuildSpec, NamedContext};
 
 /// Rounds of planning: each brings bases that triggers of earlier ones asked for.
 const ROUNDS_MAX: usize = 8;
@@ -68,7 +69,7 @@ pub(crate) struct Resolved {
 /// Parses the Dockerfile, pins what it is based on, and plans.
 pub(crate) async fn resolve(
     workspace: &Workspace,
-    options: &BuildOptions,
+    spec: &BuildSpec,
     library: &Library,
     recorder: &Recorder,
 ) -> Result<Resolved, Failure> {
@@ -78,7 +79,9 @@ pub(crate) async fn resolve(
     if diagnostics.iter().any(Diagnostic::is_error) {
         return Err(text.failure(&diagnostics));
     }
+    let options = &spec.options;
     let plan_options = PlanOptions {
+        contexts: named_contexts(spec),
         target: options.target.clone(),
         build_args: options.build_args.clone(),
         labels: options.labels.clone(),
@@ -124,10 +127,23 @@ async fn pin_all(
     library: &Library,
 ) -> Result<Vec<(BaseKey, BaseImage)>, Failure> {
     let pins = needs.iter().map(|need| async {
-        let image = library.pin(&need.key.reference, &need.key.platform).await?;
+        let image = library.pin(&need.key).await?;
         Ok::<_, Failure>((need.key.clone(), image))
     });
     try_join_all(pins).await
+}
+
+fn named_contexts(spec: &BuildSpec) -> BTreeMap<String, dockerfile::NamedContext> {
+    let kind = |context: &NamedContext| match context {
+        NamedContext::Scratch => dockerfile::NamedContext::Scratch,
+        NamedContext::Image { reference } => dockerfile::NamedContext::Image(reference.clone()),
+        NamedContext::Layout { .. } => dockerfile::NamedContext::Layout,
+        NamedContext::Files { .. } => dockerfile::NamedContext::Files,
+    };
+    let contexts = spec.contexts.iter();
+    contexts
+        .map(|(name, context)| (name.clone(), kind(context)))
+        .collect()
 }
 
 fn base_of(image: &BaseImage) -> Base {

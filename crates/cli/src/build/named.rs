@@ -1,0 +1,79 @@
+//! `--build-context`: folders, layouts and repositories brought to where the worker finds them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use engine::spec::{Context, Limits, NamedContext};
+
+use super::context::{self, Dockerfile, FolderInput};
+use super::import::{self, Reader};
+use crate::args::named::{NamedArg, NamedWhat};
+use crate::failure::{Exit, Failure, OrExit, Outcome};
+
+/// Names of copies within a build's scratch folder begin with this.
+const COPY_PREFIX: &str = "named-";
+
+/// Returns what stands for which name. Copies are made below `scratch`.
+pub(crate) fn prepare(
+    args: &[NamedArg],
+    scratch: &Path,
+    reader: Reader,
+    limits: &Limits,
+) -> Outcome<BTreeMap<String, NamedContext>> {
+    let mut contexts = BTreeMap::new();
+    for (index, arg) in args.iter().enumerate() {
+        let into = scratch.join(format!("{COPY_PREFIX}{index}"));
+        let context = match &arg.what {
+            NamedWhat::Scratch => NamedContext::Scratch,
+            NamedWhat::Image(reference) => NamedContext::Image {
+                reference: reference.clone(),
+            },
+            NamedWhat::Layout(path, image) => NamedContext::Layout {
+                path: import::layout(&folder(path)?, &into, reader, limits)?,
+                image: image.clone(),
+            },
+            NamedWhat::Repository(address) => {
+                let input = context::repository_at(address)?;
+                NamedContext::Files {
+                    context: Context::Git(input.source),
+                    folder: input.context_path,
+                }
+            }
+            NamedWhat::Folder(path) => NamedContext::Files {
+                context: files(path, &into, reader, limits)?,
+                folder: String::new(),
+            },
+        };
+        if contexts.insert(arg.name.clone(), context).is_some() {
+            let text = format!("two contexts are called {:?}", arg.name);
+            return Err(Failure::text(Exit::Usage, text));
+        }
+    }
+    Ok(contexts)
+}
+
+fn folder(path: &Path) -> Outcome<PathBuf> {
+    let shown = path.display();
+    let failed = |e| anyhow::Error::new(e).context(format!("open the context \"{shown}\""));
+    let found = fs::canonicalize(path)
+        .map_err(failed)
+        .or_exit(Exit::Usage)?;
+    if !found.is_dir() {
+        let text = format!("the context \"{shown}\" is not a folder");
+        return Err(Failure::text(Exit::Usage, text));
+    }
+    Ok(found)
+}
+
+fn files(path: &Path, into: &Path, reader: Reader, limits: &Limits) -> Outcome<Context> {
+    let input = FolderInput {
+        path: Some(folder(path)?),
+        dockerfile: Dockerfile::Outside {
+            text: String::new(),
+            path: None,
+        },
+        name: path.display().to_string(),
+    };
+    Ok(import::prepare(&input, into, reader, limits)?.context)
+}

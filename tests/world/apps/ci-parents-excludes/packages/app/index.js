@@ -1,1 +1,0 @@
-console.log(require('library')(require('ms')('1s')));

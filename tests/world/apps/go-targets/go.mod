@@ -1,3 +1,0 @@
-module example.com/targets
-
-go 1.19

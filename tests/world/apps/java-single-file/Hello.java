@@ -1,5 +1,0 @@
-class Hello {
-    public static void main(String[] arguments) {
-        System.out.println("hello");
-    }
-}

@@ -1,1 +1,0 @@
-greet() { echo "$1 of ${VARIANT:-nothing}"; }

@@ -1,1 +1,0 @@
-document.querySelector('#app').textContent = `asking ${import.meta.env.VITE_API_URL}`;

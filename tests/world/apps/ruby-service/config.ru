@@ -1,1 +1,0 @@
-run ->(env) { [200, { "Content-Type" => "text/plain" }, ["hello from ruby"]] }
