@@ -3,13 +3,16 @@
 #   make demo                 shows kiln at work, from nothing to a running image
 #   make test                 runs every test; `make test FILTER=git` those whose names contain git
 #   make check                format, lints, tests, docs, tidy
+#   make world                builds Dockerfiles as the world writes them, with what package registries offer
 #
 # Nothing here wants a network beyond the package mirrors of this machine, and nothing is left running.
 
 FILTER ?=
 SECONDS_PER_TARGET ?= 30
 
-.PHONY: demo test check format lint docs tidy e2e fuzz deny packages
+APPS ?=
+
+.PHONY: demo test world check format lint docs tidy e2e fuzz deny packages
 
 demo:
 	scripts/demo.sh
@@ -42,6 +45,10 @@ tidy:
 # The end-to-end tests alone.
 e2e: packages
 	cargo test --package tests -- $(FILTER)
+
+# Dockerfiles of tests/world; `make world APPS='go-service workspace'` some of them. Needs package registries, hence apart from `test`.
+world: packages
+	scripts/world.sh $(APPS)
 
 # Each fuzz target for a little while; needs cargo-fuzz and a nightly toolchain.
 fuzz:

@@ -8,6 +8,7 @@
 //! | [`expand`] | `$x`, `${x:-w}` and quotes in words |
 //! | [`ignore`] | `.dockerignore` |
 //! | [`glob`] | patterns of COPY sources |
+//! | [`chmod`] | modes as `--chmod` has them |
 //! | [`diagnostic`] | findings with line, caret and hint |
 //! | [`limits`] | how much of anything a Dockerfile may ask for |
 //!
@@ -41,7 +42,7 @@
 //! let stage = plan.stage(plan.target).unwrap();
 //! let step = &stage.steps[0];
 //! assert_eq!(format!("{} {}", stage.label(step.number), step.text), "[1/1] COPY app /");
-//! assert!(matches!(&step.op, Op::Copy(copy) if copy.sources == ["app"] && copy.destination == "/"));
+//! assert!(matches!(&step.op, Op::Copy(copy) if copy.sources.len() == 1 && copy.destination == "/"));
 //! assert_eq!(stage.config.config.env.last().unwrap(), "A=1");
 //! assert_eq!(stage.config.history[step.history_index].created_by.as_deref(), Some("COPY app / # buildkit"));
 //! ```
@@ -49,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+pub mod chmod;
 pub mod diagnostic;
 pub mod expand;
 pub mod glob;
@@ -63,8 +65,9 @@ pub use ast::Dockerfile;
 pub use diagnostic::{Diagnostic, Severity, Span, render};
 pub use parse::parse;
 pub use plan::{
-    Base, BaseKey, BaseNeed, BaseRef, ContextNameError, CopyFrom, CopyOp, Environment, GraphBase,
-    GraphStage, InlineFile, InlineScript, NamedContext, NeedKind, Op, Plan, PlanOptions,
-    PlanOutcome, PlanStage, Replaced, RunNetwork, RunOp, StageGraph, StageIndex, Step,
-    context_name, plan, stages,
+    Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, ContextNameError, CopyFrom,
+    CopyOp, CopySource, Environment, GitFolder, GraphBase, GraphStage, InlineFile, InlineScript,
+    Link, NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage,
+    RemoteFile, Replaced, RunNetwork, RunOp, StageGraph, StageIndex, Step, Unpack, context_name,
+    plan, stages,
 };

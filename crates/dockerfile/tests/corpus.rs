@@ -15,8 +15,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use dockerfile::{
-    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, Diagnostic, NamedContext, Op, Plan,
-    PlanOptions, PlanOutcome, PlanStage, RunNetwork, RunOp, Step,
+    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, CopySource, Diagnostic, Link, NamedContext,
+    Op, Plan, PlanOptions, PlanOutcome, PlanStage, RunNetwork, RunOp, Step, Unpack,
 };
 use oci::{ImageConfig, Platform};
 use serde_json::Value;
@@ -245,23 +245,52 @@ fn show_copy(out: &mut String, copy: &CopyOp) {
     } else {
         "path"
     };
+    let sources: Vec<String> = copy.sources.iter().map(source).collect();
     writeln!(
         out,
-        "      copy {:?} of {from} to {kind} {}",
-        copy.sources, copy.destination
+        "      copy [{}] of {from} to {kind} {}",
+        sources.join(", "),
+        copy.destination
     )
     .unwrap();
     for file in &copy.inline {
         writeln!(out, "      inline {} {:?}", file.name, file.content).unwrap();
     }
+    if !copy.exclude.is_empty() {
+        writeln!(out, "      without {:?}", copy.exclude).unwrap();
+    }
     if let Some(owner) = &copy.chown {
         writeln!(out, "      owner {owner}").unwrap();
     }
-    if let Some(mode) = copy.chmod {
-        writeln!(out, "      mode {mode:o}").unwrap();
+    if let Some(mode) = &copy.chmod {
+        writeln!(out, "      mode {mode}").unwrap();
     }
-    if copy.unpack_archives {
-        writeln!(out, "      archives are unpacked").unwrap();
+    match copy.unpack {
+        Unpack::None => {}
+        Unpack::Local => writeln!(out, "      archives are unpacked").unwrap(),
+        Unpack::All => writeln!(out, "      all archives are unpacked").unwrap(),
+    }
+    if copy.link == Link::Yes {
+        writeln!(out, "      linked").unwrap();
+    }
+}
+
+fn source(source: &CopySource) -> String {
+    match source {
+        CopySource::Path(source) => match &source.below {
+            None => format!("{:?}", source.path),
+            Some(below) => format!("{below:?} below {:?}", source.path),
+        },
+        CopySource::File(file) => {
+            let checksum = file.checksum.as_ref();
+            let checksum = checksum.map(|sum| format!(" {:?} {}", sum.algorithm, sum.hex));
+            let checksum = checksum.unwrap_or_default();
+            format!("{} as {:?}{checksum}", file.url, file.name)
+        }
+        CopySource::Git(git) => format!(
+            "{} at {:?} folder {:?} commit {:?} .git {:?}",
+            git.remote, git.reference, git.folder, git.commit, git.git_directory
+        ),
     }
 }
 

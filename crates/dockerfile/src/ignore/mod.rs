@@ -105,6 +105,52 @@ impl IgnoreFile {
         Ok(file)
     }
 
+    /// Makes one of single patterns, as `--exclude` has them: each may begin with `!`, and none is a comment. A pattern that begins with
+    /// a slash matches nothing, as in `BuildKit`.
+    pub fn of_patterns(patterns: &[String]) -> Result<Self, IgnoreError> {
+        let mut file = Self::empty();
+        for (index, text) in patterns.iter().enumerate() {
+            let line = index + 1;
+            let text = text.trim();
+            if text.len() > PATTERN_MAX_BYTES {
+                return Err(IgnoreError::TooLong { line });
+            }
+            if text.is_empty() {
+                continue;
+            }
+            let cleaned = path::clean(text);
+            let (text, includes) = match cleaned.strip_prefix('!') {
+                Some("") => return Err(IgnoreError::Empty { line }),
+                Some(rest) => (rest, true),
+                None => (cleaned.as_str(), false),
+            };
+            let pattern = Pattern::parse(text);
+            let pattern = pattern.map_err(|source| IgnoreError::Pattern { line, source })?;
+            file.rules.push(Rule { includes, pattern });
+        }
+        if file.rules.len() > IGNORE_PATTERNS_MAX {
+            return Err(IgnoreError::TooManyPatterns);
+        }
+        Ok(file)
+    }
+
+    /// Makes one that ignores everything but what `pattern` matches, and what is in directories that it matches.
+    pub fn only(pattern: &str) -> Result<Self, IgnoreError> {
+        let included = match pattern {
+            // Nothing is left of the pattern of a source that is everything, and nothing matches.
+            "" | "." => return Self::of_patterns(&["**".to_owned()]),
+            pattern => pattern,
+        };
+        let mut file = Self::of_patterns(&["**".to_owned()])?;
+        let parsed = Pattern::parse(included);
+        let parsed = parsed.map_err(|source| IgnoreError::Pattern { line: 1, source })?;
+        file.rules.push(Rule {
+            includes: true,
+            pattern: parsed,
+        });
+        Ok(file)
+    }
+
     /// Tells whether `path`, relative to the context, is ignored. A tree is walked faster with [`Self::walk`].
     pub fn matches(&self, path: &str) -> Result<bool, IgnoreError> {
         let path = path::clean(path);

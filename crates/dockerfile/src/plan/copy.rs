@@ -1,16 +1,19 @@
 //! COPY and ADD.
 
 use super::graph::{Origin, origin};
+use super::remote::{self, Kind};
 use super::stage::{Stage, shown};
-use super::types::{CopyFrom, CopyOp, InlineFile, Op};
+use super::types::{
+    Checksum, ChecksumAlgorithm, CopyFrom, CopyOp, CopySource, GitFolder, InlineFile, Link, Op,
+    PathSource, RemoteFile, Unpack,
+};
 use super::user;
 use crate::ast::{Flag, Instruction, Transfer, Word};
-use crate::diagnostic::Diagnostic;
+use crate::chmod::Chmod;
+use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::{Lexer, Quotes};
+use crate::ignore::IgnoreFile;
 use crate::{glob, path};
-
-/// Largest mode that `--chmod` may set.
-const MODE_MAX: u32 = 0o7777;
 
 impl Stage<'_> {
     /// Plans a COPY or ADD.
@@ -20,24 +23,19 @@ impl Stage<'_> {
         transfer: &Transfer,
     ) -> Result<(), Diagnostic> {
         let keyword = instruction.body.keyword();
-        let is_add = keyword == "ADD";
-        check_supported(keyword, instruction)?;
         let from = self.copy_from(instruction)?;
         let chown = self.flag_value(instruction, "chown")?;
         let chmod = self.flag_value(instruction, "chmod")?;
         let mut created_by = keyword.to_owned();
+        if is_on(instruction, "parents") {
+            created_by.push_str(" --parents");
+        }
         for (name, value) in [("chown", &chown), ("chmod", &chmod)] {
             if let Some((value, _)) = value {
                 created_by.extend([" --", name, "=", value.as_str()]);
             }
         }
-        let mut sources = Vec::new();
-        for word in &transfer.sources {
-            let source = self.expand(word)?.text;
-            created_by.push(' ');
-            created_by.push_str(&source);
-            sources.push(check_source(keyword, word, &source)?);
-        }
+        let sources = self.sources(instruction, transfer, &mut created_by)?;
         let inline = self.inline_files(instruction, &mut created_by)?;
         let destination = self.expand(&transfer.destination)?.text;
         created_by.extend([" ", destination.as_str(), " # buildkit"]);
@@ -49,22 +47,113 @@ impl Stage<'_> {
             );
             self.warnings.push(warning);
         }
+        let link = if is_on(instruction, "link") {
+            Link::Yes
+        } else {
+            Link::No
+        };
         let op = CopyOp {
             from,
             sources,
             inline,
+            exclude: excluded(instruction)?,
             destination: path::join(self.directory(), &destination),
             destination_is_directory: is_directory,
             chown: chown
-                .map(|(value, flag)| checked_owner(value, flag))
+                .map(|(value, flag)| checked_owner(&value, flag, link))
                 .transpose()?,
             chmod: chmod
                 .map(|(value, flag)| parse_mode(&value, flag))
                 .transpose()?,
-            unpack_archives: is_add && !is_off(instruction, "unpack"),
+            unpack: unpacked(instruction),
+            link,
         };
         self.add_plan_bytes(created_by.len());
-        self.add_step(instruction, Op::Copy(op), shown(instruction), created_by);
+        self.add_step(
+            instruction,
+            Op::Copy(Box::new(op)),
+            shown(instruction),
+            created_by,
+        );
+        Ok(())
+    }
+
+    /// Returns what is copied but for heredocs.
+    fn sources(
+        &self,
+        instruction: &Instruction,
+        transfer: &Transfer,
+        created_by: &mut String,
+    ) -> Result<Vec<CopySource>, Diagnostic> {
+        let keyword = instruction.body.keyword();
+        let mut sources = Vec::new();
+        for word in &transfer.sources {
+            let source = self.expand(word)?.text;
+            created_by.push(' ');
+            created_by.push_str(&source);
+            let error = |message: String| Diagnostic::error(word.span, message);
+            let kind = remote::classify(&source)
+                .map_err(|reason| error(format!("{keyword} cannot take {source:?}: {reason}")))?;
+            let what = match (keyword, &kind) {
+                ("ADD", _) | (_, Kind::Path) => None,
+                (_, Kind::File(_)) => Some("a URL"),
+                (_, Kind::Git(_)) => Some("a git repository"),
+            };
+            if let Some(what) = what {
+                let message = format!("{keyword} cannot take {what}");
+                return Err(error(message).with_hint("ADD can"));
+            }
+            sources.push(match kind {
+                Kind::Path if is_on(instruction, "parents") => {
+                    CopySource::Path(with_parents(word.span, &source)?)
+                }
+                Kind::Path => CopySource::Path(PathSource {
+                    path: clean_source(word.span, &source)?,
+                    below: None,
+                }),
+                Kind::File(file) => CopySource::File(file),
+                Kind::Git(git) => CopySource::Git(git),
+            });
+        }
+        self.checksum(instruction, &mut sources)?;
+        keep_git_directory(instruction, &mut sources)?;
+        Ok(sources)
+    }
+
+    /// Puts `--checksum` where it belongs.
+    fn checksum(
+        &self,
+        instruction: &Instruction,
+        sources: &mut [CopySource],
+    ) -> Result<(), Diagnostic> {
+        let Some((value, flag)) = self.flag_value(instruction, "checksum")? else {
+            return Ok(());
+        };
+        let error = |message: &str| Diagnostic::error(flag.span, message);
+        match sources {
+            [CopySource::File(RemoteFile { checksum, .. })] => {
+                let parsed = parse_checksum(&value).ok_or_else(|| {
+                    error(&format!("{value:?} is not a checksum")).with_hint(
+                        "--checksum=sha256:… with 64 hexadecimal digits, or sha384, sha512",
+                    )
+                })?;
+                *checksum = Some(parsed);
+            }
+            [CopySource::Git(GitFolder { commit, .. })] => {
+                if commit.as_ref().is_some_and(|commit| *commit != value) {
+                    return Err(error("the address names another commit"));
+                }
+                if !remote::is_commit(&value) {
+                    let message = format!("{value:?} is not (the beginning of) a commit");
+                    return Err(error(&message));
+                }
+                *commit = Some(value);
+            }
+            [CopySource::Path(_)] => {
+                return Err(error("--checksum is for URLs and git repositories"));
+            }
+            _ => return Err(error("--checksum needs exactly one source")),
+        }
         Ok(())
     }
 
@@ -138,53 +227,105 @@ impl Stage<'_> {
     }
 }
 
-fn is_off(instruction: &Instruction, switch: &str) -> bool {
+fn is_on(instruction: &Instruction, switch: &str) -> bool {
     let flag = instruction.flag(switch);
-    flag.is_some_and(|flag| flag.value.as_deref() == Some("false"))
+    flag.is_some_and(|flag| flag.value.as_deref() != Some("false"))
 }
 
-fn check_supported(keyword: &str, instruction: &Instruction) -> Result<(), Diagnostic> {
-    for flag in &instruction.flags {
-        let is_done = match flag.name.as_str() {
-            "from" | "chown" | "chmod" | "unpack" => true,
-            name @ ("link" | "parents" | "keep-git-dir") => is_off(instruction, name),
-            _ => false,
-        };
-        if !is_done {
-            let message = format!("{keyword} --{} is not supported yet", flag.name);
+fn unpacked(instruction: &Instruction) -> Unpack {
+    match instruction.body.keyword() {
+        "ADD" if instruction.flag("unpack").is_none() => Unpack::Local,
+        "ADD" if is_on(instruction, "unpack") => Unpack::All,
+        _ => Unpack::None,
+    }
+}
+
+/// Returns what `--exclude` says, checked. Variables are not expanded in it, as in `BuildKit`.
+fn excluded(instruction: &Instruction) -> Result<Vec<String>, Diagnostic> {
+    let flags = instruction.flags.iter();
+    let flags = flags.filter(|flag| flag.name == "exclude");
+    let mut patterns = Vec::new();
+    for flag in flags {
+        let pattern = flag.value.clone().unwrap_or_default();
+        if let Err(reason) = IgnoreFile::of_patterns(std::slice::from_ref(&pattern)) {
+            let reason = std::error::Error::source(&reason)
+                .map_or_else(|| reason.to_string(), ToString::to_string);
+            let message = format!("invalid pattern {pattern:?}: {reason}");
             return Err(Diagnostic::error(flag.span, message));
         }
+        patterns.push(pattern);
+    }
+    Ok(patterns)
+}
+
+/// Says of every repository whether `.git` is copied.
+fn keep_git_directory(
+    instruction: &Instruction,
+    sources: &mut [CopySource],
+) -> Result<(), Diagnostic> {
+    let Some(flag) = instruction.flag("keep-git-dir") else {
+        return Ok(());
+    };
+    let keeps = flag.value.as_deref() != Some("false");
+    let mut n_repositories = 0;
+    for source in sources {
+        if let CopySource::Git(git) = source {
+            if git.git_directory.is_some_and(|said| said != keeps) {
+                let message = "the address says otherwise about the git directory";
+                return Err(Diagnostic::error(flag.span, message));
+            }
+            git.git_directory = Some(keeps);
+            n_repositories += 1;
+        }
+    }
+    if n_repositories == 0 && keeps {
+        let message = "--keep-git-dir is for git repositories";
+        return Err(Diagnostic::error(flag.span, message));
     }
     Ok(())
 }
 
 /// Returns a source as a path from the root of where it is.
-fn check_source(keyword: &str, word: &Word, source: &str) -> Result<String, Diagnostic> {
-    let error = |message: &str| Err(Diagnostic::error(word.span, message));
-    let starts_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| source.starts_with(prefix));
-    let remote = if starts_with(&["http://", "https://"]) {
-        Some("a URL")
-    } else if starts_with(&["git://", "ssh://", "git@"]) {
-        Some("a git repository")
-    } else {
-        None
-    };
-    match remote {
-        Some(what) if keyword == "ADD" => {
-            return error(&format!("ADD of {what} is not supported yet"));
-        }
-        Some(what) => return error(&format!("COPY cannot take {what}")),
-        None => {}
-    }
+fn clean_source(span: Span, source: &str) -> Result<String, Diagnostic> {
     if source.contains('\0') {
-        return error("a path cannot hold NUL");
+        return Err(Diagnostic::error(span, "a path cannot hold NUL"));
     }
     let cleaned = path::clean(&format!("/{source}"));
     let cleaned = cleaned.trim_start_matches('/');
     if let Err(reason) = glob::Pattern::parse(cleaned) {
-        return error(&format!("invalid pattern {source:?}: {reason}"));
+        let message = format!("invalid pattern {source:?}: {reason}");
+        return Err(Diagnostic::error(span, message));
     }
     Ok(if cleaned.is_empty() { "." } else { cleaned }.to_owned())
+}
+
+/// Cuts a source of `--parents` at its first `/./`: what is before is looked for, what is behind is copied with its directories.
+fn with_parents(span: Span, source: &str) -> Result<PathSource, Diagnostic> {
+    let (path, below) = source.split_once("/./").unwrap_or(("", source));
+    let below = clean_source(span, below)?;
+    if let Err(reason) = IgnoreFile::only(&below) {
+        let message = format!("invalid pattern {source:?}: {reason}");
+        return Err(Diagnostic::error(span, message));
+    }
+    Ok(PathSource {
+        path: clean_source(span, path)?,
+        below: Some(below),
+    })
+}
+
+fn parse_checksum(text: &str) -> Option<Checksum> {
+    let (algorithm, hex) = text.split_once(':')?;
+    let (algorithm, n_digits) = match algorithm {
+        "sha256" => (ChecksumAlgorithm::Sha256, 64),
+        "sha384" => (ChecksumAlgorithm::Sha384, 96),
+        "sha512" => (ChecksumAlgorithm::Sha512, 128),
+        _ => return None,
+    };
+    let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    (hex.len() == n_digits && hex.bytes().all(is_hex)).then(|| Checksum {
+        algorithm,
+        hex: hex.to_owned(),
+    })
 }
 
 /// Tells whether a destination is written as a directory.
@@ -195,27 +336,25 @@ fn is_directory(destination: &str) -> bool {
         || destination.ends_with("/..")
 }
 
-fn checked_owner(value: String, flag: &Flag) -> Result<String, Diagnostic> {
-    match user::check(&value) {
-        Ok(()) => Ok(value),
-        Err(reason) => {
-            let message = format!("invalid owner {value:?}: {reason}");
-            Err(Diagnostic::error(flag.span, message).with_hint("--chown=user[:group]"))
-        }
+fn checked_owner(value: &str, flag: &Flag, link: Link) -> Result<String, Diagnostic> {
+    // `user:` says no more than `user`.
+    let value = value.strip_suffix(':').unwrap_or(value);
+    if let Err(reason) = user::check(value) {
+        let message = format!("invalid owner {value:?}: {reason}");
+        return Err(Diagnostic::error(flag.span, message).with_hint("--chown=user[:group]"));
     }
+    let is_number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    if link == Link::Yes && !value.split(':').all(is_number) {
+        let message = format!("{value:?} cannot be looked up with --link");
+        return Err(Diagnostic::error(flag.span, message)
+            .with_hint("a linked copy knows nothing of the image below: write numbers"));
+    }
+    Ok(value.to_owned())
 }
 
-fn parse_mode(value: &str, flag: &Flag) -> Result<u32, Diagnostic> {
-    let is_octal = value.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    let looks_symbolic = value.starts_with(|c: char| "ugoa+-=".contains(c));
-    if looks_symbolic {
-        let message = format!("the symbolic mode {value:?} is not supported yet");
-        return Err(Diagnostic::error(flag.span, message).with_hint("write it in octal: 755"));
-    }
-    let mode = u32::from_str_radix(value, 8).ok();
-    mode.filter(|mode| is_octal && *mode <= MODE_MAX)
-        .ok_or_else(|| {
-            let message = format!("invalid mode {value:?}");
-            Diagnostic::error(flag.span, message).with_hint("an octal number up to 7777")
-        })
+fn parse_mode(value: &str, flag: &Flag) -> Result<Chmod, Diagnostic> {
+    Chmod::parse(value).map_err(|reason| {
+        Diagnostic::error(flag.span, format!("invalid mode {value:?}: {reason}"))
+            .with_hint("--chmod=755 or --chmod=u=rwX,go=rX")
+    })
 }

@@ -15,6 +15,7 @@ mod graph;
 mod named;
 mod notation;
 mod ports;
+mod remote;
 mod run;
 mod settings;
 mod signal;
@@ -29,9 +30,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use named::{ContextNameError, context_name};
 pub use types::{
-    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, Environment, GraphBase, GraphStage,
-    InlineFile, InlineScript, NamedContext, NeedKind, Op, Plan, PlanOptions, PlanOutcome,
-    PlanStage, Replaced, RunNetwork, RunOp, StageGraph, StageIndex, Step,
+    Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, CopyFrom, CopyOp, CopySource,
+    Environment, GitFolder, GraphBase, GraphStage, InlineFile, InlineScript, Link, NamedContext,
+    NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile, Replaced,
+    RunNetwork, RunOp, StageGraph, StageIndex, Step, Unpack,
 };
 
 use crate::ast::{Body, Dockerfile};

@@ -337,7 +337,9 @@ impl<'a> Stage<'a> {
     /// Begins with the files of a named context.
     fn start_from_files(&mut self, name: &str, stage: &GraphStage) {
         let text = format!("FROM {name}");
-        let op = Op::Copy(CopyOp::everything(CopyFrom::Named(name.to_owned())));
+        let op = Op::Copy(Box::new(CopyOp::everything(CopyFrom::Named(
+            name.to_owned(),
+        ))));
         self.add_step_at(stage.span, op, text.clone(), text);
     }
 

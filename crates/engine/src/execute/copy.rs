@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dockerfile::{CopyFrom, CopyOp, InlineFile};
+use dockerfile::{CopyFrom, CopyOp, CopySource as Planned, InlineFile, Link, PathSource, Unpack};
 use oci::Digest;
 
 use super::cache::Operation;
@@ -18,8 +18,11 @@ use super::{Execution, StageFuture};
 use crate::event::{Failure, FailureKind};
 use crate::failure::{dockerfile as dockerfile_failure, failure, platform};
 use crate::rootfs::content::{self, ContentDigest, ContentOptions};
-use crate::rootfs::copy::{self, Archives, CopyError, CopyOptions, Destination, Mtime, Owner};
-use crate::rootfs::overlay;
+use crate::rootfs::copy::{
+    self, Archives, CopyError, CopyOptions, CopyReport, Destination, Mtime, Owner,
+};
+use crate::rootfs::filter::Source;
+use crate::rootfs::overlay::{self, Upper};
 use crate::rootfs::root::Root;
 use crate::rootfs::unpack::UnpackLimits;
 use crate::rootfs::user;
@@ -41,6 +44,18 @@ pub(super) async fn source(
     op: &CopyOp,
     earlier: &[StageFuture],
 ) -> Result<CopySource, Failure> {
+    if let Some(source) = op
+        .sources
+        .iter()
+        .find(|source| !matches!(source, Planned::Path(_)))
+    {
+        let what = match source {
+            Planned::Git(_) => "a git repository",
+            _ => "a URL",
+        };
+        let message = format!("ADD of {what} is not supported yet");
+        return Err(failure(FailureKind::Dockerfile, message));
+    }
     match &op.from {
         CopyFrom::Context | CopyFrom::Named(_) => Ok(CopySource::Context),
         CopyFrom::Stage(index) => Ok(CopySource::Layers(
@@ -69,6 +84,7 @@ pub(super) async fn operation(
     op: &CopyOp,
     source: &CopySource,
 ) -> Result<Operation, Failure> {
+    let sources: Vec<String> = op.sources.iter().map(named).collect();
     let settings = BTreeMap::from([
         (
             "the destination".to_owned(),
@@ -78,12 +94,16 @@ pub(super) async fn operation(
             "the ownership".to_owned(),
             op.chown.clone().unwrap_or_default(),
         ),
-        ("the mode".to_owned(), format!("{:?}", op.chmod)),
-        ("unpacking".to_owned(), op.unpack_archives.to_string()),
         (
-            "the source patterns".to_owned(),
-            format!("{:?}", op.sources),
+            "the mode".to_owned(),
+            op.chmod
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         ),
+        ("unpacking".to_owned(), format!("{:?}", op.unpack)),
+        ("what is excluded".to_owned(), format!("{:?}", op.exclude)),
+        ("the source patterns".to_owned(), format!("{sources:?}")),
     ]);
     let mut files = source_files(execution, op, source).await?;
     files.extend(
@@ -91,13 +111,38 @@ pub(super) async fn operation(
             .iter()
             .map(|file| (file.name.clone(), Digest::sha256(file.content.as_bytes()))),
     );
-    let keyword = if op.unpack_archives { "ADD" } else { "COPY" };
     Ok(Operation {
-        instruction: keyword.to_owned(),
+        instruction: "COPY".to_owned(),
         variables: BTreeMap::new(),
         settings,
         files,
     })
+}
+
+/// Returns a source as it counts in a key. Of what is fetched, only its name: the rest is in its content.
+fn named(source: &Planned) -> String {
+    match source {
+        Planned::Path(source) => match &source.below {
+            Some(below) => format!("{} /./ {below}", source.path),
+            None => source.path.clone(),
+        },
+        Planned::File(file) => format!("file {}", file.name),
+        Planned::Git(_) => "repository".to_owned(),
+    }
+}
+
+/// Returns the sources that are paths.
+fn paths(op: &CopyOp) -> Result<Vec<Source>, Failure> {
+    let paths = op.sources.iter().filter_map(|source| match source {
+        Planned::Path(source) => Some(path_source(source, &op.exclude)),
+        Planned::File(_) | Planned::Git(_) => None,
+    });
+    paths.collect()
+}
+
+fn path_source(source: &PathSource, exclude: &[String]) -> Result<Source, Failure> {
+    Source::new(&source.path, source.below.as_deref(), exclude)
+        .map_err(|e| dockerfile_failure("choose what to copy", &e))
 }
 
 async fn source_files(
@@ -105,13 +150,14 @@ async fn source_files(
     op: &CopyOp,
     source: &CopySource,
 ) -> Result<Vec<(String, Digest)>, Failure> {
-    if op.sources.is_empty() {
+    let paths = paths(op)?;
+    if paths.is_empty() {
         return Ok(Vec::new());
     }
     match source {
         CopySource::Context => {
             let (shared, op) = (Arc::clone(execution), op.clone());
-            let digest = tokio::task::spawn_blocking(move || digest(&shared, &op, None));
+            let digest = tokio::task::spawn_blocking(move || digest(&shared, &op, &paths, None));
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read the context", &e)))?;
@@ -123,15 +169,17 @@ async fn source_files(
                 .collect())
         }
         CopySource::Layers(layers) => {
+            let names: Vec<String> = op.sources.iter().map(named).collect();
             // Content of a stage decides what its files are: told once, it need not be unpacked again to know.
-            let key = (layers::content(layers).await?, &op.sources);
-            let name = op.sources.join(" ");
+            let key = (layers::content(layers).await?, &names, &op.exclude);
+            let name = names.join(" ");
             if let Some(known) = execution.cache.memo("sources", &key) {
                 return Ok(vec![(name, known)]);
             }
             let lowers = execution.depot.directories(layers).await?;
             let (shared, op) = (Arc::clone(execution), op.clone());
-            let digest = tokio::task::spawn_blocking(move || digest(&shared, &op, Some(&lowers)));
+            let digest =
+                tokio::task::spawn_blocking(move || digest(&shared, &op, &paths, Some(&lowers)));
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read what is to be copied", &e)))?;
@@ -146,6 +194,7 @@ async fn source_files(
 fn digest(
     execution: &Execution,
     op: &CopyOp,
+    sources: &[Source],
     layers: Option<&[PathBuf]>,
 ) -> Result<ContentDigest, Failure> {
     let context = execution.files(&op.from)?.unwrap_or(&execution.context);
@@ -166,8 +215,8 @@ fn digest(
     };
     let cancel = &execution.cancel;
     let digest = match layers {
-        Some(lowers) => content::digest_sources(&view(lowers)?, &op.sources, &options, cancel),
-        None => content::digest_sources(&context.root, &op.sources, &options, cancel),
+        Some(lowers) => content::digest_sources(&view(lowers)?, sources, &options, cancel),
+        None => content::digest_sources(&context.root, sources, &options, cancel),
     };
     context.check()?;
     digest.map_err(|e| dockerfile_failure("find the files to copy", &e))
@@ -205,7 +254,11 @@ pub(super) async fn run(
         .await
         .unwrap_or_else(|e| Err(platform("copy files", &e)))
     {
-        Ok(path) => {
+        Ok((path, report)) => {
+            if report.n_devices_skipped > 0 {
+                let (n, names) = (report.n_devices_skipped, &report.devices_skipped);
+                vertex.say(&skipped_devices(n, names));
+            }
             let step = vertex.id;
             vertex.finish();
             Ok(Directory { path, step })
@@ -214,81 +267,116 @@ pub(super) async fn run(
     }
 }
 
+/// Says which devices are not in what was unpacked.
+pub(super) fn skipped_devices(n: u64, names: &[String]) -> String {
+    let more = if n > names.len() as u64 { ", …" } else { "" };
+    let names = names.join(", ");
+    format!("left out {n} device files, which builds cannot make: {names}{more}")
+}
+
+/// Where a COPY puts its files, and what becomes the layer.
+struct Target {
+    root: Root,
+    upper: PathBuf,
+    /// Whom the files belong to, when the instruction says it.
+    chown: Option<(u32, u32)>,
+}
+
+fn target(execution: &Execution, op: &CopyOp, lowers: Vec<PathBuf>) -> Result<Target, Failure> {
+    let (root, view, upper) = if op.link == Link::Yes {
+        // No mount: what overlayfs writes down about new directories would hide what is below the layer later.
+        let attempt = "make a place for a layer";
+        let scratch = execution.scratch()?;
+        let upper = Upper::create(None, &scratch).map_err(|e| platform(attempt, &e))?;
+        let open = || Root::open(&upper.path()).map_err(|e| platform(attempt, &e));
+        (open()?, open()?, upper.path())
+    } else {
+        let prospect = prospect(execution, lowers, |_, _| Ok(None))?;
+        (Root::from_fd(prospect.root), prospect.view, prospect.upper)
+    };
+    let chown = op.chown.as_ref().map(|user| {
+        user::lookup_owner(&view, user)
+            .map_err(|e| dockerfile_failure(&format!("--chown={user}"), &e))
+    });
+    Ok(Target {
+        root,
+        upper,
+        chown: chown.transpose()?,
+    })
+}
+
 fn copy(
     execution: &Execution,
     op: &CopyOp,
     lowers: Vec<PathBuf>,
     from: Option<&[PathBuf]>,
-) -> Result<PathBuf, Failure> {
-    let prospect = prospect(execution, lowers, |_, _| Ok(None))?;
-    let chown = match &op.chown {
-        Some(user) => Some(
-            user::lookup_owner(&prospect.view, user)
-                .map_err(|e| dockerfile_failure(&format!("--chown={user}"), &e))?,
-        ),
-        None => None,
-    };
-    let to = Root::from_fd(prospect.root);
+) -> Result<(PathBuf, CopyReport), Failure> {
+    let target = target(execution, op, lowers)?;
     let context = execution.files(&op.from)?.unwrap_or(&execution.context);
     let ignore = |path: &Path, is_dir: bool| context.is_ignored(path, is_dir);
-    let is_directory = op.destination_is_directory || op.sources.len() + op.inline.len() > 1;
-    let own = if from.is_some() {
-        Owner::FromSource
-    } else {
-        Owner::Fixed(0, 0)
-    };
-    let options = CopyOptions {
-        owner: chown.map_or(own, |(uid, gid)| Owner::Fixed(uid, gid)),
-        mode: op.chmod,
+    let given = target.chown.map(|(uid, gid)| Owner::Fixed(uid, gid));
+    let fixed_time = execution.epoch.map_or(Mtime::FromSource, Mtime::Fixed);
+    let base = CopyOptions {
+        owner: given.unwrap_or(Owner::Fixed(0, 0)),
+        mode: op.chmod.as_ref(),
         // Files of a context are as old as their checkout, which means nothing.
-        mtime: match (from, execution.epoch) {
-            (None, Some(epoch)) => Mtime::Fixed(epoch),
-            _ => Mtime::FromSource,
-        },
-        destination: if is_directory {
+        mtime: fixed_time,
+        destination: if op.destination_is_directory {
             Destination::Directory
         } else {
             Destination::Any
         },
-        archives: if op.unpack_archives {
-            Archives::Unpack
-        } else {
-            Archives::Copy
-        },
-        ignore: if from.is_some() { None } else { Some(&ignore) },
+        archives: Archives::Copy,
+        ignore: None,
         limits: UnpackLimits {
             content_bytes: execution.limits.layer_bytes,
             ..UnpackLimits::default()
         },
     };
+    let options = match from {
+        None => CopyOptions {
+            ignore: Some(&ignore),
+            ..base
+        },
+        Some(_) => CopyOptions {
+            owner: given.unwrap_or(Owner::FromSource),
+            mtime: Mtime::FromSource,
+            ..base
+        },
+    };
+    let unpacking = Archives::Unpack(target.chown);
+    let from = from.map(view).transpose()?;
+    let from = from.as_ref().unwrap_or(&context.root);
     let dest = Path::new(&op.destination);
     let failed = |e: CopyError| dockerfile_failure("copy", &e);
-    if !op.sources.is_empty() {
-        let copied = match from {
-            Some(lowers) => copy::copy(
-                &view(lowers)?,
-                &op.sources,
-                &to,
-                dest,
-                &options,
-                &execution.cancel,
-            ),
-            None => copy::copy(
-                &context.root,
-                &op.sources,
-                &to,
-                dest,
-                &options,
-                &execution.cancel,
-            ),
+    let mut report = CopyReport::default();
+    for source in &op.sources {
+        let Planned::Path(source) = source else {
+            continue;
         };
+        let source = path_source(source, &op.exclude)?;
+        let options = CopyOptions {
+            archives: match op.unpack {
+                Unpack::None => Archives::Copy,
+                Unpack::Local | Unpack::All => unpacking,
+            },
+            ..options
+        };
+        let cancel = &execution.cancel;
+        let copied = copy::copy(from, &[source], &target.root, dest, &options, cancel);
         context.check()?;
-        copied.map_err(failed)?;
+        report.add(copied.map_err(failed)?);
     }
     if !op.inline.is_empty() {
-        copy_inline(execution, &op.inline, &to, dest, options)?;
+        report.add(copy_inline(
+            execution,
+            &op.inline,
+            &target.root,
+            dest,
+            &base,
+        )?);
     }
-    Ok(prospect.upper)
+    Ok((target.upper, report))
 }
 
 /// Copies files whose content is in the Dockerfile.
@@ -297,18 +385,17 @@ fn copy_inline(
     files: &[InlineFile],
     to: &Root,
     dest: &Path,
-    options: CopyOptions<'_>,
-) -> Result<(), Failure> {
+    options: &CopyOptions<'_>,
+) -> Result<CopyReport, Failure> {
+    let attempt = "write the files of a heredoc";
     let folder = execution.scratch()?;
-    write_inline(&folder, files).map_err(|e| platform("write the files of a heredoc", &e))?;
-    let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
-    let root = Root::open(&folder).map_err(|e| platform("write the files of a heredoc", &e))?;
-    let options = CopyOptions {
-        ignore: None,
-        ..options
-    };
-    let copied = copy::copy(&root, &names, to, dest, &options, &execution.cancel);
-    copied.map(drop).map_err(|e| dockerfile_failure("copy", &e))
+    write_inline(&folder, files).map_err(|e| platform(attempt, &e))?;
+    let sources = files.iter().map(|file| Source::literal(&file.name, &[]));
+    let sources: Result<Vec<Source>, _> = sources.collect();
+    let sources = sources.map_err(|e| platform(attempt, &e))?;
+    let root = Root::open(&folder).map_err(|e| platform(attempt, &e))?;
+    copy::copy(&root, &sources, to, dest, options, &execution.cancel)
+        .map_err(|e| dockerfile_failure("copy", &e))
 }
 
 fn write_inline(folder: &Path, files: &[InlineFile]) -> std::io::Result<()> {

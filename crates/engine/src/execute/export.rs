@@ -10,8 +10,8 @@ use super::cache::{CachedLayer, CachedStep};
 use super::layers::{Layer, content};
 use crate::assemble::LayerRef;
 use crate::event::{Event, Failure, StepId};
-use crate::failure::platform;
-use crate::rootfs::diff::{self, DiffOptions};
+use crate::failure::{dockerfile as dockerfile_failure, platform};
+use crate::rootfs::diff::{self, DiffError, DiffOptions};
 use crate::spec::{Compression, MediaTypes};
 
 /// Threads that compress one layer.
@@ -65,8 +65,14 @@ fn write_layer(execution: &Execution, directory: &Directory) -> Result<Option<La
     let options = DiffOptions {
         mtime_clamp: execution.epoch,
     };
-    let report = diff::diff(&directory.path, &mut writer, options, &execution.cancel)
-        .map_err(|e| platform(attempt, &e))?;
+    let report = diff::diff(&directory.path, &mut writer, options, &execution.cancel);
+    let report = report.map_err(|error| match &error {
+        // Files that the Dockerfile asked for.
+        DiffError::ReservedName { .. }
+        | DiffError::PathTooLong { .. }
+        | DiffError::Device { .. } => dockerfile_failure(attempt, &error),
+        _ => platform(attempt, &error),
+    })?;
     if report.entries == 0 {
         return Ok(None);
     }

@@ -19,7 +19,7 @@ use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform, registry as registry_failure};
 use crate::recorder::Recorder;
-use crate::rootfs::unpack::{self, UnpackLimits};
+use crate::rootfs::unpack::{self, UnpackLimits, UnpackReport};
 
 /// What a layer turns out to be: nothing when its step changed no file.
 pub(crate) type Written = Shared<BoxFuture<'static, Result<Option<LayerRef>, Failure>>>;
@@ -165,13 +165,20 @@ impl Depot {
         let unpacked = tokio::task::spawn_blocking(move || depot.unpack(&layer)).await;
         let unpacked = unpacked.unwrap_or_else(|e| Err(platform("unpack a layer", &e)));
         match &unpacked {
-            Ok(()) => step.finish(),
+            Ok(report) => {
+                if let Some(report) = report.as_ref().filter(|r| r.n_devices_skipped > 0) {
+                    let (n, names) = (report.n_devices_skipped, &report.devices_skipped);
+                    step.say(&super::copy::skipped_devices(n, names));
+                }
+                step.finish();
+            }
             Err(failure) => drop(step.fail(&failure.message)),
         }
-        unpacked.map(|()| path)
+        unpacked.map(|_| path)
     }
 
-    fn unpack(&self, layer: &LayerRef) -> Result<(), Failure> {
+    /// Returns what was unpacked; nothing when somebody else has done it meanwhile.
+    fn unpack(&self, layer: &LayerRef) -> Result<Option<UnpackReport>, Failure> {
         let digest = &layer.descriptor.digest;
         let attempt = format!("unpack layer {digest}");
         // Several builds may want the same layer: one unpacks, the others find it done.
@@ -180,7 +187,7 @@ impl Depot {
             .lock(&format!("unpack-{}", layer.diff_id.hex()))
             .map_err(|e| platform(&attempt, &e))?;
         if self.store.has_snapshot(&layer.diff_id) {
-            return Ok(());
+            return Ok(None);
         }
         let blob = self
             .store
@@ -213,7 +220,7 @@ impl Depot {
         }
         draft
             .commit(&layer.diff_id)
-            .map(drop)
+            .map(|_| Some(report))
             .map_err(|e| platform(&attempt, &e))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dockerfile::{BaseRef, Op, PlanStage, Step};
+use dockerfile::{BaseRef, Link, Op, PlanStage, Step};
 
 use super::cache::{CachedStep, Operation};
 use super::layers::{Layer, StageResult, content, shared};
@@ -121,9 +121,14 @@ async fn carry_out_step(
         (Op::Run(op), _) => run::operation(step, op),
         _ => run::workdir_operation(step),
     };
+    // What is linked stands on nothing: neither its files nor its key know of the layers below.
+    let parents: &[Layer] = match &step.op {
+        Op::Copy(op) if op.link == Link::Yes => &[],
+        _ => &done.layers,
+    };
     let prepared = Prepared {
         step,
-        parents: &done.layers,
+        parents,
         operation,
         position: format!("{} {}", stage.declared_index, step.number),
         name,
@@ -144,7 +149,7 @@ async fn carry_out_step(
     let written = shared(export::write(
         Arc::clone(execution),
         directory.clone(),
-        (*done.layers).clone(),
+        parents.to_vec(),
         key,
         created,
     ));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use dockerfile::Plan;
+use dockerfile::chmod::Node;
 use dockerfile::ignore::{self, IgnoreError, IgnoreFile};
 use dockerfile::limits::IGNORE_FILE_MAX_BYTES;
 use source::git::{Checkout, FetchOptions};
@@ -20,6 +21,7 @@ use crate::failure::{
     chain, dockerfile as dockerfile_failure, failure, platform, source as source_failure,
 };
 use crate::recorder::Recorder;
+use crate::rootfs::filter;
 use crate::rootfs::root::Root;
 use crate::rootfs::select::Ignored;
 use crate::spec::{BuildSpec, Context, NamedContext};
@@ -56,24 +58,8 @@ impl BuildContext {
         reason = "the shape of `rootfs::select::Ignore`"
     )]
     fn decide(&self, path: &str, is_dir: bool) -> Result<Ignored, IgnoreError> {
-        if !self.ignore.matches(path)? {
-            return Ok(Ignored::Keep);
-        }
-        if !is_dir {
-            return Ok(Ignored::Skip);
-        }
-        let mut walk = self.ignore.walk();
-        for name in path
-            .split('/')
-            .filter(|name| !name.is_empty() && *name != ".")
-        {
-            walk = walk.enter(name)?;
-        }
-        Ok(if walk.may_include_below() {
-            Ignored::Descend
-        } else {
-            Ignored::Skip
-        })
+        let node = if is_dir { Node::Directory } else { Node::Other };
+        filter::ask(&self.ignore, path, node)
     }
 
     /// Fails when the ignore file could not be applied to something that was asked for.

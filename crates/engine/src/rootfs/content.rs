@@ -19,14 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::attributes;
 use super::copy::Owner;
+use super::filter::Source;
 use super::root::Root;
-use super::select::{self, Ignore, SelectError, Selected, Visit};
+use super::select::{self, Ignore, Role, SelectError, Selected, Visit};
 use super::tree::{self, join};
 
 /// Content is read in pieces of this size.
 const READ_BYTES: usize = 256 << 10;
 /// Says what a digest is made of; to be changed with it.
-const FORMAT: &[u8] = b"kiln.copy.v1\0";
+const FORMAT: &[u8] = b"kiln.copy.v2\0";
 
 /// What counts besides the files themselves.
 #[derive(Clone, Copy)]
@@ -76,14 +77,15 @@ struct Seen {
 /// See [`SelectError`].
 pub fn digest_sources(
     root: &Root,
-    sources: &[String],
+    sources: &[Source],
     options: &ContentOptions<'_>,
     cancel: &CancellationToken,
 ) -> Result<ContentDigest, SelectError> {
     let mut seen = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         for selected in select::select(root, source, options.ignore)? {
-            look_at(root, index, &selected, options, cancel, &mut seen)?;
+            let of = (index, source);
+            look_at(root, of, &selected, options, cancel, &mut seen)?;
         }
     }
     let hashed = hash_all(root, &seen, options.n_threads, cancel)?;
@@ -106,7 +108,7 @@ pub fn digest_sources(
 
 fn look_at(
     root: &Root,
-    index: usize,
+    (index, source): (usize, &Source),
     selected: &Selected,
     options: &ContentOptions<'_>,
     cancel: &CancellationToken,
@@ -125,29 +127,31 @@ fn look_at(
     };
     let stat = tree::look(&dir, &name).map_err(failed("look at"))?;
     let stat = stat.ok_or_else(|| SelectError::NotFound(tree::shown(&selected.path)))?;
-    // A directory gives what it holds: its own name does not count.
-    let (own_name, kind) = if selected.is_dir {
-        (&b""[..], "contents")
-    } else {
-        (&selected.name[..], "file")
-    };
-    let top = Visit {
-        dir: &dir,
-        name: &name,
-        relative: own_name,
-        stat: &stat,
-    };
-    let prefix = format!("{index} {kind}");
-    seen.push(describe(&top, &prefix, selected.path.clone(), options)?);
     if !selected.is_dir {
+        let file = Visit {
+            dir: &dir,
+            name: &name,
+            relative: &selected.name,
+            stat: &stat,
+            role: Role::Part,
+        };
+        let prefix = format!("{index} file");
+        seen.push(describe(&file, &prefix, selected.path.clone(), options)?);
         return Ok(());
     }
+    // A directory gives what it holds, and nothing of itself.
+    let prefix = format!("{index} contents");
+    seen.push(Seen {
+        path: selected.path.clone(),
+        header: prefix.clone().into_bytes(),
+        has_content: false,
+    });
     let each = &mut |visit: &Visit<'_>| -> Result<(), SelectError> {
         let path = join(&selected.path, visit.relative);
         seen.push(describe(visit, &prefix, path, options)?);
         Ok(())
     };
-    select::walk(root, &selected.path, options.ignore, cancel, each)
+    select::walk(root, &selected.path, (source, options.ignore), cancel, each)
 }
 
 fn describe(
@@ -164,6 +168,7 @@ fn describe(
     };
     put(prefix.as_bytes());
     put(visit.relative);
+    put(&[u8::from(visit.role == Role::Way)]);
     put(&[match kind {
         FileType::RegularFile => b'f',
         FileType::Directory => b'd',

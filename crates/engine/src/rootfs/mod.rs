@@ -8,6 +8,7 @@
 //! | [`root`] | reading, looking up and making files inside a root, never outside |
 //! | [`user`] | `user[:group]` → numbers, by the image's own `/etc/passwd` and `/etc/group` |
 //! | [`copy`] | COPY and ADD from one root to another |
+//! | [`filter`] | what of a source `--parents` and `--exclude` leave |
 //! | [`select`] | which files the sources of COPY and ADD mean |
 //! | [`content`] | digests of what COPY and ADD would copy, for cache keys |
 //! | [`remove`] | deletes trees, however deep and whatever their modes |
@@ -29,6 +30,7 @@
 pub mod content;
 pub mod copy;
 pub mod diff;
+pub mod filter;
 pub mod overlay;
 pub mod remove;
 pub mod root;

@@ -11,10 +11,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use dockerfile::chmod::Node;
 use dockerfile::glob::{Pattern, PatternError};
-use rustix::fs::{FileType, OFlags, Stat};
+use dockerfile::ignore::IgnoreError;
+use rustix::fs::{FileType, Stat};
 use tokio_util::sync::CancellationToken;
 
+use super::filter::{Source, SourcePath};
 use super::root::{Root, RootError, is_absent};
 use super::tree::{self, join};
 
@@ -64,6 +67,9 @@ pub enum SelectError {
         #[source]
         source: io::Error,
     },
+    /// The patterns of `--exclude` or `--parents` could not be applied.
+    #[error("failed to choose what to copy")]
+    Filter(#[source] IgnoreError),
     /// More than [`FILES_MAX`].
     #[error("sources hold more than {FILES_MAX} files")]
     TooMany,
@@ -90,45 +96,100 @@ pub(super) struct Visit<'a> {
     /// Path from where the walk began.
     pub(super) relative: &'a [u8],
     pub(super) stat: &'a Stat,
+    pub(super) role: Role,
+}
+
+/// Why something is visited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It is part of what is copied.
+    Part,
+    /// The directory only leads to such a part.
+    Way,
 }
 
 /// Returns what `source` means in `root`, sorted by path. A pattern that matches nothing means nothing.
 pub(super) fn select(
     root: &Root,
-    source: &str,
+    source: &Source,
     ignore: Option<&Ignore<'_>>,
 ) -> Result<Vec<Selected>, SelectError> {
-    let pattern = Pattern::parse(source.trim_start_matches('/'))
-        .map_err(|error| SelectError::Pattern(source.to_owned(), error))?;
-    if let Some(literal) = pattern.literal() {
-        return Ok(vec![select_one(root, literal.as_bytes(), ignore)?]);
+    if let Some(required) = &source.required {
+        select_one(root, literal(required)?.as_bytes(), ignore)?;
     }
+    let text = match &source.path {
+        SourcePath::Literal(name) => return Ok(vec![select_one(root, name.as_bytes(), ignore)?]),
+        SourcePath::Pattern(text) => text.trim_start_matches('/'),
+    };
+    let parse = |text: &str| {
+        Pattern::parse(text).map_err(|error| SelectError::Pattern(text.to_owned(), error))
+    };
+    if !parse(text)?.has_wildcards() {
+        return Ok(vec![select_one(root, literal(text)?.as_bytes(), ignore)?]);
+    }
+    // Links are followed up to the first wildcard, and not behind it.
+    let components: Vec<&str> = text.split('/').collect();
+    let is_fixed = |part: &&&str| Pattern::parse(part).is_ok_and(|part| !part.has_wildcards());
+    let n_fixed = components.iter().take_while(is_fixed).count();
+    let (fixed, rest) = components.split_at_checked(n_fixed).unwrap_or_default();
+    let fixed = literal(&fixed.join("/"))?;
+    let pattern = parse(&rest.join("/"))?;
+    let start = root.resolve(Path::new(&fixed));
+    let start = start.map_err(|error| SelectError::Root(fixed.clone(), error))?;
     let mut found = Vec::new();
-    let mut pending = vec![Vec::new()];
-    while let Some(path) = pending.pop() {
-        let names = match tree::open_in(root.as_fd(), &path, OFlags::RDONLY | OFlags::DIRECTORY) {
-            Ok(dir) => tree::names(&dir).map_err(io_error("list", &path))?,
-            Err(error) if is_absent(&error) => continue,
-            Err(error) => return Err(io_error("open", &path)(error)),
-        };
-        for name in names {
-            let path = join(&path, name.to_bytes());
-            let Ok(text) = std::str::from_utf8(&path) else {
-                continue;
-            };
-            if pattern.matches(text) {
-                match select_one(root, &path, ignore) {
-                    Ok(selected) => found.push(selected),
-                    Err(SelectError::Ignored(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            } else if pattern.matches_below(text) {
-                pending.push(path);
-            }
+    for path in matches(root, start.as_os_str().as_bytes(), &pattern)? {
+        match select_one(root, &path, ignore) {
+            Ok(selected) => found.push(selected),
+            Err(SelectError::Ignored(_)) => {}
+            Err(error) => return Err(error),
         }
     }
-    found.sort_by(|a, b| (&a.path, &a.name).cmp(&(&b.path, &b.name)));
     Ok(found)
+}
+
+fn literal(text: &str) -> Result<String, SelectError> {
+    let pattern = Pattern::parse(text);
+    let pattern = pattern.map_err(|error| SelectError::Pattern(text.to_owned(), error))?;
+    Ok(pattern.literal().unwrap_or_default())
+}
+
+/// Returns the paths below `start` that `pattern` matches, in the order in which a walk by names meets them.
+fn matches(root: &Root, start: &[u8], pattern: &Pattern) -> Result<Vec<Vec<u8>>, SelectError> {
+    let mut found = Vec::new();
+    let mut pending = vec![Vec::new()];
+    while let Some(below) = pending.pop() {
+        let here = join(start, &below);
+        let names = match tree::open_below(root.as_fd(), &here, tree::directory_flags()) {
+            Ok(dir) => tree::names(&dir).map_err(io_error("list", &here))?,
+            // Not a directory, or a link.
+            Err(error) if is_absent(&error) || tree::is_link(&error) => continue,
+            Err(error) => return Err(io_error("open", &here)(error)),
+        };
+        for name in names {
+            let below = join(&below, name.to_bytes());
+            let text = characters(&below);
+            if pattern.matches(&text) {
+                found.push(below);
+            } else if pattern.matches_below(&text) {
+                pending.push(below);
+            }
+        }
+        if found.len() as u64 > FILES_MAX {
+            return Err(SelectError::TooMany);
+        }
+    }
+    found.sort_by(|a, b| a.split(|b| *b == b'/').cmp(b.split(|b| *b == b'/')));
+    Ok(found.iter().map(|below| join(start, below)).collect())
+}
+
+/// Returns a path as patterns see it: each byte that is part of no character is one that nobody writes.
+fn characters(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    for chunk in path.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    text
 }
 
 fn select_one(
@@ -190,7 +251,7 @@ fn is_ignored(path: &Path, kind: FileType, ignore: Option<&Ignore<'_>>) -> bool 
 struct Pending {
     relative: Vec<u8>,
     /// Directories above, and itself, that are part of it only if something below is.
-    left_out: Vec<Vec<u8>>,
+    left_out: Vec<(Vec<u8>, Role)>,
 }
 
 /// Calls `each` with everything below the directory `start`: the contents of a directory that are not directories by name, then its
@@ -198,7 +259,7 @@ struct Pending {
 pub(super) fn walk<E: From<SelectError>>(
     root: &Root,
     start: &[u8],
-    ignore: Option<&Ignore<'_>>,
+    (source, ignore): (&Source, Option<&Ignore<'_>>),
     cancel: &CancellationToken,
     each: &mut dyn FnMut(&Visit<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -226,22 +287,14 @@ pub(super) fn walk<E: From<SelectError>>(
                     return Err(SelectError::TooMany.into());
                 }
                 let relative = join(&relative, node.name.to_bytes());
-                let verdict = match ignore {
-                    Some(ignore) => {
-                        let path = join(start, &relative);
-                        ignore(Path::new(OsStr::from_bytes(&path)), is_dir)
-                    }
-                    None => Ignored::Keep,
-                };
                 let mut left_out = left_out.clone();
-                match verdict {
-                    Ignored::Skip => continue,
-                    Ignored::Descend if !is_dir => continue,
-                    Ignored::Descend => left_out.push(relative.clone()),
-                    Ignored::Keep => {
-                        for above in left_out.drain(..) {
+                match verdict(start, &relative, node, (source, ignore)) {
+                    Verdict::Skip => continue,
+                    Verdict::Later(role) => left_out.push((relative.clone(), role)),
+                    Verdict::Visit => {
+                        for (above, role) in left_out.drain(..) {
                             if made.insert(above.clone()) {
-                                visit_directory(&top, &above, each)?;
+                                visit_directory(&top, &above, role, each)?;
                             }
                         }
                         each(&Visit {
@@ -249,6 +302,7 @@ pub(super) fn walk<E: From<SelectError>>(
                             name: &node.name,
                             relative: &relative,
                             stat: &node.stat,
+                            role: Role::Part,
                         })?;
                     }
                 }
@@ -259,12 +313,52 @@ pub(super) fn walk<E: From<SelectError>>(
         }
         pending.extend(dirs.into_iter().rev());
     }
-    Ok(())
+    match source.broken() {
+        Some(error) => Err(SelectError::Filter(error).into()),
+        None => Ok(()),
+    }
+}
+
+/// What a walk does with something.
+enum Verdict {
+    Visit,
+    Skip,
+    /// Only when something below is visited.
+    Later(Role),
+}
+
+fn verdict(
+    start: &[u8],
+    relative: &[u8],
+    node: &tree::Node,
+    (source, ignore): (&Source, Option<&Ignore<'_>>),
+) -> Verdict {
+    let is_dir = node.is_dir();
+    let by_context = match ignore {
+        Some(ignore) => {
+            let path = join(start, relative);
+            ignore(Path::new(OsStr::from_bytes(&path)), is_dir)
+        }
+        None => Ignored::Keep,
+    };
+    let kind = if is_dir { Node::Directory } else { Node::Other };
+    let by_filter = match &source.filter {
+        Some(filter) => filter.verdict(relative, kind),
+        None => Ignored::Keep,
+    };
+    match (by_context, by_filter) {
+        (Ignored::Skip, _) | (_, Ignored::Skip) => Verdict::Skip,
+        (Ignored::Keep, Ignored::Keep) => Verdict::Visit,
+        _ if !is_dir => Verdict::Skip,
+        (_, Ignored::Descend) => Verdict::Later(Role::Way),
+        (Ignored::Descend, Ignored::Keep) => Verdict::Later(Role::Part),
+    }
 }
 
 fn visit_directory<E: From<SelectError>>(
     top: &OwnedFd,
     relative: &[u8],
+    role: Role,
     each: &mut dyn FnMut(&Visit<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let (parent, name) = split(relative);
@@ -278,6 +372,7 @@ fn visit_directory<E: From<SelectError>>(
         name: &name,
         relative,
         stat: &stat,
+        role,
     })
 }
 

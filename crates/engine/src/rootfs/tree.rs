@@ -89,6 +89,11 @@ pub(super) fn look(dir: impl AsFd, name: &CStr) -> io::Result<Option<Stat>> {
     }
 }
 
+/// Tells whether something could not be opened because it is a link.
+pub(super) fn is_link(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::LOOP)
+}
+
 /// Returns the names in `dir`, sorted by bytes.
 pub(super) fn names(dir: impl AsFd) -> io::Result<Vec<CString>> {
     let mut buffer = Vec::with_capacity(LISTING_BYTES);

@@ -1,13 +1,20 @@
-//! Layers back into archives, with limits.
+//! Layers and packed archives back into plain ones, with limits.
+//!
+//! A layer of an image may be packed with gzip or zstd and nothing else ([`decompress`]); archives that a build is given come in other
+//! packings too ([`decompress_any`]).
 
 use std::io::{self, BufRead, BufReader, Read};
 
+use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::MultiGzDecoder;
+use lzma_rust2::XzReader;
 
 /// Compressed bytes are read in pieces of this size.
 const BUFFER_BYTES: usize = 128 << 10;
 /// Log2 of the largest zstd window that is accepted: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// Most memory that unpacking xz may take, in KiB: what `xz -9` needs, and some.
+const XZ_MEMORY_MAX_KIB: u32 = 130 << 10;
 
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
@@ -23,9 +30,9 @@ pub enum Packing {
     Gzip,
     /// Zstandard, one or more frames.
     Zstd,
-    /// Bzip2; recognised, not supported.
+    /// Bzip2, one or more streams; not for layers.
     Bzip2,
-    /// Xz; recognised, not supported.
+    /// Xz, one or more streams; not for layers.
     Xz,
 }
 
@@ -70,6 +77,8 @@ pub struct Decompressed<R: Read> {
     limits: Limits,
     n_out: u64,
     packing: Packing,
+    /// What it is called in errors.
+    noun: &'static str,
 }
 
 type Input<R> = BufReader<Counted<R>>;
@@ -78,6 +87,8 @@ enum Inner<R: Read> {
     None(Input<R>),
     Gzip(Box<MultiGzDecoder<Input<R>>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, Input<R>>>),
+    Bzip2(Box<MultiBzDecoder<Input<R>>>),
+    Xz(Box<XzReader<Input<R>>>),
 }
 
 impl<R: Read> std::fmt::Debug for Decompressed<R> {
@@ -90,14 +101,28 @@ impl<R: Read> std::fmt::Debug for Decompressed<R> {
     }
 }
 
-/// Returns the archive inside `blob`. How it is packed is told by its first bytes, not by its media type, which registries
+/// Returns the archive inside `blob`, a layer. How it is packed is told by its first bytes, not by its media type, which registries
 /// and tools get wrong.
 ///
 /// # Errors
-/// When the first bytes cannot be read, or are of a packing that is not supported.
+/// When the first bytes cannot be read, or are of a packing that layers do not have.
 pub fn decompress<R: Read>(blob: R, limits: Limits) -> io::Result<Decompressed<R>> {
+    let mut unpacked = decompress_any(blob, limits)?;
+    unpacked.noun = "layer";
+    match unpacked.packing {
+        Packing::Bzip2 => Err(unsupported("layers are not packed with bzip2")),
+        Packing::Xz => Err(unsupported("layers are not packed with xz")),
+        Packing::None | Packing::Gzip | Packing::Zstd => Ok(unpacked),
+    }
+}
+
+/// Returns what is inside `packed`, in any packing that we know.
+///
+/// # Errors
+/// When the first bytes cannot be read.
+pub fn decompress_any<R: Read>(packed: R, limits: Limits) -> io::Result<Decompressed<R>> {
     let counted = Counted {
-        inner: blob,
+        inner: packed,
         n_read: 0,
     };
     let mut input = BufReader::with_capacity(BUFFER_BYTES, counted);
@@ -110,14 +135,18 @@ pub fn decompress<R: Read>(blob: R, limits: Limits) -> io::Result<Decompressed<R
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
             Inner::Zstd(Box::new(decoder))
         }
-        Packing::Bzip2 => return Err(unsupported("bzip2 is not supported")),
-        Packing::Xz => return Err(unsupported("xz is not supported")),
+        Packing::Bzip2 => Inner::Bzip2(Box::new(MultiBzDecoder::new(input))),
+        Packing::Xz => {
+            let decoder = XzReader::new_mem_limit(input, true, XZ_MEMORY_MAX_KIB);
+            Inner::Xz(Box::new(decoder))
+        }
     };
     Ok(Decompressed {
         inner,
         limits,
         n_out: 0,
         packing,
+        noun: "archive",
     })
 }
 
@@ -147,6 +176,8 @@ impl<R: Read> Decompressed<R> {
             Inner::None(input) => input.get_ref().n_read,
             Inner::Gzip(decoder) => decoder.get_ref().get_ref().n_read,
             Inner::Zstd(decoder) => decoder.get_ref().get_ref().n_read,
+            Inner::Bzip2(decoder) => decoder.get_ref().get_ref().n_read,
+            Inner::Xz(decoder) => decoder.inner().get_ref().n_read,
         }
     }
 
@@ -157,14 +188,14 @@ impl<R: Read> Decompressed<R> {
             ratio_floor_bytes,
         } = self.limits;
         if self.n_out > archive_bytes {
-            let text = format!("layer unpacks to more than {archive_bytes} bytes");
+            let text = format!("{} unpacks to more than {archive_bytes} bytes", self.noun);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
         let is_bomb = self.n_out > ratio_floor_bytes
             && self.n_out > self.n_in().saturating_mul(ratio)
             && self.packing != Packing::None;
         if is_bomb {
-            let text = format!("layer unpacks to more than {ratio} times its size");
+            let text = format!("{} unpacks to more than {ratio} times its size", self.noun);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
         Ok(())
@@ -177,6 +208,8 @@ impl<R: Read> Read for Decompressed<R> {
             Inner::None(input) => input.read(buffer)?,
             Inner::Gzip(decoder) => decoder.read(buffer)?,
             Inner::Zstd(decoder) => decoder.read(buffer)?,
+            Inner::Bzip2(decoder) => decoder.read(buffer)?,
+            Inner::Xz(decoder) => decoder.read(buffer)?,
         };
         self.n_out += n as u64;
         self.check()?;

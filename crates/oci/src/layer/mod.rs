@@ -18,7 +18,7 @@ use std::io::{self, Write};
 
 use crate::{Descriptor, Digest, Hasher, media_type};
 
-pub use decompress::{Decompressed, Limits, Packing, decompress};
+pub use decompress::{Decompressed, Limits, Packing, decompress, decompress_any};
 
 /// A zstd-compressed layer of an image in Docker's formats. Not in Docker's specification, but what its tools write.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";

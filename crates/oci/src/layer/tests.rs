@@ -187,11 +187,81 @@ fn a_zstd_window_of_two_gibibytes_is_refused() {
 }
 
 #[test]
-fn bzip2_and_xz_are_refused_by_name() {
+fn layers_in_bzip2_and_xz_are_refused_by_name() {
     for (magic, name) in [(&b"BZh91AY"[..], "bzip2"), (b"\xfd7zXZ\0\0", "xz")] {
         let error = decompress(Cursor::new(magic), Limits::default()).unwrap_err();
-        assert_eq!(error.to_string(), format!("{name} is not supported"));
+        assert_eq!(
+            error.to_string(),
+            format!("layers are not packed with {name}")
+        );
     }
+}
+
+/// Packs with a program of this machine.
+fn packed(program: &str, package: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), input).unwrap();
+    let output = std::process::Command::new(program)
+        .args(args)
+        .arg("--stdout")
+        .arg(file.path())
+        .output()
+        .unwrap_or_else(|_| panic!("{program} is missing; it is in the Debian package {package}"));
+    assert!(output.status.success(), "{program}: {output:?}");
+    output.stdout
+}
+
+fn unpacked_any(packed: &[u8], limits: Limits) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    decompress_any(Cursor::new(packed), limits)?.read_to_end(&mut out)?;
+    Ok(out)
+}
+
+#[test]
+fn archives_come_in_bzip2_and_xz_too_and_in_several_streams() {
+    let input = sample(1_500_000);
+    let (start, end) = input.split_at(700_000);
+    for (program, package, args) in [
+        ("bzip2", "bzip2", &["-9"][..]),
+        ("xz", "xz-utils", &["-1"]),
+        ("xz", "xz-utils", &["-9e", "--check=crc32"]),
+        ("xz", "xz-utils", &["--block-size=100000", "--check=sha256"]),
+        ("xz", "xz-utils", &["--x86", "--lzma2=preset=6"]),
+    ] {
+        let pack = |input: &[u8]| packed(program, package, args, input);
+        let whole = pack(&input);
+        assert_eq!(unpacked_any(&whole, Limits::default()).unwrap(), input);
+        let twice = [pack(start), pack(end)].concat();
+        assert_eq!(unpacked_any(&twice, Limits::default()).unwrap(), input);
+        let cut = &whole[..whole.len() - 9];
+        assert!(unpacked_any(cut, Limits::default()).is_err(), "{program}");
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 0x55;
+        assert!(
+            unpacked_any(&damaged, Limits::default()).is_err(),
+            "{program}"
+        );
+    }
+}
+
+#[test]
+fn bombs_in_bzip2_and_xz_are_stopped_and_so_is_their_memory() {
+    let limits = Limits {
+        ratio: 50,
+        ratio_floor_bytes: 4 << 20,
+        ..Limits::default()
+    };
+    let zeros = vec![0; 32 << 20];
+    for (program, package) in [("bzip2", "bzip2"), ("xz", "xz-utils")] {
+        let error = unpacked_any(&packed(program, package, &[], &zeros), limits).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "archive unpacks to more than 50 times its size"
+        );
+    }
+    let greedy = packed("xz", "xz-utils", &["--lzma2=dict=512MiB"], b"x");
+    let error = unpacked_any(&greedy, Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("mem"), "{error}");
 }
 
 #[test]

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Uid};
 use rustix::io::Errno;
 
-use super::{Copier, CopyError, copy_io_error, select_io_error};
+use super::{Copier, CopyError, copy_io_error, is_reserved, select_io_error};
 use crate::rootfs::overlay::times;
-use crate::rootfs::select::{self, Visit};
+use crate::rootfs::select::{self, Role, Visit};
 use crate::rootfs::{attributes, tree};
 
 /// Up to this size, reading and writing is cheaper than asking the kernel to copy.
@@ -26,35 +26,31 @@ impl Copier<'_> {
     ) -> Result<(), CopyError> {
         let name = self.enter(&target)?;
         let parent = self.parent()?;
-        match rustix::fs::mkdirat(parent, &name, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let is_new = match rustix::fs::mkdirat(parent, &name, Mode::RWXU) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(error) => return Err(copy_io_error("make", &target)(error.into())),
-        }
-        if let Err(error) = tree::open_below(parent, name.to_bytes(), tree::directory_flags()) {
-            return Err(match Errno::from_io_error(&error) {
+        };
+        let flags = tree::directory_flags();
+        let dir = tree::open_below(parent, name.to_bytes(), flags).map_err(|error| {
+            match Errno::from_io_error(&error) {
                 Some(Errno::LOOP | Errno::NOTDIR) => CopyError::NotADirectory {
                     path: tree::shown(&target),
                 },
                 _ => copy_io_error("open", &target)(error),
-            });
+            }
+        })?;
+        if visit.role == Role::Way && !is_new {
+            // It was there, and only leads to what is copied: BuildKit gives it the mode of the source and nothing else.
+            let mode = Mode::from_raw_mode(visit.stat.st_mode & 0o7777);
+            return rustix::fs::fchmod(&dir, mode)
+                .map_err(|error| copy_io_error("set the mode of", &target)(error.into()));
         }
-        let flags = tree::directory_flags();
         let source = tree::open_below(visit.dir, visit.name.to_bytes(), flags)
             .map_err(select_io_error("open", visit.relative))?;
-        self.set_directory(&source, visit.stat, target)
-    }
-
-    /// Gives the directory `target` what `source` has; its time comes at the end.
-    pub(super) fn set_directory(
-        &mut self,
-        source: &OwnedFd,
-        stat: &Stat,
-        target: Vec<u8>,
-    ) -> Result<(), CopyError> {
-        let dir = tree::open_below(self.to.as_fd(), &target, tree::directory_flags())
-            .map_err(copy_io_error("open", &target))?;
-        self.set_open(&dir, source, stat, &target)?;
-        self.times.push((target, self.mtime_of(stat)));
+        self.set_open(&dir, &source, visit.stat, &target)?;
+        // Its time comes at the end, for what is put into it changes it.
+        self.times.push((target, self.mtime_of(visit.stat)));
         Ok(())
     }
 
@@ -75,10 +71,10 @@ impl Copier<'_> {
             .map_err(|error| copy_io_error("make", target)(error.into()))?;
         let mut source = File::from(source);
         let mut copy = File::from(copy);
-        let n = self
-            .content(&mut source, &mut copy, visit.stat)
+        // Before it is copied: a file may claim to be far larger than what it takes.
+        self.count(u64::try_from(visit.stat.st_size).unwrap_or(0))?;
+        self.content(&mut source, &mut copy, visit.stat)
             .map_err(copy_io_error("copy", target))?;
-        self.report.content_bytes += n;
         let (source, copy) = (OwnedFd::from(source), OwnedFd::from(copy));
         self.set_open(&copy, &source, visit.stat, target)?;
         rustix::fs::futimens(&copy, &times(self.mtime_of(visit.stat)))
@@ -121,6 +117,10 @@ impl Copier<'_> {
     /// Opens the directory that `target` goes into, and returns the name it gets there.
     fn enter(&mut self, target: &[u8]) -> Result<CString, CopyError> {
         let (parent, name) = select::split(target);
+        if is_reserved(name) {
+            let path = tree::shown(target);
+            return Err(CopyError::ReservedName { path });
+        }
         let is_open = matches!(&self.last_dir, Some((path, _)) if path == parent);
         if !is_open {
             let dir = tree::open_below(self.to.as_fd(), parent, tree::directory_flags())
@@ -176,9 +176,12 @@ impl Copier<'_> {
         }
     }
 
-    fn content(&mut self, source: &mut File, copy: &mut File, stat: &Stat) -> io::Result<u64> {
+    fn content(&mut self, source: &mut File, copy: &mut File, stat: &Stat) -> io::Result<()> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut n_copied = 0;
+        let on_disk = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        if size > SMALL_BYTES && on_disk < size {
+            return self.sparse_content(source, copy, size);
+        }
         if size > SMALL_BYTES {
             loop {
                 if self.cancel.is_cancelled() {
@@ -192,8 +195,8 @@ impl Copier<'_> {
                     CLONE_BYTES,
                 );
                 match clone {
-                    Ok(0) => return Ok(n_copied),
-                    Ok(n) => n_copied += n as u64,
+                    Ok(0) => return Ok(()),
+                    Ok(_) => {}
                     // Not between these file systems: go on by hand from where it stands.
                     Err(_) => break,
                 }
@@ -202,15 +205,33 @@ impl Copier<'_> {
         self.buffer.resize(256 << 10, 0);
         loop {
             match source.read(&mut self.buffer) {
-                Ok(0) => return Ok(n_copied),
-                Ok(n) => {
-                    copy.write_all(self.buffer.get(..n).unwrap_or_default())?;
-                    n_copied += n as u64;
-                }
+                Ok(0) => return Ok(()),
+                Ok(n) => copy.write_all(self.buffer.get(..n).unwrap_or_default())?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Copies what there is of a file with holes; the holes stay holes.
+    fn sparse_content(&self, source: &mut File, copy: &mut File, size: u64) -> io::Result<()> {
+        let mut at = 0;
+        while at < size {
+            if self.cancel.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let data = match rustix::fs::seek(&*source, SeekFrom::Data(at)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let end = rustix::fs::seek(&*source, SeekFrom::Hole(data))?;
+            rustix::fs::seek(&*source, SeekFrom::Start(data))?;
+            rustix::fs::seek(&*copy, SeekFrom::Start(data))?;
+            io::copy(&mut Read::by_ref(source).take(end - data), copy)?;
+            at = end;
+        }
+        copy.set_len(size)
     }
 
     /// Sets owner, then mode, then attributes: a change of owner clears setuid bits and capabilities.

@@ -1,15 +1,19 @@
 //! COPY and ADD: files from one root into another, as docker does it.
 //!
 //! * A directory gives what it holds, not itself; a file goes into the destination if that is a directory, and becomes it otherwise.
-//! * The destination, and links on the way to it, are resolved inside the target root. Directories that are missing are made,
-//!   0755, of the given owner or root.
+//! * The destination, and links on the way to it, are resolved inside the target root. Directories that are missing are made, with the
+//!   mode that is asked for (0755 without one) and of the given owner or root; the source's say nothing about them.
 //! * Below the destination nothing is followed: a directory that meets a link or a file is an error, a file replaces a file or a
-//!   link. A destination directory that was there keeps its mode and owner; those below take the source's.
-//! * Links are copied as links, hard links among the sources stay hard links, sockets are left out, devices are an error.
-//! * [`Archives::Unpack`] is ADD: tar archives, plain or in gzip or zstd, are unpacked into the destination.
+//!   link. A destination directory keeps its mode and owner; those below take the source's.
+//! * Links are copied as links, hard links within a source stay hard links, sockets are left out, devices are an error, and so are names
+//!   that a layer cannot hold.
+//! * [`Archives::Unpack`] is ADD: tar archives, in any packing that we know, are unpacked into the destination.
+//! * Sources are copied one after the other, each as if it were alone.
 
 mod file;
 
+#[cfg(test)]
+mod flag_tests;
 #[cfg(test)]
 mod tests;
 
@@ -20,15 +24,21 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use oci::layer::{self, Packing, decompress};
+use dockerfile::chmod::{Chmod, Node};
+use oci::layer::{self, decompress_any};
 use rustix::fs::{FileType, Gid, Mode, Stat, Uid};
 use tokio_util::sync::CancellationToken;
 
+use super::filter::Source;
 use super::overlay::times;
 use super::root::{Metadata, Root, RootError};
-use super::select::{self, Ignore, SelectError, Selected, Visit};
+use super::select::{self, Ignore, Role, SelectError, Selected, Visit};
 use super::tree::{self, join};
 use super::unpack::{self, ExtractOptions, UnpackError, UnpackLimits};
+
+/// Mode of directories that are made on the way.
+const DIRECTORY_MODE: u32 = 0o755;
+const PERMISSIONS: u32 = 0o777;
 
 /// Whom copies belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,17 +72,17 @@ pub enum Destination {
 pub enum Archives {
     /// They are copied as they are (COPY).
     Copy,
-    /// They are unpacked (ADD).
-    Unpack,
+    /// They are unpacked (ADD), and what is in them belongs to this user and group instead of its own.
+    Unpack(Option<(u32, u32)>),
 }
 
 /// How files are copied.
 #[derive(Clone, Copy)]
 pub struct CopyOptions<'a> {
-    /// Whom copies belong to. Archives that are unpacked keep their own owners under [`Owner::FromSource`] and under 0:0.
+    /// Whom copies belong to.
     pub owner: Owner,
-    /// Permissions of files and directories, instead of the source's.
-    pub mode: Option<u32>,
+    /// Permissions of files and directories, instead of the source's. Nothing in archives that are unpacked.
+    pub mode: Option<&'a Chmod>,
     /// When copies say they were modified.
     pub mtime: Mtime,
     /// How the destination is meant.
@@ -81,7 +91,7 @@ pub struct CopyOptions<'a> {
     pub archives: Archives,
     /// What is left out.
     pub ignore: Option<&'a Ignore<'a>>,
-    /// How much an archive may hold.
+    /// How much an archive may hold, and all that is copied.
     pub limits: UnpackLimits,
 }
 
@@ -99,7 +109,7 @@ impl std::fmt::Debug for CopyOptions<'_> {
 }
 
 /// What was copied.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CopyReport {
     /// Files, links and directories, those in unpacked archives included.
     pub entries: u64,
@@ -107,8 +117,24 @@ pub struct CopyReport {
     pub content_bytes: u64,
     /// Sockets that were left out.
     pub n_sockets_skipped: u64,
+    /// Devices in archives that were left out.
+    pub n_devices_skipped: u64,
+    /// The first of their paths.
+    pub devices_skipped: Vec<String>,
     /// Things that the sources meant; 0 when patterns matched nothing.
     pub n_sources: u64,
+}
+
+impl CopyReport {
+    /// Adds what was copied besides.
+    pub fn add(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.content_bytes = self.content_bytes.saturating_add(other.content_bytes);
+        self.n_sockets_skipped += other.n_sockets_skipped;
+        self.n_devices_skipped += other.n_devices_skipped;
+        self.devices_skipped.extend(other.devices_skipped);
+        self.n_sources += other.n_sources;
+    }
 }
 
 /// Tells why files could not be copied.
@@ -138,15 +164,17 @@ pub enum CopyError {
         /// The source.
         path: String,
     },
-    /// An archive in a packing that we do not know.
-    #[error(
-        "cannot unpack {path:?}: {packing} is not supported yet; use COPY, or repack it with gzip or zstd"
-    )]
-    Packing {
-        /// The source.
+    /// A name that would be read as a deletion.
+    #[error("cannot copy to {path:?}: names that start with .wh. mean deletions in a layer")]
+    ReservedName {
+        /// The copy.
         path: String,
-        /// Its packing.
-        packing: &'static str,
+    },
+    /// More bytes than [`CopyOptions::limits`] allow.
+    #[error("more than {max_bytes} bytes are to be copied")]
+    TooLarge {
+        /// The limit.
+        max_bytes: u64,
     },
     /// An archive could not be unpacked.
     #[error("failed to unpack {path:?}")]
@@ -186,16 +214,12 @@ pub enum CopyError {
 /// See [`CopyError`]; some may have been copied then.
 pub fn copy(
     from: &Root,
-    sources: &[String],
+    sources: &[Source],
     to: &Root,
     dest: &Path,
     options: &CopyOptions<'_>,
     cancel: &CancellationToken,
 ) -> Result<CopyReport, CopyError> {
-    let mut selected = Vec::new();
-    for source in sources {
-        selected.extend(select::select(from, source, options.ignore)?);
-    }
     let mut copier = Copier {
         from,
         to,
@@ -207,16 +231,13 @@ pub fn copy(
         buffer: Vec::new(),
         report: CopyReport::default(),
     };
-    copier.report.n_sources = selected.len() as u64;
-    let destination = if selected.len() > 1 {
-        Destination::Directory
-    } else {
-        options.destination
-    };
-    for source in &selected {
-        copier.copy_one(source, dest, destination)?;
+    for source in sources {
+        for selected in select::select(from, source, options.ignore)? {
+            copier.report.n_sources += 1;
+            copier.copy_one(source, &selected, dest)?;
+            copier.set_times()?;
+        }
     }
-    copier.set_times()?;
     Ok(copier.report)
 }
 
@@ -247,73 +268,91 @@ struct Copier<'a> {
 impl Copier<'_> {
     fn copy_one(
         &mut self,
-        source: &Selected,
+        source: &Source,
+        selected: &Selected,
         dest: &Path,
-        destination: Destination,
     ) -> Result<(), CopyError> {
+        self.links.clear();
         let in_dest = |error| CopyError::Destination(dest.display().to_string(), error);
+        if let Archives::Unpack(owner) = self.options.archives
+            && !selected.is_dir
+            && self.unpack(selected, dest, owner)?
+        {
+            return Ok(());
+        }
+        match self.options.destination {
+            Destination::Directory => self.make_dirs(dest)?,
+            Destination::Any => self.make_dirs(dest.parent().unwrap_or(Path::new("")))?,
+        }
         let resolved = self.to.resolve(dest).map_err(in_dest)?;
         let found = self.to.lstat(&resolved).map_err(in_dest)?;
         let resolved = resolved.as_os_str().as_bytes().to_vec();
-        let is_dir = found.is_some_and(|found| found.kind == FileType::Directory);
-        if source.is_dir {
-            return self.copy_contents(source, &resolved);
+        if selected.is_dir {
+            return self.copy_contents(source, selected, &resolved);
         }
-        if self.options.archives == Archives::Unpack && self.unpack(source, &resolved)? {
-            return Ok(());
-        }
-        let target = if is_dir || destination == Destination::Directory {
-            join(&resolved, &source.name)
-        } else {
-            resolved
+        let target = match found {
+            Some(found) if found.kind == FileType::Directory => join(&resolved, &selected.name),
+            _ => resolved,
         };
         let (parent, _) = select::split(&target);
-        self.make_dirs(parent)?;
-        let (from_parent, name) = select::split(&source.path);
-        let failed = |attempt| select_io_error(attempt, &source.path);
+        self.make_dirs(Path::new(OsStr::from_bytes(parent)))?;
+        let (from_parent, name) = select::split(&selected.path);
+        let failed = |attempt| select_io_error(attempt, &selected.path);
         let dir = tree::open_below(self.from.as_fd(), from_parent, tree::directory_flags())
             .map_err(failed("open"))?;
         let name = tree::c_name(name).map_err(failed("open"))?;
         let stat = tree::look(&dir, &name).map_err(failed("look at"))?;
-        let stat = stat.ok_or_else(|| SelectError::NotFound(tree::shown(&source.path)))?;
+        let stat = stat.ok_or_else(|| SelectError::NotFound(tree::shown(&selected.path)))?;
         let visit = Visit {
             dir: &dir,
             name: &name,
-            relative: &source.path,
+            relative: &selected.path,
             stat: &stat,
+            role: Role::Part,
         };
         self.visit(&visit, target)
     }
 
-    fn copy_contents(&mut self, source: &Selected, dest: &[u8]) -> Result<(), CopyError> {
-        let is_new = self.make_dirs(dest)?;
-        if is_new {
-            let dir = tree::open_below(self.from.as_fd(), &source.path, tree::directory_flags())
-                .map_err(select_io_error("open", &source.path))?;
-            let stat = rustix::fs::fstat(&dir)
-                .map_err(|error| select_io_error("look at", &source.path)(error.into()))?;
-            self.set_directory(&dir, &stat, dest.to_vec())?;
-        }
-        let (from, options, cancel) = (self.from, self.options, self.cancel);
+    fn copy_contents(
+        &mut self,
+        source: &Source,
+        selected: &Selected,
+        dest: &[u8],
+    ) -> Result<(), CopyError> {
+        self.make_dirs(Path::new(OsStr::from_bytes(dest)))?;
+        let dir = tree::open_below(self.from.as_fd(), &selected.path, tree::directory_flags())
+            .map_err(select_io_error("open", &selected.path))?;
+        let stat = rustix::fs::fstat(&dir)
+            .map_err(|error| select_io_error("look at", &selected.path)(error.into()))?;
+        // Of the source directory itself only its time passes, to whatever takes its place.
+        self.times.push((dest.to_vec(), self.mtime_of(&stat)));
+        let (from, ignore, cancel) = (self.from, self.options.ignore, self.cancel);
         let each = &mut |visit: &Visit<'_>| self.visit(visit, join(dest, visit.relative));
-        select::walk(from, &source.path, options.ignore, cancel, each)
+        select::walk(from, &selected.path, (source, ignore), cancel, each)
     }
 
-    /// Makes a directory and those above it in the target. Returns whether the last one was made.
-    fn make_dirs(&mut self, path: &[u8]) -> Result<bool, CopyError> {
+    /// Makes a directory and those above it in the target, as far as they are missing.
+    fn make_dirs(&mut self, path: &Path) -> Result<(), CopyError> {
         let owner = match self.options.owner {
             Owner::Fixed(uid, gid) => (uid, gid),
             Owner::FromSource => (0, 0),
         };
-        let as_path = Path::new(OsStr::from_bytes(path));
-        let made = self.to.create_dirs(as_path, 0o755, owner);
-        let made = made.map_err(|error| CopyError::Destination(tree::shown(path), error))?;
-        let is_new = made.last().is_some_and(|last| last == path);
+        let mode = self.options.mode.and_then(Chmod::fixed);
+        let mode = mode.map_or(DIRECTORY_MODE, |mode| mode & PERMISSIONS);
+        let dirs = self.to.create_dirs(path, mode, owner);
+        let dirs = dirs.map_err(|error| {
+            let path = tree::shown(path.as_os_str().as_bytes());
+            CopyError::Destination(path, error)
+        })?;
+        if let Some(reserved) = dirs.iter().find(|path| is_reserved(select::split(path).1)) {
+            let path = tree::shown(reserved);
+            return Err(CopyError::ReservedName { path });
+        }
         if let Mtime::Fixed(mtime) = self.options.mtime {
             self.times
-                .extend(made.into_iter().map(|path| (path, mtime)));
+                .extend(dirs.into_iter().map(|path| (path, mtime)));
         }
-        Ok(is_new)
+        Ok(())
     }
 
     fn visit(&mut self, visit: &Visit<'_>, target: Vec<u8>) -> Result<(), CopyError> {
@@ -341,9 +380,14 @@ impl Copier<'_> {
     }
 
     /// Unpacks `source` into `dest` if it is an archive; false if it is not.
-    fn unpack(&mut self, source: &Selected, dest: &[u8]) -> Result<bool, CopyError> {
+    fn unpack(
+        &mut self,
+        source: &Selected,
+        dest: &Path,
+        owner: Option<(u32, u32)>,
+    ) -> Result<bool, CopyError> {
         let path = Path::new(OsStr::from_bytes(&source.path));
-        let file = match self.from.open_regular(path) {
+        let mut file = match self.from.open_regular(path) {
             Ok(file) => file,
             Err(RootError::WrongKind { .. }) => return Ok(false),
             Err(error) => {
@@ -351,33 +395,39 @@ impl Copier<'_> {
             }
         };
         let failed = |attempt| copy_io_error(attempt, &source.path);
-        let mut file = file;
-        match packing_of_archive(&mut file).map_err(failed("read"))? {
-            None => return Ok(false),
-            Some(Packing::Bzip2) => return Err(unsupported(source, "bzip2")),
-            Some(Packing::Xz) => return Err(unsupported(source, "xz")),
-            Some(_) => {}
+        if !is_archive(&mut file).map_err(failed("read"))? {
+            return Ok(false);
         }
         self.make_dirs(dest)?;
+        let dest = self.to.resolve(dest);
+        let dest =
+            dest.map_err(|error| CopyError::Destination(tree::shown(&source.name), error))?;
+        let dest = dest.as_os_str().as_bytes();
         let flags = tree::directory_flags();
         let dir =
             tree::open_below(self.to.as_fd(), dest, flags).map_err(copy_io_error("open", dest))?;
-        let archive = decompress(file, layer::Limits::default()).map_err(failed("read"))?;
-        let options = ExtractOptions {
-            owner: match self.options.owner {
-                Owner::FromSource | Owner::Fixed(0, 0) => None,
-                Owner::Fixed(uid, gid) => Some((uid, gid)),
-            },
-            mode: self.options.mode,
-        };
+        let archive = decompress_any(file, layer::Limits::default()).map_err(failed("read"))?;
+        let options = ExtractOptions { owner };
         let report = unpack::extract(archive, dir, options, &self.options.limits, self.cancel);
         let report = report.map_err(|error| CopyError::Unpack {
             path: tree::shown(&source.path),
             source: error,
         })?;
         self.report.entries += report.entries;
-        self.report.content_bytes += report.content_bytes;
+        self.report.n_devices_skipped += report.n_devices_skipped;
+        self.report.devices_skipped.extend(report.devices_skipped);
+        self.count(report.content_bytes)?;
         Ok(true)
+    }
+
+    /// Counts what was copied.
+    fn count(&mut self, n_bytes: u64) -> Result<(), CopyError> {
+        self.report.content_bytes = self.report.content_bytes.saturating_add(n_bytes);
+        let max_bytes = self.options.limits.content_bytes;
+        if self.report.content_bytes > max_bytes {
+            return Err(CopyError::TooLarge { max_bytes });
+        }
+        Ok(())
     }
 
     fn set_times(&mut self) -> Result<(), CopyError> {
@@ -405,27 +455,32 @@ impl Copier<'_> {
     }
 
     fn mode_of(&self, stat: &Stat) -> u32 {
-        self.options.mode.unwrap_or(stat.st_mode & 0o7777)
+        let mode = stat.st_mode & 0o7777;
+        let node = match tree::kind(stat) {
+            FileType::Directory => Node::Directory,
+            _ => Node::Other,
+        };
+        self.options
+            .mode
+            .map_or(mode, |chmod| chmod.apply(mode, node))
     }
 }
 
-/// Returns how an archive is packed; `None` for something that is no archive. The file is rewound.
-fn packing_of_archive(file: &mut std::fs::File) -> io::Result<Option<Packing>> {
-    let mut start = [0; 8];
-    let n = read_start(file, &mut start)?;
-    let packing = Packing::of_magic(start.get(..n).unwrap_or_default());
-    if matches!(packing, Packing::Bzip2 | Packing::Xz) {
-        return Ok(Some(packing));
-    }
+/// Tells whether this is a tar archive, in any packing. The file is rewound.
+fn is_archive(file: &mut std::fs::File) -> io::Result<bool> {
     let mut block = [0; oci::tar::BLOCK_BYTES];
-    file.rewind()?;
-    let n = match decompress(&*file, layer::Limits::default()) {
+    let n = match decompress_any(&*file, layer::Limits::default()) {
+        // What cannot be unpacked is no archive, and is copied.
         Ok(mut unpacked) => read_start(&mut unpacked, &mut block).unwrap_or(0),
         Err(_) => 0,
     };
     file.rewind()?;
-    let is_archive = oci::tar::is_archive(block.get(..n).unwrap_or_default());
-    Ok(is_archive.then_some(packing))
+    Ok(oci::tar::is_archive(block.get(..n).unwrap_or_default()))
+}
+
+/// Tells whether a layer would take a name for a deletion.
+fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(b".wh.")
 }
 
 fn read_start(from: &mut impl Read, start: &mut [u8]) -> io::Result<usize> {
@@ -439,13 +494,6 @@ fn read_start(from: &mut impl Read, start: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(n_filled)
-}
-
-fn unsupported(source: &Selected, packing: &'static str) -> CopyError {
-    CopyError::Packing {
-        path: tree::shown(&source.path),
-        packing,
-    }
 }
 
 fn select_io_error(attempt: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> CopyError {

@@ -13,7 +13,7 @@
 //! * Owners outside of the namespace's map are an error that says so.
 //!
 //! [`extract`] is the same for ADD: an archive into a directory of an image. There, a name with `.wh.` is an error, as it would
-//! turn into a deletion when the step's layer is made.
+//! turn into a deletion when the step's layer is made, and what the archive says of its own root means nothing.
 
 mod place;
 
@@ -72,6 +72,8 @@ pub struct UnpackReport {
     pub entries: u64,
     /// Device files below `/dev` that were left out.
     pub n_devices_skipped: u64,
+    /// The first of their paths.
+    pub devices_skipped: Vec<String>,
 }
 
 /// Tells why an archive could not be unpacked.
@@ -98,6 +100,14 @@ pub enum UnpackError {
     /// A whiteout that whites out nothing, or one where none may be.
     #[error("entry {path:?} is not a valid whiteout")]
     Whiteout {
+        /// The entry.
+        path: String,
+    },
+    /// A name that would be read as a deletion.
+    #[error(
+        "entry {path:?} cannot be stored in a layer: names that start with .wh. mean deletions"
+    )]
+    ReservedName {
         /// The entry.
         path: String,
     },
@@ -164,8 +174,6 @@ pub enum UnpackError {
 pub struct ExtractOptions {
     /// Owner and group of everything, instead of the archive's.
     pub owner: Option<(u32, u32)>,
-    /// Permissions of everything but links, instead of the archive's.
-    pub mode: Option<u32>,
 }
 
 /// Unpacks a layer into `dest`, an empty directory.
@@ -277,6 +285,7 @@ fn place_all(
         content_bytes,
         entries,
         n_devices_skipped: placer.n_devices_skipped,
+        devices_skipped: placer.devices_skipped,
     })
 }
 

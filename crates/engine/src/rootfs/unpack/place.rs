@@ -18,6 +18,8 @@ const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 /// What old unions kept for themselves; layers of theirs still hold it.
 const UNION_PREFIX: &[u8] = b".wh..wh.";
+/// Most devices that were left out of which the names are kept.
+const DEVICES_NAMED_MAX: usize = 10;
 /// Content is written in pieces of this size.
 const COPY_BYTES: usize = 256 << 10;
 
@@ -39,6 +41,7 @@ pub(super) struct Placer {
     times: Vec<(Vec<u8>, i64)>,
     buffer: Vec<u8>,
     pub(super) n_devices_skipped: u64,
+    pub(super) devices_skipped: Vec<String>,
 }
 
 /// Where an entry goes.
@@ -57,6 +60,7 @@ impl Placer {
             times: Vec::new(),
             buffer: Vec::new(),
             n_devices_skipped: 0,
+            devices_skipped: Vec::new(),
         }
     }
 
@@ -73,8 +77,11 @@ impl Placer {
             return self.place_root(entry);
         };
         let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
-        if is_device && self.policy == Policy::Layer && parts.first() == Some(&&b"dev"[..]) {
+        if is_device && parts.first() == Some(&&b"dev"[..]) {
             self.n_devices_skipped += 1;
+            if self.devices_skipped.len() < DEVICES_NAMED_MAX {
+                self.devices_skipped.push(tree::shown(&parts.join(&b'/')));
+            }
             return Ok(());
         }
         if is_device {
@@ -84,8 +91,8 @@ impl Placer {
             Policy::Layer if parts.iter().any(|part| part.starts_with(WHITEOUT_PREFIX)) => {
                 return self.place_whiteout(entry, parents, name);
             }
-            Policy::Files(_) if name.starts_with(WHITEOUT_PREFIX) => {
-                return Err(UnpackError::Whiteout { path: path() });
+            Policy::Files(_) if parts.iter().any(|part| part.starts_with(WHITEOUT_PREFIX)) => {
+                return Err(UnpackError::ReservedName { path: path() });
             }
             _ => {}
         }
@@ -122,6 +129,9 @@ impl Placer {
         if entry.kind != Kind::Directory {
             let path = tree::shown(&entry.path);
             return Err(UnpackError::ReplacesRoot { path });
+        }
+        if self.policy != Policy::Layer {
+            return Ok(());
         }
         let flags = tree::directory_flags();
         let root = tree::open_below(&self.root, b".", flags).map_err(io_error("open", b"/"))?;
@@ -247,7 +257,7 @@ impl Placer {
             rustix::fs::mkfifoat(&*place.parent, &*place.name, Mode::RUSR)
         })?;
         self.set_link_metadata(entry, place)?;
-        let mode = Mode::from_raw_mode(self.mode_of(entry));
+        let mode = Mode::from_raw_mode(entry.mode);
         rustix::fs::chmodat(&*place.parent, &*place.name, mode, AtFlags::empty())
             .map_err(|error| io_error("set the mode of", &entry.path)(error.into()))
     }
@@ -380,19 +390,12 @@ impl Placer {
         }
     }
 
-    fn mode_of(&self, entry: &Entry) -> u32 {
-        match self.policy {
-            Policy::Files(options) => options.mode.unwrap_or(entry.mode),
-            Policy::Layer => entry.mode,
-        }
-    }
-
     /// Sets owner, then mode, then attributes: a change of owner clears setuid bits and capabilities.
     fn set_metadata(&self, entry: &Entry, file: &OwnedFd) -> Result<(), UnpackError> {
         let (uid, gid) = self.owner_of(entry);
         rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .map_err(|error| owner_error(entry, (uid, gid), error))?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(self.mode_of(entry)))
+        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))
             .map_err(|error| io_error("set the mode of", &entry.path)(error.into()))?;
         let limited = entry.xattrs.iter().take(attributes::ATTRIBUTES_MAX);
         attributes::write(file, limited).map_err(io_error("set an attribute of", &entry.path))

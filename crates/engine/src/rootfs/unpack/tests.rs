@@ -495,14 +495,26 @@ fn archives_for_add_hold_no_deletions_and_obey_the_options() {
     };
     let options = ExtractOptions {
         owner: Some((3, 4)),
-        mode: Some(0o700),
     };
     let limits = UnpackLimits::default();
     let none = CancellationToken::new();
-    let bytes = archive(&[file("d/f", "x"), symlink("l", "d")]);
-    extract(&bytes[..], open(), options, &limits, &none).unwrap();
-    assert_eq!(listing(&dest), "d/ 755 0:0\nd/f 700 3:4 \"x\"\nl -> d 3:4");
-    let bytes = archive(&[bare(".wh.d", Kind::File)]);
+    let bytes = archive(&[
+        directory("./", 0o700),
+        file("d/f", "x"),
+        symlink("l", "d"),
+        bare("./dev/console", Kind::CharDevice),
+    ]);
+    let report = extract(&bytes[..], open(), options, &limits, &none).unwrap();
+    assert_eq!(listing(&dest), "d/ 755 0:0\nd/f 644 3:4 \"x\"\nl -> d 3:4");
+    assert_eq!(report.devices_skipped, ["dev/console"]);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dest), 0o755);
+    for name in [".wh.d", "d/.wh..wh..opq", ".wh.d/f"] {
+        let bytes = archive(&[bare(name, Kind::File)]);
+        let outcome = extract(&bytes[..], open(), options, &limits, &none);
+        assert!(matches!(outcome, Err(UnpackError::ReservedName { .. })));
+    }
+    let bytes = archive(&[bare("disk", Kind::BlockDevice)]);
     let outcome = extract(&bytes[..], open(), options, &limits, &none);
-    assert!(matches!(outcome, Err(UnpackError::Whiteout { .. })));
+    assert!(matches!(outcome, Err(UnpackError::Device { .. })));
 }

@@ -1,0 +1,1 @@
+console.log(require('library')(require('ms')('1s')));
