@@ -151,7 +151,12 @@ pub(super) fn times(seconds: i64) -> Timestamps {
 pub fn mount(lowers: &[PathBuf], upper: Option<&Upper>) -> Result<OwnedFd, MountError> {
     let mut dirs = Vec::new();
     // Top first, down to the first that hides everything below: overlayfs heeds that mark on all directories but the root.
-    for path in lowers.iter().rev() {
+    for (index, path) in lowers.iter().enumerate().rev() {
+        // Layers of equal content share a directory, which overlayfs does not take twice. What the lower one holds, the upper one
+        // holds too.
+        if lowers.iter().skip(index + 1).any(|above| above == path) {
+            continue;
+        }
         let dir = open_dir(path)?;
         let is_opaque = attributes::is_opaque(&dir).map_err(|source| MountError::Open {
             path: path.clone(),
