@@ -166,4 +166,10 @@ else
     note 'written out by kiln build -o and run with unshare and chroot'
 fi
 
+say 'The image as one file: a subassembly'
+note "kiln subassembly create --server $address $by_digest"
+"$kiln" subassembly create --server "$address" --json "$by_digest" | grep -E '"(format|size|uncompressedSize|url)"'
+"$kiln" subassembly get --server "$address" -o "$scratch/subassembly.tar.zst" "$by_digest"
+note "downloaded: $(stat -c %s "$scratch/subassembly.tar.zst") bytes"
+
 say 'Done. Everything that was started is stopped now.'

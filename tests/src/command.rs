@@ -48,13 +48,19 @@ impl Bench {
     }
 
     pub(crate) fn command(&self) -> Command {
+        let mut command = self.kiln();
+        command.arg("build");
+        command
+    }
+
+    /// Returns a command of the built program, with a state directory of its own.
+    pub(crate) fn kiln(&self) -> Command {
         let mut command = clean_command(binary());
         command
             .current_dir(self.scratch.path())
             .env("HOME", self.scratch.path())
             .env("KILN_STATE", self.path("state"))
-            .env("KILN_CONFIG", self.path("kiln.toml"))
-            .arg("build");
+            .env("KILN_CONFIG", self.path("kiln.toml"));
         command
     }
 

@@ -12,6 +12,8 @@
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
 //! | `command` | `kiln build` without a server |
+//! | `subassembly` | one image's root filesystem as one file |
+//! | `http` | HTTP as the server speaks it, for the others |
 //! | `ordinary_user` | the same as somebody who is not root |
 
 #![cfg(test)]
@@ -20,8 +22,10 @@
 mod c_program;
 mod command;
 mod durability;
+mod http;
 mod isolation;
 mod ordinary_user;
 mod reader;
 mod scene;
+mod subassembly;
 mod words;

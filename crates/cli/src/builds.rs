@@ -135,6 +135,7 @@ mod tests {
             base_reference: String::new(),
             started_at_ms: n.into(),
             key: String::new(),
+            purpose: engine::spec::Purpose::Image,
         };
         fs::write(
             folder.join("record.json"),

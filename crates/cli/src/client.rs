@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::builder::image_builder_client::ImageBuilderClient;
+use api::builder::subassembly_service_client::SubassemblyServiceClient;
 use api::builder::{
     BuildRegistryAuth, BuildRegistryAuthTotal, ResolveBaseImageRequest, build_registry_auth,
 };
@@ -29,6 +30,8 @@ const CERTIFICATE_FILES: [&str; 3] = [
 pub(crate) struct Client {
     /// The published API.
     pub(crate) builder: ImageBuilderClient<Channel>,
+    /// Its second service.
+    pub(crate) subassemblies: SubassemblyServiceClient<Channel>,
     /// What it has no call for.
     pub(crate) kiln: KilnClient<Channel>,
 }
@@ -57,6 +60,7 @@ pub(crate) async fn connect(address: &str) -> Outcome<Client> {
     let channel = endpoint.connect().await.map_err(failed)?;
     Ok(Client {
         builder: ImageBuilderClient::new(channel.clone()),
+        subassemblies: SubassemblyServiceClient::new(channel.clone()),
         kiln: KilnClient::new(channel),
     })
 }

@@ -12,7 +12,7 @@ use oci::{Document, Platform, Reference};
 use registry::client::Client;
 use serde_json::json;
 
-use crate::args::{Cli, LogsArgs, LsArgs, Progress, ResolveArgs};
+use crate::args::{Cli, LogsArgs, LsArgs, Place, Progress, ResolveArgs};
 use crate::builds::{self, Stored};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::progress::{Style, now_ms};
@@ -165,13 +165,16 @@ pub(crate) async fn resolve(args: ResolveArgs) -> Outcome {
             let mut client = client::connect(address).await?;
             client::resolve(&mut client, &args.reference.to_string()).await?
         }
-        None => resolve_here(&args).await?.to_string(),
+        None => resolve_image(&args.place, &args.reference)
+            .await?
+            .to_string(),
     };
     terminal::data(&resolved).or_exit(Exit::Machine)
 }
 
-async fn resolve_here(args: &ResolveArgs) -> Outcome<Reference> {
-    let found = place::find(&args.place)?;
+/// Returns the digest form of `reference`, as this machine's user sees it.
+pub(crate) async fn resolve_image(place: &Place, reference: &Reference) -> Outcome<Reference> {
+    let found = place::find(place)?;
     let hosts = found
         .config
         .registry
@@ -179,10 +182,7 @@ async fn resolve_here(args: &ResolveArgs) -> Outcome<Reference> {
         .or_exit(Exit::Usage)?;
     let keychain = place::keychain()?;
     let client = Client::new(hosts, keychain, place::client_options()).or_exit(Exit::Usage)?;
-    let resolved = client
-        .resolve(&args.reference)
-        .await
-        .or_exit(Exit::Unreachable)?;
+    let resolved = client.resolve(reference).await.or_exit(Exit::Unreachable)?;
     let host = Platform::host();
     let digest = match resolved.document {
         Document::Manifest(_) => resolved.descriptor.digest,
@@ -193,13 +193,13 @@ async fn resolve_here(args: &ResolveArgs) -> Outcome<Reference> {
                 .into_iter()
                 .find(|entry| entry.platform.as_ref().is_some_and(serves));
             let missing = || {
-                let text = format!("{} has no image for {host}", args.reference);
+                let text = format!("{reference} has no image for {host}");
                 Failure::text(Exit::Unreachable, text)
             };
             found.ok_or_else(missing)?.digest
         }
     };
-    Ok(args.reference.with_digest(digest))
+    Ok(reference.with_digest(digest))
 }
 
 /// `kiln config`.

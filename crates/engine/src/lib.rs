@@ -11,6 +11,7 @@
 //! | `assemble`, `publish` | configuration and manifest; names and files |
 //! | [`rootfs`] | layers to directories and back, access to files that somebody else named |
 //! | [`sandbox`] | how a RUN runs |
+//! | [`subassembly`] | an image's root filesystem as one file |
 //!
 //! Does not know of gRPC, of the table of builds, or of who may do what: that is the service's.
 
@@ -31,5 +32,7 @@ pub mod rootfs;
 pub mod sandbox;
 pub mod spec;
 pub mod state;
+pub mod subassembly;
 
 pub use build::{Rig, build};
+pub use publish::kept_image;

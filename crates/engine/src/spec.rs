@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use source::git::{FetchOptions, GitAuth, GitSource};
 
 use crate::id::BuildId;
+use crate::subassembly::Format;
 
 /// Everything a worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -262,6 +263,13 @@ pub enum Output {
         /// Names recorded inside, for formats that have them.
         references: Vec<Reference>,
     },
+    /// Make one file of its root filesystem, in the store.
+    Subassembly {
+        /// What the file is.
+        format: Format,
+        /// Whose it is.
+        tenant: String,
+    },
 }
 
 /// Form of an exported image.
@@ -370,4 +378,18 @@ pub struct Record {
     /// Identity of the request: identical requests share it.
     #[serde(default)]
     pub key: String,
+    /// What it makes.
+    #[serde(default)]
+    pub purpose: Purpose,
+}
+
+/// What a build makes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// An image.
+    #[default]
+    Image,
+    /// A subassembly of an image that is there.
+    Subassembly,
 }

@@ -30,5 +30,6 @@ pub mod images;
 pub mod lifecycle;
 pub mod names;
 pub mod request;
+pub mod subassembly;
 pub mod telemetry;
 pub mod web;

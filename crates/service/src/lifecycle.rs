@@ -14,8 +14,8 @@
 use std::sync::Arc;
 
 use engine::spec::{
-    BuildOptions, BuildSpec, CacheMode, Compression, Context, Limits, NetworkMode, Output, Record,
-    Registries, Source as SpecSource,
+    BuildOptions, BuildSpec, CacheMode, Compression, Context, Limits, NetworkMode, Output, Purpose,
+    Record, Registries, Source as SpecSource,
 };
 use oci::{Platform, Reference};
 use registry::client::ProxyOptions;
@@ -296,14 +296,7 @@ impl Service {
             source: spec_source(call.source),
             options: self.options(call.rebuild),
             outputs,
-            registries: Registries {
-                hosts: settings.hosts.clone(),
-                pull: keychains.pull,
-                publish: keychains.publish,
-                proxy: settings.proxy.clone(),
-                embedded: self.images.embedded_hosts().to_vec(),
-                use_kept: false,
-            },
+            registries: self.registries(keychains),
             fetch: settings.fetch.clone(),
             limits: settings.limits.clone(),
         };
@@ -316,11 +309,26 @@ impl Service {
             base_reference: names.base,
             started_at_ms: (settings.environment.now_ms)(),
             key,
+            purpose: Purpose::Image,
         };
         Ok(Order { record, spec })
     }
 
-    fn options(&self, rebuild: Rebuild) -> BuildOptions {
+    /// Returns how a worker reaches registries.
+    pub(crate) fn registries(&self, keychains: Keychains) -> Registries {
+        let settings = &self.settings;
+        Registries {
+            hosts: settings.hosts.clone(),
+            pull: keychains.pull,
+            publish: keychains.publish,
+            proxy: settings.proxy.clone(),
+            embedded: self.images.embedded_hosts().to_vec(),
+            use_kept: false,
+        }
+    }
+
+    /// Returns how a worker builds.
+    pub(crate) fn options(&self, rebuild: Rebuild) -> BuildOptions {
         BuildOptions {
             // What the published API promises, whatever this machine is.
             platform: Platform::linux_amd64(),

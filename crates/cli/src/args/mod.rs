@@ -3,6 +3,7 @@
 pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod pair;
+pub(crate) mod subassembly;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use oci::{Platform, Reference};
 use self::named::NamedArg;
 use self::output::OutputOption;
 use self::pair::{BuildArg, Label};
+use self::subassembly::SubassemblyCommand;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -48,6 +50,9 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Print the log of a build, and follow it until the build ends.
     Logs(LogsArgs),
+    /// Make one file of an image's root filesystem; fetch it, mount it.
+    #[command(subcommand)]
+    Subassembly(SubassemblyCommand),
     /// Tell whether this machine has what builds need.
     Doctor(DoctorArgs),
     /// Print a completion script for a shell.

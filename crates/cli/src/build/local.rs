@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine::follow::follow;
 use engine::id::BuildId;
-use engine::spec::{BuildOptions, BuildSpec, Context, Limits, Record, Registries, Source};
+use engine::spec::{BuildOptions, BuildSpec, Context, Limits, Purpose, Record, Registries, Source};
 use engine::state::BuildState;
 use rustix::process::{Pid, Signal};
 use source::git::FetchOptions;
@@ -26,7 +26,7 @@ use crate::progress::{self, Style, now_ms};
 use crate::terminal;
 
 /// Whose cache is used: this machine's user is nobody's tenant.
-const TENANT: &str = "";
+pub(crate) const TENANT: &str = "";
 /// Name of a copied context within a build's scratch folder.
 const CONTEXT: &str = "context";
 /// How long a worker may take to go once its build has ended.
@@ -79,7 +79,8 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
     report::tell(args, &id, &image?, style)
 }
 
-fn new_id() -> Outcome<BuildId> {
+/// Returns a new id.
+pub(crate) fn new_id() -> Outcome<BuildId> {
     let mut random = [0; 16];
     let failed = |error| Failure::text(Exit::Machine, format!("get random bytes: {error}"));
     getrandom::fill(&mut random).map_err(failed)?;
@@ -96,6 +97,7 @@ fn record(id: &BuildId, outputs: &Outputs) -> Record {
         base_reference: String::new(),
         started_at_ms: now_ms(),
         key: String::new(),
+        purpose: Purpose::Image,
     }
 }
 
@@ -128,8 +130,6 @@ fn spec(
             (context, dockerfile, Some(".".to_owned()))
         }
     };
-    let keychain = place::keychain()?;
-    let hosts = found.config.registry.with_files_read();
     Ok(BuildSpec {
         id: id.clone(),
         tenant: TENANT.to_owned(),
@@ -141,20 +141,28 @@ fn spec(
         options,
         contexts,
         outputs: outputs.spec.clone(),
-        registries: Registries {
-            hosts: hosts.or_exit(Exit::Usage)?,
-            pull: keychain.clone(),
-            publish: keychain,
-            proxy: place::client_options().proxy,
-            embedded: Vec::new(),
-            use_kept: true,
-        },
+        registries: registries(found)?,
         fetch: fetch_options(found),
         limits,
     })
 }
 
-fn fetch_options(found: &Found) -> FetchOptions {
+/// Returns how registries are reached: as the user who calls.
+pub(crate) fn registries(found: &Found) -> Outcome<Registries> {
+    let keychain = place::keychain()?;
+    let hosts = found.config.registry.with_files_read();
+    Ok(Registries {
+        hosts: hosts.or_exit(Exit::Usage)?,
+        pull: keychain.clone(),
+        publish: keychain,
+        proxy: place::client_options().proxy,
+        embedded: Vec::new(),
+        use_kept: true,
+    })
+}
+
+/// Returns how sources are fetched.
+pub(crate) fn fetch_options(found: &Found) -> FetchOptions {
     let proxies = environment::proxies();
     FetchOptions {
         proxy: proxies.https,
@@ -163,7 +171,12 @@ fn fetch_options(found: &Found) -> FetchOptions {
     }
 }
 
-async fn carry_out(ready: &Ready, spec: &BuildSpec, style: Style) -> Outcome<BuildState> {
+/// Has a worker carry `spec` out, and shows how it goes.
+pub(crate) async fn carry_out(
+    ready: &Ready,
+    spec: &BuildSpec,
+    style: Style,
+) -> Outcome<BuildState> {
     let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Internal)?;
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Internal)?;
     let handle = worker::launch(&ready.command, spec)

@@ -5,12 +5,12 @@
 
 pub(crate) mod context;
 mod import;
-mod local;
+pub(crate) mod local;
 mod named;
 mod options;
-mod outputs;
+pub(crate) mod outputs;
 mod remote;
-mod report;
+pub(crate) mod report;
 
 use crate::args::BuildArgs;
 use crate::failure::Outcome;

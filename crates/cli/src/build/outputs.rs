@@ -131,6 +131,7 @@ impl Outputs {
                 Some(reference.to_string())
             }
             Output::Export { references, .. } => references.first().map(ToString::to_string),
+            Output::Subassembly { .. } => None,
         })
     }
 

@@ -19,6 +19,7 @@ use crate::execute::layers::Depot;
 use crate::failure::platform;
 use crate::recorder::Recorder;
 use crate::spec::Output;
+use crate::subassembly;
 
 /// Kind of the records that say which images were kept under a name.
 pub(crate) const KEPT: &str = "kept";
@@ -27,6 +28,12 @@ pub(crate) const KEPT: &str = "kept";
 pub(crate) fn kept_key(reference: &Reference) -> String {
     let name = format!("{}:{}", reference.name(), reference.tag_or_latest());
     Digest::sha256(name.as_bytes()).hex().to_owned()
+}
+
+/// Returns the image that was kept in `store` under a name.
+pub fn kept_image(store: &Store, reference: &Reference) -> Option<Digest> {
+    let bytes = store.record(KEPT, &kept_key(reference)).ok()??;
+    std::str::from_utf8(&bytes).ok()?.parse().ok()
 }
 
 /// What publishing needs.
@@ -56,6 +63,9 @@ pub(crate) async fn publish(
             Output::Export { format, name, .. } => {
                 format!("[internal] export {format:?} to {name}")
             }
+            Output::Subassembly { format, .. } => {
+                format!("[internal] make a subassembly ({format})")
+            }
         };
         let step = recorder.begin(&name, None);
         let done = match output {
@@ -78,6 +88,9 @@ pub(crate) async fn publish(
                 name,
                 references,
             } => export::export(publisher, image, *format, (name, references)).await,
+            Output::Subassembly { format, tenant } => {
+                subassembly::make(publisher, image, *format, tenant).await
+            }
         };
         if let Err(failure) = done {
             step.fail(&failure.message);
@@ -99,7 +112,7 @@ pub(crate) async fn publish(
 pub(crate) fn output_names(outputs: &[Output]) -> Vec<String> {
     let name = |output: &Output| match output {
         Output::Export { name, .. } => Some(name.clone()),
-        Output::Publish { .. } | Output::Keep { .. } => None,
+        Output::Publish { .. } | Output::Keep { .. } | Output::Subassembly { .. } => None,
     };
     outputs.iter().filter_map(name).collect()
 }

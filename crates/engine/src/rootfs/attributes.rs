@@ -27,7 +27,7 @@ const REVISION_3: u32 = 0x0300_0000;
 const OPAQUE: &CStr = c"user.overlay.opaque";
 
 /// Returns the value under which attribute `name` passes; `None` if it does not.
-pub(super) fn permitted(name: &[u8], value: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn permitted(name: &[u8], value: &[u8]) -> Option<Vec<u8>> {
     if name == CAPABILITY {
         return plain_capability(value);
     }

@@ -38,7 +38,7 @@ pub mod select;
 pub mod unpack;
 pub mod user;
 
-mod attributes;
+pub(crate) mod attributes;
 mod tree;
 
 #[cfg(test)]

@@ -44,7 +44,9 @@ use crate::images::{
     credentials::{Credentials, Ecr},
 };
 use crate::lifecycle::{Service, Settings};
+use crate::subassembly::{self, Subassemblies};
 use crate::telemetry::Metrics;
+use crate::web::download::Downloads;
 use crate::web::tokens::LogTokens;
 use crate::{builds, grpc, images, web};
 
@@ -103,6 +105,9 @@ pub enum RunError {
     /// What is known of names cannot be used.
     #[error("open what is known of names")]
     Provenance(#[source] ProvenanceError),
+    /// What was asked for cannot be kept.
+    #[error("open what is known of subassemblies")]
+    Subassemblies(#[source] subassembly::WishError),
     /// The builds of earlier processes cannot be found.
     #[error("find earlier builds")]
     Recover(#[source] RecoverError),
@@ -161,16 +166,28 @@ pub async fn run(
     let (readiness, health) = readiness::watch(&setup, &opened.folder, tasks, stop).await;
     keep_at_hand(&config, &service, tasks, stop);
     expire_uploads(store, tasks, stop);
+    let downloads = Downloads {
+        tokens: opened.tokens.clone(),
+        lifetime: config.subassembly.url_lifetime,
+        now_ms: setup.environment.now_ms,
+    };
+    let subassemblies =
+        subassemblies(&config, &service, &opened).map_err(RunError::Subassemblies)?;
+    subassemblies.resume().await;
     let calls = Calls::new(grpc::Parts {
         service: Arc::clone(&service),
         tokens: opened.tokens.clone(),
         log_base_url: addresses.url(&config),
+        subassemblies,
+        downloads: downloads.clone(),
         shutdown: stop.clone(),
         tasks: tasks.clone(),
     });
     let web = web::router(web::Parts {
         builds: builds.clone(),
         tokens: opened.tokens.clone(),
+        store: store.clone(),
+        downloads,
         metrics: metrics.clone(),
         readiness,
         shutdown: stop.clone(),
@@ -311,6 +328,21 @@ fn service(
             environment: setup.environment,
         },
     })
+}
+
+fn subassemblies(
+    config: &Config,
+    service: &Arc<Service>,
+    opened: &Opened,
+) -> Result<Subassemblies, subassembly::WishError> {
+    let parts = subassembly::Parts {
+        service: Arc::clone(service),
+        store: opened.store.clone(),
+        format: config.subassembly.format,
+        tasks: opened.tasks.clone(),
+        stop: opened.stop.clone(),
+    };
+    Subassemblies::open(parts, &opened.folder.join("subassemblies"))
 }
 
 /// Returns the embedded registry's options: what builds publish there is written by workers, through the store, and by nobody else.

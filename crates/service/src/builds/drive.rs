@@ -8,7 +8,7 @@ use std::time::Duration;
 use engine::event::{Event, Failure as BuildFailure, FailureKind};
 use engine::follow::Follower;
 use engine::journal::{Body, JournalError, Record as JournalRecord};
-use engine::spec::{BuildSpec, Record};
+use engine::spec::{BuildSpec, Purpose, Record};
 use engine::state::BuildState;
 use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
@@ -187,7 +187,9 @@ fn end_at(builds: &Builds, build: &Build, event: &Event, at_ms: u64) {
         _ => Outcome::Failed,
     };
     let duration = Duration::from_millis(duration_ms);
-    builds.inner.metrics.build_done(outcome, duration);
+    if build.record.purpose == Purpose::Image {
+        builds.inner.metrics.build_done(outcome, duration);
+    }
     tracing::info!(build = %build.record.id, ?outcome, duration_ms, "build ended");
 }
 

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::id::BuildId;
-use engine::spec::{BuildSpec, Record};
+use engine::spec::{BuildSpec, Purpose, Record};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -182,7 +182,9 @@ impl Builds {
             .insert(build.record.key.clone(), Arc::clone(&build));
         table.n_queued += 1;
         drop(table);
-        self.inner.metrics.build_started();
+        if build.record.purpose == Purpose::Image {
+            self.inner.metrics.build_started();
+        }
         let driven = drive::drive(self.clone(), Arc::clone(&build), order.spec);
         self.inner.tasks.spawn(driven);
         Ok((build, Joined::Started))
@@ -195,6 +197,17 @@ impl Builds {
             .by_key
             .get(key)
             .filter(|build| !build.has_ended())
+            .map(Arc::clone)
+    }
+
+    /// Returns the newest build of this key, ended or not.
+    pub fn newest_under(&self, key: &str) -> Option<Arc<Build>> {
+        let table = self.table();
+        table
+            .builds
+            .values()
+            .filter(|build| build.record.key == key)
+            .max_by_key(|build| (build.record.started_at_ms, &build.record.id))
             .map(Arc::clone)
     }
 
@@ -223,13 +236,16 @@ impl Builds {
             .map(Arc::clone)
     }
 
-    /// Returns this tenant's builds that have not ended, oldest first.
+    /// Returns this tenant's builds of images that have not ended, oldest first.
     pub fn running(&self, tenant: &Tenant) -> Vec<Arc<Build>> {
         let table = self.table();
         let mut running: Vec<Arc<Build>> = table
             .by_key
             .values()
-            .filter(|build| !build.has_ended() && build.record.tenant == tenant.as_str())
+            .filter(|build| {
+                let is_image = build.record.purpose == Purpose::Image;
+                is_image && !build.has_ended() && build.record.tenant == tenant.as_str()
+            })
             .map(Arc::clone)
             .collect();
         drop(table);

@@ -93,6 +93,14 @@ layer_bytes = 68719476736
 # Whether steps may use this machine's network.
 allow_host_network = false
 
+# How subassemblies are made: one image's root filesystem as one file.
+[subassembly]
+# What the file is: "tar+zstd", an archive that needs no other program, or "squashfs", which Linux mounts (made by tar2sqfs, Debian
+# package squashfs-tools-ng).
+format = "tar+zstd"
+# How long the address of a file is good.
+url_lifetime = "1h"
+
 # How workers are started.
 [worker]
 # First of the 65536 user and group ids that a worker runs as. /etc/subuid and /etc/subgid decide when not given.

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::spec::{Compression, Limits, NetworkMode};
+use engine::subassembly::Format;
 use oci::Reference;
 use registry::hosts::Hosts;
 use serde::Deserialize;
@@ -60,6 +61,8 @@ pub struct Config {
     pub git: Git,
     /// What one build may use up.
     pub limits: Limits,
+    /// How subassemblies are made.
+    pub subassembly: Subassembly,
     /// How workers are started.
     pub worker: Worker,
     /// How each registry is reached.
@@ -83,6 +86,7 @@ impl Default for Config {
             server: Server::default(),
             git: Git::default(),
             limits: Limits::default(),
+            subassembly: Subassembly::default(),
             worker: Worker::default(),
             registry: Hosts::default(),
         }
@@ -174,6 +178,26 @@ impl Git {
             secret_hosts: self.secret_hosts.clone(),
             ca_file: self.ca_file.clone(),
             ..FetchOptions::default()
+        }
+    }
+}
+
+/// How subassemblies are made, and handed out.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Subassembly {
+    /// What their files are.
+    pub format: Format,
+    /// How long the address of a file is good.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub url_lifetime: Duration,
+}
+
+impl Default for Subassembly {
+    fn default() -> Self {
+        Self {
+            format: Format::default(),
+            url_lifetime: Duration::from_secs(3600),
         }
     }
 }

@@ -25,6 +25,8 @@ use crate::builds::build::Build;
 use crate::builds::log::{self, Names as LogNames};
 use crate::failure::{Blame, Failure};
 use crate::lifecycle::{Admitted, Service, Standing, not_found};
+use crate::subassembly::Subassemblies;
+use crate::web::download::Downloads;
 use crate::web::tokens::LogTokens;
 
 /// What the calls are made of. Cheap to clone.
@@ -38,6 +40,8 @@ struct Inner {
     service: Arc<Service>,
     tokens: LogTokens,
     log_base_url: String,
+    subassemblies: Subassemblies,
+    downloads: Downloads,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -51,6 +55,10 @@ pub struct Parts {
     pub tokens: LogTokens,
     /// `http://host:port`: what comes before `/logs/<id>`.
     pub log_base_url: String,
+    /// Every subassembly.
+    pub subassemblies: Subassemblies,
+    /// Makes addresses of their files.
+    pub downloads: Downloads,
     /// Cancelled when the service is about to stop.
     pub shutdown: CancellationToken,
     /// What goes on when its caller has gone.
@@ -65,6 +73,8 @@ impl Calls {
                 service: parts.service,
                 tokens: parts.tokens,
                 log_base_url: parts.log_base_url,
+                subassemblies: parts.subassemblies,
+                downloads: parts.downloads,
                 shutdown: parts.shutdown,
                 tasks: parts.tasks,
             }),
@@ -77,7 +87,7 @@ impl Calls {
             .add_service(
                 ImageBuilderServer::new(self.clone()).max_decoding_message_size(max_request_bytes),
             )
-            .add_service(SubassemblyServiceServer::new(subassembly::Unsupported))
+            .add_service(SubassemblyServiceServer::new(self.clone()))
             .add_service(KilnServer::new(self.clone()));
     }
 

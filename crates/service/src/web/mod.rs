@@ -3,9 +3,11 @@
 //! | path | answers |
 //! |---|---|
 //! | `GET /logs/<build id>?offset=N&censored=true` | the log as text from byte N on, until the build ends; needs the token of [`tokens`] |
+//! | `GET /subassemblies/<digest>?expires=T&signature=S` | the file, or a range of it; see [`download`] |
 //! | `GET /metrics` | everything that is counted |
 //! | `GET /healthz` | 200 when builds can be started, else 503 and why |
 
+pub mod download;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -19,9 +21,11 @@ use engine::id::BuildId;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::download::{Downloads, Signed};
 use self::tokens::LogTokens;
 use crate::builds::Builds;
 use crate::builds::log::{self, Names};
@@ -34,6 +38,10 @@ pub struct Parts {
     pub builds: Builds,
     /// Opens log streams.
     pub tokens: LogTokens,
+    /// Where the files of subassemblies are.
+    pub store: Store,
+    /// Opens the files of subassemblies.
+    pub downloads: Downloads,
     /// What is counted.
     pub metrics: Metrics,
     /// What is missing to start builds; empty when nothing is.
@@ -54,6 +62,7 @@ struct LogQuery {
 pub fn router(parts: Parts) -> Router {
     Router::new()
         .route("/logs/{id}", get(logs))
+        .route("/subassemblies/{digest}", get(subassembly))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .with_state(Arc::new(parts))
@@ -88,6 +97,15 @@ async fn logs(
         (CACHE_CONTROL, "no-store"),
     ];
     (headers, Body::from_stream(text)).into_response()
+}
+
+async fn subassembly(
+    State(parts): State<Arc<Parts>>,
+    Path(digest): Path<String>,
+    Query(signed): Query<Signed>,
+    headers: HeaderMap,
+) -> Response {
+    download::answer(&parts.store, &parts.downloads, &digest, &signed, &headers).await
 }
 
 async fn metrics(State(parts): State<Arc<Parts>>) -> Response {

@@ -68,25 +68,34 @@ impl LogTokens {
 
     /// Returns where a build's log can be read, and with what.
     pub fn grant(&self, base_url: &str, id: &BuildId) -> LogGrant {
-        let tag = hmac::sign(&self.key, message(id).as_bytes());
-        let token = URL_SAFE_NO_PAD.encode(tag.as_ref());
         LogGrant {
             url: format!("{base_url}/logs/{id}"),
             header: HEADER,
-            token,
+            token: self.sign(&message(id)),
         }
     }
 
     /// Tells whether `token` opens this build's log.
     pub fn opens(&self, id: &BuildId, token: &[u8]) -> bool {
-        let Ok(tag) = URL_SAFE_NO_PAD.decode(token) else {
+        self.is_signed(&message(id), token)
+    }
+
+    /// Returns the authentication code of a message that begins with what it is for.
+    pub(super) fn sign(&self, message: &str) -> String {
+        let tag = hmac::sign(&self.key, message.as_bytes());
+        URL_SAFE_NO_PAD.encode(tag.as_ref())
+    }
+
+    /// Tells whether `signature` is this message's.
+    pub(super) fn is_signed(&self, message: &str, signature: &[u8]) -> bool {
+        let Ok(tag) = URL_SAFE_NO_PAD.decode(signature) else {
             return false;
         };
-        hmac::verify(&self.key, message(id).as_bytes(), &tag).is_ok()
+        hmac::verify(&self.key, message.as_bytes(), &tag).is_ok()
     }
 }
 
-/// Returns what is signed: says what it is for, so that the key may one day sign something else.
+/// Returns what is signed: says what it is for, as the key signs other things too.
 fn message(id: &BuildId) -> String {
     format!("log {id}")
 }

@@ -181,18 +181,3 @@ async fn browsers_are_answered_over_http_1() {
     assert!(text.contains("grpc-status:0"), "{text:?}");
     server.stopped().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn subassemblies_are_refused_in_words() {
-    use api::builder::subassembly_service_client::SubassemblyServiceClient;
-    let world = World::new();
-    let server = world.serve().await;
-    let mut client = SubassemblyServiceClient::new(server.channel().await);
-    let request = api::builder::GetSubassemblyRequest {
-        oci_reference: "alpine".to_owned(),
-    };
-    let error = soon(client.get_subassembly(request)).await.unwrap_err();
-    assert_eq!(error.code(), tonic::Code::Unimplemented);
-    assert!(error.message().contains("not supported"));
-    server.stopped().await;
-}

@@ -18,6 +18,7 @@ use crate::builds::build::{Build, Progress};
 use crate::failure::{Blame, Failure, build_message};
 use crate::names::{NamedFields, Rebuild};
 use crate::request::{BuildCall, FileSource, Source};
+use crate::subassembly::Standing;
 use crate::web::tokens::LogGrant;
 
 /// Longest text of one field that has no shorter limit of its own.
@@ -286,6 +287,37 @@ pub(super) fn build_response(
         message: message(&progress.state),
         base_ref: build.record.base_reference.clone(),
         info: Some(info(build, progress, log_info)),
+    }
+}
+
+/// Returns the image that a field of a request names.
+pub(super) fn image_name(field: &str, text: &str) -> Result<Reference, Failure> {
+    if text.is_empty() {
+        return Err(Failure::new(Blame::Request, format!("{field} is missing")));
+    }
+    reference(text)
+}
+
+/// Returns where a subassembly stands, in the wire's words; `url` makes the address of its file.
+pub(super) fn subassembly_status(
+    standing: Standing,
+    url: impl FnOnce(&oci::Digest) -> String,
+) -> wire::SubassemblyStatus {
+    let phase = |phase: wire::SubassemblyPhase, message: &str| wire::SubassemblyStatus {
+        phase: phase.into(),
+        message: message.to_owned(),
+        ..wire::SubassemblyStatus::default()
+    };
+    match standing {
+        Standing::Creating => phase(wire::SubassemblyPhase::Creating, "it is being made"),
+        Standing::Unavailable(why) => phase(wire::SubassemblyPhase::Unavailable, &why),
+        Standing::Available(stored) => wire::SubassemblyStatus {
+            digest: stored.digest.to_string(),
+            url: url(&stored.digest),
+            // Texts, numbers and lists: writing them down cannot fail.
+            manifest: serde_json::to_vec(&stored.manifest).unwrap_or_default(),
+            ..phase(wire::SubassemblyPhase::Available, "")
+        },
     }
 }
 

@@ -1,0 +1,306 @@
+//! Subassemblies: who asked for which, and where each stands.
+//!
+//! Making one is a build like any other (`engine::subassembly`): it waits for its turn, has a worker and a journal, and outlives this
+//! process. Where it stands is never kept here:
+//!
+//! * available: the store has a record of it, and the file;
+//! * creating: a build of its key runs, or waits;
+//! * unavailable: the newest build of its key failed, which is remembered as long as builds are; or nobody has asked.
+//!
+//! What is asked for is written down (`wishes`) until it has an end, so that one which was still waiting when the service stopped is
+//! started by the next one.
+
+mod wishes;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::spec::{BuildSpec, Output, Purpose, Record, Source};
+use engine::state::BuildState;
+use engine::subassembly::{self, Format, Stored};
+use oci::Reference;
+use store::Store;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::wishes::{Wish, Wishes};
+use crate::access::{Grant, Rights, Tenant};
+use crate::builds::Order;
+use crate::builds::build::Build;
+use crate::failure::{Failure, build_message, chain};
+use crate::lifecycle::Service;
+use crate::names::Rebuild;
+
+pub use self::wishes::WishError;
+
+/// What a caller is told when the store or the folder of wishes fails.
+const FAILED: &str = "cannot tell where the subassembly stands";
+
+/// Where a subassembly stands.
+#[derive(Debug, Clone)]
+pub enum Standing {
+    /// It is being made, or waits for its turn.
+    Creating,
+    /// It is there.
+    Available(Box<Stored>),
+    /// It is not there, and why.
+    Unavailable(String),
+}
+
+/// Every subassembly of this service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Subassemblies {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    service: Arc<Service>,
+    store: Store,
+    format: Format,
+    wishes: Wishes,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What [`Subassemblies`] are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Resolves images and starts builds.
+    pub service: Arc<Service>,
+    /// Where the files are.
+    pub store: Store,
+    /// What files are made.
+    pub format: Format,
+    /// What goes on beside the calls.
+    pub tasks: TaskTracker,
+    /// Cancelled when the service is about to stop.
+    pub stop: CancellationToken,
+}
+
+impl Subassemblies {
+    /// Returns the subassemblies; `folder` is for what is asked for.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn open(parts: Parts, folder: &Path) -> Result<Self, WishError> {
+        Ok(Self {
+            inner: Arc::new(Inner {
+                service: parts.service,
+                store: parts.store,
+                format: parts.format,
+                wishes: Wishes::open(folder)?,
+                tasks: parts.tasks,
+                stop: parts.stop,
+            }),
+        })
+    }
+
+    /// Sees to it that the subassembly of an image is made: once, however many ask. One that failed is tried again.
+    pub async fn create(
+        &self,
+        tenant: &Tenant,
+        reference: &Reference,
+    ) -> Result<Standing, Failure> {
+        let image = self.resolve(reference).await?;
+        match self.stands(tenant, &image).await? {
+            Standing::Unavailable(_) => {
+                let wish = Wish {
+                    tenant: tenant.as_str().to_owned(),
+                    image,
+                };
+                self.start(wish).await?;
+                Ok(Standing::Creating)
+            }
+            standing => Ok(standing),
+        }
+    }
+
+    /// Returns where the subassembly of an image stands.
+    pub async fn get(&self, tenant: &Tenant, reference: &Reference) -> Result<Standing, Failure> {
+        let image = self.resolve(reference).await?;
+        self.stands(tenant, &image).await
+    }
+
+    /// Starts what was asked for in an earlier process and has no end yet.
+    pub async fn resume(&self) {
+        let wishes = match self.blocking(|inner| inner.wishes.all()).await {
+            Ok(wishes) => wishes,
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "subassemblies that were waiting are not made"
+                );
+                return;
+            }
+        };
+        for wish in wishes {
+            let image = wish.image.clone();
+            if let Err(error) = self.resume_one(wish).await {
+                tracing::error!(error = chain(&error), %image, "a subassembly that was waiting is not made");
+            }
+        }
+    }
+
+    async fn resume_one(&self, wish: Wish) -> Result<(), Failure> {
+        let key = wish.key(self.inner.format);
+        if let Some(build) = self.inner.service.builds.running_under(&key) {
+            self.watch(build);
+            return Ok(());
+        }
+        let is_over = self.inner.service.builds.newest_under(&key).is_some()
+            || self.find(&key).await?.is_some();
+        if is_over {
+            return self.forget(key).await;
+        }
+        self.start(wish).await
+    }
+
+    /// With the service's own credentials: there are none in the request.
+    async fn resolve(&self, reference: &Reference) -> Result<Reference, Failure> {
+        self.inner
+            .service
+            .images
+            .resolve(reference, &rights())
+            .await
+    }
+
+    async fn stands(&self, tenant: &Tenant, image: &Reference) -> Result<Standing, Failure> {
+        let wish = Wish {
+            tenant: tenant.as_str().to_owned(),
+            image: image.clone(),
+        };
+        let key = wish.key(self.inner.format);
+        // In this order: a build that has ended well has left its record before.
+        let newest = self.inner.service.builds.newest_under(&key);
+        if let Some(stored) = self.find(&key).await? {
+            return Ok(Standing::Available(Box::new(stored)));
+        }
+        let Some(build) = newest else {
+            return Ok(Standing::Unavailable(
+                "nobody has asked for it to be made".to_owned(),
+            ));
+        };
+        Ok(match build.progress().state {
+            BuildState::Queued | BuildState::Active { .. } => Standing::Creating,
+            BuildState::Failed { failure } => Standing::Unavailable(build_message(&failure)),
+            BuildState::Cancelled => Standing::Unavailable("making it was cancelled".to_owned()),
+            BuildState::Succeeded { .. } => {
+                Standing::Unavailable("its file is not there any more".to_owned())
+            }
+        })
+    }
+
+    async fn start(&self, wish: Wish) -> Result<(), Failure> {
+        let order = self.order(&wish).await?;
+        // Written down first: from here on it is remembered.
+        let format = self.inner.format;
+        let (kept, wish) = (wish.key(format), wish);
+        self.blocking(move |inner| inner.wishes.add(&wish, format))
+            .await?;
+        match self.inner.service.builds.start_or_join(order) {
+            Ok((build, _)) => {
+                self.watch(build);
+                Ok(())
+            }
+            Err(failure) => {
+                self.forget(kept).await?;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn order(&self, wish: &Wish) -> Result<Order, Failure> {
+        let service = &self.inner.service;
+        let environment = service.settings.environment;
+        let id = (environment.new_id)()
+            .map_err(|error| Failure::platform("cannot make a build id", error))?;
+        let keychains = service.images.keychains(&rights()).await?;
+        let spec = BuildSpec {
+            id: id.clone(),
+            tenant: wish.tenant.clone(),
+            source: Source::Image {
+                reference: wish.image.clone(),
+            },
+            options: service.options(Rebuild::IfMissing),
+            outputs: vec![Output::Subassembly {
+                format: self.inner.format,
+                tenant: wish.tenant.clone(),
+            }],
+            registries: service.registries(keychains),
+            contexts: BTreeMap::new(),
+            fetch: service.settings.fetch.clone(),
+            limits: service.settings.limits.clone(),
+        };
+        let record = Record {
+            id,
+            tenant: wish.tenant.clone(),
+            triggered_by: String::new(),
+            supervisor_ref: String::new(),
+            reference: wish.image.to_string(),
+            base_reference: wish.image.to_string(),
+            started_at_ms: (environment.now_ms)(),
+            key: wish.key(self.inner.format),
+            purpose: Purpose::Subassembly,
+        };
+        Ok(Order { record, spec })
+    }
+
+    /// Forgets the wish once its build has ended, however it did.
+    fn watch(&self, build: Arc<Build>) {
+        let all = self.clone();
+        self.inner.tasks.spawn(async move {
+            let mut progress = build.watch();
+            let ended = progress.wait_for(|progress| progress.state.is_terminal());
+            if all
+                .inner
+                .stop
+                .run_until_cancelled(ended)
+                .await
+                .is_none_or(|ended| ended.is_err())
+            {
+                return;
+            }
+            if let Err(error) = all.forget(build.record.key.clone()).await {
+                tracing::warn!(
+                    error = chain(&error),
+                    "a subassembly that has ended is still on the list"
+                );
+            }
+        });
+    }
+
+    async fn find(&self, key: &str) -> Result<Option<Stored>, Failure> {
+        let store = self.inner.store.clone();
+        let key = key
+            .strip_prefix(wishes::KEY_PREFIX)
+            .unwrap_or(key)
+            .to_owned();
+        let found = tokio::task::spawn_blocking(move || subassembly::find(&store, &key)).await;
+        found
+            .map_err(|error| Failure::platform(FAILED, error))?
+            .map_err(|error| Failure::platform(FAILED, error))
+    }
+
+    async fn forget(&self, key: String) -> Result<(), Failure> {
+        self.blocking(move |inner| inner.wishes.remove(&key)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, WishError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let inner = Arc::clone(&self.inner);
+        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+        done.map_err(|error| Failure::platform(FAILED, error))?
+            .map_err(|error| Failure::platform(FAILED, error))
+    }
+}
+
+fn rights() -> Rights {
+    Rights {
+        grant: Grant::Everything,
+        ..Rights::default()
+    }
+}
