@@ -39,6 +39,10 @@ pub struct Instruction {
     pub keyword: Span,
     /// The bodies of its heredocs.
     pub heredocs: Vec<Heredoc>,
+    /// The comments right above it, without their `#`.
+    pub comments: Vec<String>,
+    /// What `# check=` right above it says.
+    pub check: Option<Word>,
 }
 
 impl Instruction {

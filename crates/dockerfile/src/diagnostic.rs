@@ -7,6 +7,8 @@ use std::fmt;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use crate::lint::rules::Rule;
+
 /// Columns that a rendered diagnostic is laid out for.
 const WIDTH: usize = 140;
 /// Lines of source that a rendered diagnostic shows at most.
@@ -60,6 +62,8 @@ pub struct Diagnostic {
     pub label: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The rule that it breaks.
+    pub rule: Option<&'static Rule>,
 }
 
 impl Diagnostic {
@@ -71,6 +75,7 @@ impl Diagnostic {
             message: message.into(),
             label: None,
             hint: None,
+            rule: None,
         }
     }
 
@@ -79,6 +84,14 @@ impl Diagnostic {
         Self {
             severity: Severity::Warning,
             ..Self::error(span, message)
+        }
+    }
+
+    /// Returns a warning at `span` that `rule` is broken.
+    pub fn lint(rule: &'static Rule, span: Span, message: impl Into<String>) -> Self {
+        Self {
+            rule: Some(rule),
+            ..Self::warning(span, message)
         }
     }
 
@@ -132,7 +145,10 @@ pub fn render(diagnostic: &Diagnostic, source: &str, file_name: &str) -> String 
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let title = level.primary_title(diagnostic.message.as_str());
+    let mut title = level.primary_title(diagnostic.message.as_str());
+    if let Some(rule) = diagnostic.rule {
+        title = title.id(rule.name);
+    }
     let span = diagnostic.span;
     let mut group = if span.line == 0 {
         title.elements(std::iter::empty::<annotate_snippets::Message<'_>>())
@@ -150,6 +166,9 @@ pub fn render(diagnostic: &Diagnostic, source: &str, file_name: &str) -> String 
     };
     if let Some(hint) = &diagnostic.hint {
         group = group.element(Level::HELP.with_name("hint").message(hint.as_str()));
+    }
+    if let Some(rule) = diagnostic.rule.filter(|rule| !rule.url.is_empty()) {
+        group = group.element(Level::NOTE.with_name("see").message(rule.url));
     }
     Renderer::plain().term_width(WIDTH).render(&[group])
 }

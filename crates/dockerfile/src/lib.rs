@@ -9,6 +9,8 @@
 //! | [`ignore`] | `.dockerignore` |
 //! | [`glob`] | patterns of COPY sources |
 //! | [`chmod`] | modes as `--chmod` has them |
+//! | [`lint`] | what can be built and is probably not what was meant |
+//! | [`outline`] | targets, and what one of them takes |
 //! | [`diagnostic`] | findings with line, caret and hint |
 //! | [`limits`] | how much of anything a Dockerfile may ask for |
 //!
@@ -56,6 +58,8 @@ pub mod expand;
 pub mod glob;
 pub mod ignore;
 pub mod limits;
+pub mod lint;
+pub mod outline;
 mod parse;
 pub mod path;
 mod plan;
@@ -66,8 +70,8 @@ pub use diagnostic::{Diagnostic, Severity, Span, render};
 pub use parse::parse;
 pub use plan::{
     Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, ContextNameError, CopyFrom,
-    CopyOp, CopySource, Environment, GitFolder, GraphBase, GraphStage, InlineFile, InlineScript,
-    Link, NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage,
-    RemoteFile, Replaced, RunNetwork, RunOp, StageGraph, StageIndex, Step, Unpack, context_name,
-    plan, stages,
+    CopyOp, CopySource, Environment, GitFolder, GraphArgument, GraphBase, GraphStage, InlineFile,
+    InlineScript, Link, NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome,
+    PlanStage, RemoteFile, Replaced, RunNetwork, RunOp, Scope, StageGraph, StageIndex, Step,
+    Unpack, context_name, plan, stages,
 };

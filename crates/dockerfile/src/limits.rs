@@ -13,6 +13,8 @@ pub const INSTRUCTIONS_MAX: usize = 10_000;
 pub const STAGES_MAX: usize = 200;
 /// Most heredocs that one instruction may open.
 pub const HEREDOCS_MAX: usize = 100;
+/// Most comments right above an instruction that are kept.
+pub const COMMENTS_MAX: usize = 100;
 /// Errors after which parsing stops: nobody reads more.
 pub const DIAGNOSTICS_MAX: usize = 50;
 

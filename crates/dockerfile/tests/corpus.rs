@@ -13,10 +13,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
+use dockerfile::ignore::IgnoreFile;
+use dockerfile::lint::Settings;
 use dockerfile::{
     Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, CopySource, Diagnostic, Link, NamedContext,
-    Op, Plan, PlanOptions, PlanOutcome, PlanStage, RunNetwork, RunOp, Step, Unpack,
+    Op, Plan, PlanOptions, PlanOutcome, PlanStage, RunNetwork, RunOp, Scope, Step, Unpack,
 };
 use oci::{ImageConfig, Platform};
 use serde_json::Value;
@@ -70,6 +73,14 @@ fn outcome(text: &[u8], options: &Value) -> String {
         return render(&found);
     }
     let plan_options = plan_options(options);
+    let settings = Settings::of(&file, &plan_options.build_args);
+    let (settings, unknown) = match settings {
+        Ok(settings) => settings,
+        Err(error) => return render(&[error]),
+    };
+    found.extend(unknown);
+    found.extend(dockerfile::lint::check(&file));
+    let is_lint = options["lint"] == true;
     let result = dockerfile::stages(&file, &plan_options).and_then(|graph| {
         let mut bases = BTreeMap::new();
         loop {
@@ -84,6 +95,7 @@ fn outcome(text: &[u8], options: &Value) -> String {
     match result {
         Ok(plan) => {
             found.extend(plan.warnings.iter().cloned());
+            found.retain(|one| settings.keeps(&file, one) && (is_lint || one.rule.is_none()));
             let warnings = if found.is_empty() {
                 String::new()
             } else {
@@ -103,6 +115,14 @@ fn plan_options(options: &Value) -> PlanOptions {
         target: options["target"].as_str().map(str::to_owned),
         build_args: map("args"),
         labels: map("labels"),
+        scope: if options["lint"] == true {
+            Scope::All
+        } else {
+            Scope::Needed
+        },
+        ignore: options["ignore"]
+            .as_str()
+            .map(|text| Arc::new(IgnoreFile::parse(text.as_bytes()).unwrap())),
         contexts: map("contexts")
             .into_iter()
             .map(|(name, what)| (name, named(&what)))

@@ -498,3 +498,39 @@ async fn an_image_of_an_oci_layout_stands_for_a_base() {
     let message = &outcome.failure().message;
     assert!(message.contains("has other content"), "{message}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_are_warnings_or_errors_as_the_dockerfile_says() {
+    let text = "FROM scratch AS Upper\nCOPY Dockerfile hidden /\nCMD x\n";
+    let mut bench = Bench::new(&[("Dockerfile", text), (".dockerignore", "hidden*\n")]);
+    bench.write("hidden", "");
+    let told = |outcome: &Outcome| -> Vec<String> {
+        let warnings = outcome.events.iter().filter_map(|event| match event {
+            Event::Warning { text } => Some(text.lines().next().unwrap().to_owned()),
+            _ => None,
+        });
+        warnings.collect()
+    };
+    let outcome = bench.build(succeed).await;
+    let warnings = told(&outcome);
+    for rule in ["StageNameCasing", "CopyIgnoredFile", "JSONArgsRecommended"] {
+        let n = warnings.iter().filter(|text| text.contains(rule)).count();
+        assert_eq!(n, 1, "{rule} in {warnings:?}");
+    }
+    bench.write("Dockerfile", &text.replace(" hidden", ""));
+    let argument = |value: &str| ("BUILDKIT_DOCKERFILE_CHECK".to_owned(), value.to_owned());
+    bench.options.build_args = BTreeMap::from([argument("skip=StageNameCasing;error=true")]);
+    let outcome = bench.build(succeed).await;
+    assert_eq!(outcome.failure().kind, FailureKind::Dockerfile);
+    let message = &outcome.failure().message;
+    assert!(message.ends_with("JSONArgsRecommended"), "{message}");
+    assert!(
+        !told(&outcome)
+            .iter()
+            .any(|text| text.contains("StageNameCasing"))
+    );
+    bench.options.build_args = BTreeMap::from([argument("skip=all;error=true")]);
+    let outcome = bench.build(succeed).await;
+    outcome.image();
+    assert_eq!(told(&outcome), Vec::<String>::new());
+}

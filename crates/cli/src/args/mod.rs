@@ -1,5 +1,6 @@
 //! The command line, as typed. What it means is decided by the command that reads it.
 
+pub(crate) mod call;
 pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod pair;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oci::{Platform, Reference};
 
+use self::call::CallArgs;
 use self::named::NamedArg;
 use self::output::OutputOption;
 use self::pair::{BuildArg, Label};
@@ -123,6 +125,9 @@ pub(crate) struct BuildArgs {
     /// Run every step, whatever is in the cache
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// To look instead of building.
+    #[command(flatten)]
+    pub(crate) look: CallArgs,
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) progress: Progress,

@@ -66,6 +66,11 @@ pub(crate) fn prepare(
     })
 }
 
+/// Returns what the context's ignore file says.
+pub(crate) fn ignore_file(input: &FolderInput) -> Outcome<IgnoreFile> {
+    Ok(Ignore::find(input).or_exit(Exit::Usage)?.file)
+}
+
 /// Makes an OCI layout readable for the worker; returns where it is.
 pub(crate) fn layout(
     path: &Path,

@@ -3,6 +3,8 @@
 //! Without a server this process takes the server's place for one build: it writes what the build starts from, starts the worker,
 //! and follows the journal. The worker is a process of its own, in a user namespace of its own, here as there.
 
+mod answer;
+mod call;
 pub(crate) mod context;
 mod import;
 pub(crate) mod local;
@@ -17,6 +19,9 @@ use crate::failure::Outcome;
 
 /// Builds an image.
 pub(crate) async fn run(args: BuildArgs) -> Outcome {
+    if let Some(call) = args.look.asked() {
+        return call::run(&args, call).await;
+    }
     match &args.server.server {
         Some(address) => remote::run(address, &args).await,
         None => local::run(&args).await,

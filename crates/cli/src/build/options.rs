@@ -57,7 +57,7 @@ pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
 }
 
 /// An argument without a value is the environment's; one that is not there either is not an argument.
-fn build_args(args: &BuildArgs) -> BTreeMap<String, String> {
+pub(crate) fn build_args(args: &BuildArgs) -> BTreeMap<String, String> {
     args.arguments
         .iter()
         .filter_map(|arg| {

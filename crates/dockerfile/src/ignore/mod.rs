@@ -27,6 +27,7 @@ pub const FILE_NAME: &str = ".dockerignore";
 #[derive(Debug)]
 pub struct IgnoreFile {
     rules: Vec<Rule>,
+    hides_everything: bool,
     steps_left: AtomicU64,
 }
 
@@ -82,6 +83,7 @@ impl IgnoreFile {
     pub fn empty() -> Self {
         Self {
             rules: Vec::new(),
+            hides_everything: false,
             steps_left: AtomicU64::new(IGNORE_STEPS_MAX),
         }
     }
@@ -96,6 +98,9 @@ impl IgnoreFile {
         let mut file = Self::empty();
         for (index, line) in text.lines().enumerate() {
             if let Some(rule) = parse_line(line, index + 1)? {
+                let cleaned = path::clean(line.trim());
+                let cleaned = cleaned.trim_start_matches('/');
+                file.hides_everything |= matches!(cleaned, "*" | "**" | "**/*");
                 file.rules.push(rule);
             }
             if file.rules.len() > IGNORE_PATTERNS_MAX {
@@ -164,6 +169,16 @@ impl IgnoreFile {
             }
         }
         Ok(false)
+    }
+
+    /// Tells whether some patterns take back what others ignore.
+    pub fn has_exceptions(&self) -> bool {
+        self.rules.iter().any(|rule| rule.includes)
+    }
+
+    /// Tells whether one of its patterns ignores all there is.
+    pub fn hides_everything(&self) -> bool {
+        self.hides_everything
     }
 
     /// Starts at the root of the context.

@@ -86,6 +86,8 @@ pub(super) fn parse(whole: Piece<'_>, escape: char) -> Result<Instruction, Diagn
         span: whole.span(),
         keyword: keyword.span(),
         heredocs: Vec::new(),
+        comments: Vec::new(),
+        check: None,
     })
 }
 

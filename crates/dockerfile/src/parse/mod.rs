@@ -18,6 +18,7 @@ use std::ops::Range;
 use crate::ast::{Body, Dockerfile, Heredoc, Instruction, Word};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::limits;
+use crate::lint::rules::NO_EMPTY_CONTINUATION;
 
 use source::{Joined, Physical, Piece, Source};
 pub(crate) use words::Opener;
@@ -108,6 +109,9 @@ struct Parser<'a> {
     seen_escape: bool,
     in_directives: bool,
     n_stages: usize,
+    /// Comments since the last line that was none.
+    comments: Vec<String>,
+    check: Option<Word>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -124,6 +128,8 @@ impl<'a> Parser<'a> {
             seen_escape: false,
             in_directives: true,
             n_stages: 0,
+            comments: Vec::new(),
+            check: None,
             diagnostics: Vec::new(),
         }
     }
@@ -168,7 +174,13 @@ impl<'a> Parser<'a> {
             }
             self.in_directives = false;
         }
-        if trimmed.is_empty() || trimmed.starts_with('#') {
+        if let Some(comment) = trimmed.strip_prefix('#') {
+            self.comment(comment.trim(), line.end - trimmed.len()..line.end);
+            return self.check_length(line);
+        }
+        if trimmed.is_empty() {
+            self.comments.clear();
+            self.check = None;
             return self.check_length(line);
         }
         let joined = self.join(line)?;
@@ -183,6 +195,23 @@ impl<'a> Parser<'a> {
             return Ok(());
         }
         self.instruction(whole)
+    }
+
+    /// Keeps a comment for the instruction that may follow it.
+    fn comment(&mut self, text: &str, range: Range<usize>) {
+        if self.comments.len() < limits::COMMENTS_MAX {
+            self.comments.push(text.to_owned());
+        }
+        let check = text.split_once('=');
+        let check = check.filter(|(key, _)| key.trim().eq_ignore_ascii_case("check"));
+        if let Some((_, options)) = check {
+            // Words after the options say why.
+            let options = options.split_whitespace().next().unwrap_or_default();
+            self.check = Some(Word {
+                text: options.to_owned(),
+                span: self.source.span(range),
+            });
+        }
     }
 
     fn check_length(&self, line: Physical) -> Result<(), Diagnostic> {
@@ -222,7 +251,8 @@ impl<'a> Parser<'a> {
         }
         if let Some(line) = empty_line {
             let span = self.source.span(line.start..line.start);
-            let warning = Diagnostic::warning(span, "empty line within an instruction")
+            let message = "empty line within an instruction";
+            let warning = Diagnostic::lint(&NO_EMPTY_CONTINUATION, span, message)
                 .with_hint("remove it, or make it a comment");
             self.diagnostics.push(warning);
         }
@@ -259,7 +289,10 @@ impl<'a> Parser<'a> {
                 bodies
             }
         };
+        let (comments, check) = (std::mem::take(&mut self.comments), self.check.take());
         let mut parsed = parsed?;
+        parsed.comments = comments;
+        parsed.check = check;
         instruction::attach_heredocs(&mut parsed, bodies)?;
         if matches!(parsed.body, Body::From { .. }) {
             self.n_stages += 1;

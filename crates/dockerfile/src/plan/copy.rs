@@ -1,6 +1,6 @@
 //! COPY and ADD.
 
-use super::graph::{Origin, origin};
+use super::origin::{Origin, origin};
 use super::remote::{self, Kind};
 use super::stage::{Stage, shown};
 use super::types::{

@@ -1,20 +1,20 @@
 //! Stages, their names and numbers, and what depends on what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Platform;
 
 use super::named;
+use super::origin::{Known, Origin, SCRATCH, origin};
 use super::types::{
-    BaseKey, BaseNeed, GraphBase, GraphStage, NeedKind, PlanOptions, Replaced, StageGraph,
+    BaseKey, BaseNeed, GraphArgument, GraphBase, GraphStage, NeedKind, PlanOptions, Replaced,
+    Scope, StageGraph,
 };
 use crate::ast::{Argument, Body, Dockerfile, Instruction, Word};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::{Budget, ExpandError, Lexer};
+use crate::outline::{self, OutlineArgument};
 use crate::suggest::did_you_mean;
-
-/// The base that is none.
-const SCRATCH: &str = "scratch";
 
 /// Builds the graph.
 pub(super) fn build(
@@ -27,6 +27,10 @@ pub(super) fn build(
         lexer: Lexer::new(file.escape),
         budget: Budget::default(),
         globals: predefined(options),
+        defaults: predefined(options),
+        declared: BTreeSet::new(),
+        arguments: Vec::new(),
+        used: BTreeSet::new(),
         stages: Vec::new(),
         names: BTreeMap::new(),
         warnings: Vec::new(),
@@ -45,6 +49,7 @@ pub(super) fn build(
         target,
         needs,
         globals: builder.globals,
+        arguments: builder.arguments,
         warnings: builder.warnings,
     })
 }
@@ -85,114 +90,25 @@ fn predefined(options: &PlanOptions) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Where files are taken from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Origin {
-    Context,
-    Stage(usize),
-    Image(BaseKey),
-    /// A named context.
-    Named(String),
-    /// Nowhere: `scratch`, or a named context that stands for it.
-    Nothing,
-}
-
-/// What `from` may name.
-pub(super) struct Known<'a> {
-    pub(super) options: &'a PlanOptions,
-    pub(super) names: &'a BTreeMap<String, usize>,
-    pub(super) n_stages: usize,
-    /// The stage that copies.
-    pub(super) current: usize,
-}
-
-/// Returns where `instruction` copies from, `None` when it does not copy.
-pub(super) fn origin(
-    instruction: &Instruction,
-    known: &Known<'_>,
-) -> Result<Option<Origin>, Diagnostic> {
-    if !matches!(instruction.body, Body::Copy(_)) {
-        return Ok(matches!(instruction.body, Body::Add(_)).then_some(Origin::Context));
-    }
-    let Some(flag) = instruction.flag("from") else {
-        return Ok(Some(Origin::Context));
-    };
-    let name = flag.value.as_deref().unwrap_or_default();
-    match named_origin(name, flag.span, known)? {
-        Origin::Nothing => Err(Diagnostic::error(
-            flag.span,
-            format!("there is nothing to copy in {name}"),
-        )),
-        origin => Ok(Some(origin)),
-    }
-}
-
-/// Returns what `name` means where files are to be taken from it; `span` is where it stands.
-pub(super) fn named_origin(
-    name: &str,
-    span: Span,
-    known: &Known<'_>,
-) -> Result<Origin, Diagnostic> {
-    let error = |message: String| Diagnostic::error(span, message);
-    if name.is_empty() {
-        return Ok(Origin::Context);
-    }
-    if name.contains('$') {
-        return Err(error("--from cannot hold variables".to_owned())
-            .with_hint("name a stage after it: FROM ${IMAGE} AS name, and copy from that"));
-    }
-    let index = match name.parse::<i64>() {
-        Ok(number) => match usize::try_from(number) {
-            Ok(index) if index < known.n_stages => Some(index),
-            _ => {
-                let message = format!("there is no stage number {number}");
-                return Err(error(message).with_hint("stages are counted from 0"));
-            }
-        },
-        Err(_) => known.names.get(&name.to_ascii_lowercase()).copied(),
-    };
-    match index {
-        Some(index) if index == known.current => {
-            Err(error("a stage cannot copy from itself".to_owned()))
-        }
-        Some(index) if index > known.current => Err(error(format!(
-            "stage {name:?} is defined after the stage that copies from it"
-        ))
-        .with_hint("move the FROM of that stage up")),
-        Some(index) => Ok(Origin::Stage(index)),
-        None if name == SCRATCH => Ok(Origin::Nothing),
-        None => {
-            if let Some(origin) = named::origin(known.options, name) {
-                return Ok(origin);
-            }
-            let reference = name.parse().map_err(|reason| {
-                let names = known.names.keys().map(String::as_str);
-                error(format!(
-                    "{name:?} is neither a stage nor an image: {reason}"
-                ))
-                .with_hint_if(did_you_mean(name, names))
-            })?;
-            Ok(Origin::Image(BaseKey {
-                reference,
-                platform: known.options.platform.clone(),
-                layout: None,
-            }))
-        }
-    }
-}
-
 /// What a stage depends on besides its base, and where it says so.
 type Edges = Vec<Vec<(Origin, Span)>>;
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     file: &'a Dockerfile,
     options: &'a PlanOptions,
-    lexer: Lexer,
-    budget: Budget,
-    globals: BTreeMap<String, String>,
+    pub(super) lexer: Lexer,
+    pub(super) budget: Budget,
+    pub(super) globals: BTreeMap<String, String>,
+    /// What they would be without build arguments.
+    pub(super) defaults: BTreeMap<String, String>,
+    /// The ARGs before the first FROM, with a value or without.
+    pub(super) declared: BTreeSet<String>,
+    arguments: Vec<GraphArgument>,
+    /// The variables of the FROM that is being read.
+    used: BTreeSet<String>,
     stages: Vec<GraphStage>,
     names: BTreeMap<String, usize>,
-    warnings: Vec<Diagnostic>,
+    pub(super) warnings: Vec<Diagnostic>,
     errors: Vec<Diagnostic>,
 }
 
@@ -202,7 +118,9 @@ impl Builder<'_> {
         for (index, instruction) in file.instructions.iter().enumerate() {
             let result = match &instruction.body {
                 Body::From { image, name } => self.from(index, instruction, image, name.as_ref()),
-                Body::Arg(arguments) if self.stages.is_empty() => self.global_args(arguments),
+                Body::Arg(arguments) if self.stages.is_empty() => {
+                    self.global_args(instruction, arguments)
+                }
                 _ if self.stages.is_empty() => Err(Diagnostic::error(
                     instruction.keyword,
                     format!("{} before the first FROM", instruction.body.keyword()),
@@ -233,17 +151,44 @@ impl Builder<'_> {
             .map_err(|error| expansion_error(word, &error))
     }
 
-    fn global_args(&mut self, arguments: &[Argument]) -> Result<(), Diagnostic> {
+    fn global_args(
+        &mut self,
+        instruction: &Instruction,
+        arguments: &[Argument],
+    ) -> Result<(), Diagnostic> {
         for argument in arguments {
             let name = &argument.name.text;
+            let mut uses = BTreeSet::new();
             let value = match (self.options.build_args.get(name), &argument.value) {
                 (Some(given), _) => Some(given.clone()),
-                (None, Some(word)) => Some(self.expand(word)?.text),
+                (None, Some(word)) => {
+                    let expanded = self.expand(word)?;
+                    uses = expanded.used;
+                    Some(expanded.text)
+                }
                 (None, None) => None,
             };
+            let noted = OutlineArgument {
+                name: name.clone(),
+                value: value.clone(),
+                description: outline::described(instruction, name),
+                span: instruction.span,
+            };
+            self.arguments.push(GraphArgument {
+                argument: noted,
+                uses,
+            });
             if let Some(value) = value {
                 self.globals.insert(name.clone(), value);
             }
+            let default = argument.value.as_ref().map(|word| {
+                let defaults = self.lexer.expand(&word.text, &self.defaults, &self.budget);
+                defaults.map(|expanded| expanded.text)
+            });
+            if let Some(Ok(value)) = default {
+                self.defaults.insert(name.clone(), value);
+            }
+            self.declared.insert(name.clone());
         }
         Ok(())
     }
@@ -269,12 +214,10 @@ impl Builder<'_> {
             None => self.base(image, &platform),
         };
         let n_stages = self.stages.len();
-        if let Some(name) = name
-            && self.names.insert(name.text.clone(), n_stages).is_some()
-        {
-            let message = format!("another stage is called {:?} too", name.text);
-            self.warnings.push(Diagnostic::warning(name.span, message));
+        if let Some(name) = name {
+            self.names.insert(name.text.clone(), n_stages);
         }
+        self.lint_default_base(image, instruction.span);
         // A stage of this file has its platform already; --platform on it changes nothing, as with BuildKit.
         let inherited = match &base {
             Ok(GraphBase::Stage(index)) => {
@@ -290,13 +233,16 @@ impl Builder<'_> {
             span: instruction.span,
             instructions: index + 1..index + 1,
             replaced,
+            uses: std::mem::take(&mut self.used),
             reachable: false,
         });
         error.map_or(Ok(()), Err)
     }
 
-    fn base(&self, image: &Word, platform: &Platform) -> Result<GraphBase, Diagnostic> {
+    fn base(&mut self, image: &Word, platform: &Platform) -> Result<GraphBase, Diagnostic> {
         let expanded = self.expand(image)?;
+        self.lint_undefined(image, &expanded);
+        self.used.extend(expanded.used.iter().cloned());
         let text = expanded.text.as_str();
         if text.is_empty() {
             return Err(self.empty(
@@ -327,7 +273,7 @@ impl Builder<'_> {
         }))
     }
 
-    fn platform(&self, instruction: &Instruction) -> Result<Option<Platform>, Diagnostic> {
+    fn platform(&mut self, instruction: &Instruction) -> Result<Option<Platform>, Diagnostic> {
         let Some(flag) = instruction.flag("platform") else {
             return Ok(None);
         };
@@ -339,6 +285,9 @@ impl Builder<'_> {
             return Ok(None);
         }
         let expanded = self.expand(&word)?;
+        self.lint_undefined(&word, &expanded);
+        self.used.extend(expanded.used.iter().cloned());
+        self.lint_platform(&word, &expanded, instruction);
         if expanded.text.is_empty() {
             return Err(self.empty(&word, &expanded.unset, "the platform is empty"));
         }
@@ -356,12 +305,7 @@ impl Builder<'_> {
         Ok(Some(platform))
     }
 
-    fn empty(
-        &self,
-        word: &Word,
-        unset: &std::collections::BTreeSet<String>,
-        message: &str,
-    ) -> Diagnostic {
+    fn empty(&self, word: &Word, unset: &BTreeSet<String>, message: &str) -> Diagnostic {
         let error = Diagnostic::error(word.span, message);
         let Some(name) = unset.first() else {
             return error;
@@ -417,7 +361,10 @@ impl Builder<'_> {
     }
 
     fn mark_reachable(&mut self, target: usize, edges: &Edges) {
-        let mut open = vec![target];
+        let mut open = match self.options.scope {
+            Scope::Needed => vec![target],
+            Scope::All => (0..self.stages.len()).collect(),
+        };
         while let Some(index) = open.pop() {
             let Some(stage) = self.stages.get_mut(index) else {
                 continue;

@@ -12,8 +12,10 @@
 mod copy;
 mod environment;
 mod graph;
+mod lint;
 mod named;
 mod notation;
+mod origin;
 mod ports;
 mod remote;
 mod run;
@@ -31,9 +33,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use named::{ContextNameError, context_name};
 pub use types::{
     Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, CopyFrom, CopyOp, CopySource,
-    Environment, GitFolder, GraphBase, GraphStage, InlineFile, InlineScript, Link, NamedContext,
-    NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile, Replaced,
-    RunNetwork, RunOp, StageGraph, StageIndex, Step, Unpack,
+    Environment, GitFolder, GraphArgument, GraphBase, GraphStage, InlineFile, InlineScript, Link,
+    NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile,
+    Replaced, RunNetwork, RunOp, Scope, StageGraph, StageIndex, Step, Unpack,
 };
 
 use crate::ast::{Body, Dockerfile};

@@ -5,7 +5,7 @@
 
 use oci::{Platform, Reference};
 
-use super::graph::Origin;
+use super::origin::Origin;
 use super::types::{BaseKey, GraphBase, NamedContext, PlanOptions};
 
 /// Names that nothing can stand for.

@@ -6,17 +6,19 @@ use super::stage::{Layer, Stage};
 use super::{notation, ports, signal, user};
 use crate::ast::{Argument, Body, CommandLine, Instruction, Pair, Word};
 use crate::diagnostic::Diagnostic;
+use crate::outline::{self, OutlineArgument};
 
 /// Shortest time between or for health checks, in nanoseconds (docker's limit).
 const HEALTHCHECK_MIN_NS: u64 = 1_000_000;
 /// ARGs that steer a build and are no variables for its commands.
-const NOT_VARIABLES: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+pub(super) const NOT_VARIABLES: [&str; 2] =
+    ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 impl Stage<'_> {
     /// Carries out `instruction`, which makes no layer.
     pub(super) fn setting(&mut self, instruction: &Instruction) -> Result<(), Diagnostic> {
         match &instruction.body {
-            Body::Arg(arguments) => self.arg(arguments),
+            Body::Arg(arguments) => self.arg(instruction, arguments),
             Body::Env(pairs) => self.env(pairs),
             Body::Label(pairs) => self.label(pairs),
             Body::Maintainer(name) => {
@@ -65,7 +67,7 @@ impl Stage<'_> {
         self.record(created_by, Layer::No);
     }
 
-    fn arg(&mut self, arguments: &[Argument]) -> Result<(), Diagnostic> {
+    fn arg(&mut self, instruction: &Instruction, arguments: &[Argument]) -> Result<(), Diagnostic> {
         let mut created_by = "ARG".to_owned();
         for argument in arguments {
             let name = argument.name.text.as_str();
@@ -75,6 +77,7 @@ impl Stage<'_> {
                 (None, Some(word)) => Some(self.expand(word)?.text),
                 (None, None) => self.shared.globals.get(name).cloned(),
             };
+            self.note_argument(instruction, argument, value.as_deref());
             created_by.push(' ');
             created_by.push_str(name);
             if let Some(value) = &value {
@@ -91,6 +94,28 @@ impl Stage<'_> {
         }
         self.record_setting(created_by);
         Ok(())
+    }
+
+    /// Notes an ARG for whoever asks what the stage takes.
+    fn note_argument(
+        &mut self,
+        instruction: &Instruction,
+        argument: &Argument,
+        value: Option<&str>,
+    ) {
+        let name = &argument.name.text;
+        let is_given = self.shared.options.build_args.contains_key(name);
+        if argument.value.is_none() && !is_given && self.shared.globals.contains_key(name) {
+            self.inherited.insert(name.clone());
+            return;
+        }
+        self.add_plan_bytes(name.len() + value.map_or(0, str::len));
+        self.arguments.push(OutlineArgument {
+            name: name.clone(),
+            value: value.map(str::to_owned),
+            description: outline::described(instruction, name),
+            span: instruction.span,
+        });
     }
 
     /// Expands all pairs before any of them takes effect: on one line, values come from before the line.

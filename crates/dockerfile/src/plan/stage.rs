@@ -1,13 +1,15 @@
 //! One stage: its instructions carried out on a configuration, in order.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use oci::{History, ImageConfig, Platform};
 
 use super::environment::Scope;
-use super::graph::{Known, expansion_error};
+use super::graph::expansion_error;
+use super::lint::Seen;
+use super::origin::Known;
 use super::trigger::Work;
 use super::types::{
     Base, BaseKey, BaseRef, CopyFrom, CopyOp, GraphBase, GraphStage, Op, PlanOptions, PlanStage,
@@ -17,6 +19,7 @@ use crate::ast::{Body, Dockerfile, Instruction, Word};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::{Budget, Expanded, Lexer};
 use crate::limits::{CONFIG_MAX_BYTES, DIAGNOSTICS_MAX, ENVIRONMENT_MAX_BYTES, PLAN_MAX_BYTES};
+use crate::outline::OutlineArgument;
 
 /// What `BuildKit` writes into every entry of the history.
 const HISTORY_COMMENT: &str = "buildkit.dockerfile.v0";
@@ -42,6 +45,7 @@ struct Handed {
     scope: Scope,
     config: ImageConfig,
     build_args: Vec<(String, Option<String>)>,
+    seen: Seen,
 }
 
 /// Plans all needed stages.
@@ -85,6 +89,9 @@ pub(super) fn plan_all(
         if let GraphBase::Files(name) = &stage.base {
             current.start_from_files(name, stage);
         }
+        if let GraphBase::Image(key) = &stage.base {
+            current.lint_base(stage.span, &key.platform);
+        }
         current.in_triggers = true;
         current.run(triggers.unwrap_or_default(), &mut errors);
         current.in_triggers = false;
@@ -118,6 +125,11 @@ pub(super) struct Stage<'a> {
     /// The ARGs declared so far and their values.
     pub(super) build_args: Vec<(String, Option<String>)>,
     pub(super) cmd_is_set: bool,
+    pub(super) seen: Seen,
+    pub(super) arguments: Vec<OutlineArgument>,
+    pub(super) inherited: BTreeSet<String>,
+    /// Variables that were asked for and not defined, since they were last told about.
+    pub(super) undefined: RefCell<Vec<(String, Span)>>,
     pub(super) warnings: Vec<Diagnostic>,
     base: BaseRef,
     shell: Arc<Vec<String>>,
@@ -189,6 +201,10 @@ impl<'a> Stage<'a> {
             config,
             build_args,
             cmd_is_set: false,
+            seen: parent.map(|parent| parent.seen.clone()).unwrap_or_default(),
+            undefined: RefCell::default(),
+            arguments: Vec::new(),
+            inherited: BTreeSet::new(),
             warnings: Vec::new(),
             first_number: usize::from(matches!(base, BaseRef::Image(_))) + 1,
             base,
@@ -209,12 +225,14 @@ impl<'a> Stage<'a> {
     }
 
     fn instruction(&mut self, instruction: &Instruction) -> Result<(), Diagnostic> {
+        self.lint(instruction);
         match &instruction.body {
             Body::Run(command) => self.run_command(instruction, command),
             Body::Copy(transfer) | Body::Add(transfer) => self.copy(instruction, transfer),
             Body::Workdir(path) => self.workdir(instruction, path),
             _ => self.setting(instruction),
         }?;
+        self.lint_undefined();
         self.check_size(instruction)
     }
 
@@ -251,10 +269,14 @@ impl<'a> Stage<'a> {
 
     /// Returns what `word` becomes here.
     pub(super) fn expand(&self, word: &Word) -> Result<Expanded, Diagnostic> {
-        self.shared
+        let expanded = self
+            .shared
             .lexer
             .expand(&word.text, &self.scope, &self.shared.budget)
-            .map_err(|error| expansion_error(word, &error))
+            .map_err(|error| expansion_error(word, &error))?;
+        let unset = expanded.unset.iter().map(|name| (name.clone(), word.span));
+        self.undefined.borrow_mut().extend(unset);
+        Ok(expanded)
     }
 
     /// Sets a variable, for expansion and for commands.
@@ -354,6 +376,7 @@ impl<'a> Stage<'a> {
             scope: self.scope.clone(),
             config: self.config.clone(),
             build_args: self.build_args.clone(),
+            seen: self.seen.handed_on(),
         }
     }
 
@@ -374,6 +397,8 @@ impl<'a> Stage<'a> {
             steps: self.steps,
             config: self.config,
             n_base_history: self.n_base_history,
+            arguments: self.arguments,
+            inherited: self.inherited,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::graph::{Known, Origin, origin};
+use super::origin::{Known, Origin, origin};
 use super::types::{
     Base, BaseKey, BaseNeed, GraphBase, NeedKind, PlanOptions, Replaced, StageGraph,
 };

@@ -7,6 +7,8 @@ use oci::{ImageConfig, Platform, Reference};
 
 use crate::chmod::Chmod;
 use crate::diagnostic::{Diagnostic, Span};
+use crate::ignore::IgnoreFile;
+use crate::outline::OutlineArgument;
 
 /// What a build asks of a Dockerfile.
 #[derive(Debug, Clone)]
@@ -24,6 +26,19 @@ pub struct PlanOptions {
     /// What stands for a name instead of the stage or image that has it ([`context_name`](super::context_name)); a name may end in `::os/arch`, for that
     /// platform only.
     pub contexts: BTreeMap<String, NamedContext>,
+    /// Which stages are planned.
+    pub scope: Scope,
+    /// The context's ignore file, where it is to be told what it hides.
+    pub ignore: Option<Arc<IgnoreFile>>,
+}
+
+/// Which stages are planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those that the target needs.
+    Needed,
+    /// All: to look for what is wrong anywhere.
+    All,
 }
 
 /// What a name of `--build-context` stands for.
@@ -49,6 +64,8 @@ impl PlanOptions {
             build_platform: platform.clone(),
             platform,
             contexts: BTreeMap::new(),
+            scope: Scope::Needed,
+            ignore: None,
         }
     }
 }
@@ -104,8 +121,19 @@ pub struct StageGraph {
     pub needs: Vec<BaseNeed>,
     /// ARGs from before the first FROM and the predefined ones, with their values.
     pub globals: BTreeMap<String, String>,
+    /// The ARGs before the first FROM.
+    pub arguments: Vec<GraphArgument>,
     /// Findings that do not stop the build.
     pub warnings: Vec<Diagnostic>,
+}
+
+/// An ARG before the first FROM.
+#[derive(Debug, Clone)]
+pub struct GraphArgument {
+    /// It.
+    pub argument: OutlineArgument,
+    /// The variables in its default.
+    pub uses: BTreeSet<String>,
 }
 
 /// One stage as the Dockerfile has it.
@@ -123,6 +151,8 @@ pub struct GraphStage {
     pub instructions: std::ops::Range<usize>,
     /// Whether a named context stands for the stage.
     pub replaced: Replaced,
+    /// The variables of its FROM.
+    pub uses: BTreeSet<String>,
     /// True when the target needs it, as far as can be told without the bases' triggers.
     pub reachable: bool,
 }
@@ -212,6 +242,10 @@ pub struct PlanStage {
     pub config: ImageConfig,
     /// How many entries of `config.history` come from the base.
     pub n_base_history: usize,
+    /// The ARGs that it declares itself.
+    pub arguments: Vec<OutlineArgument>,
+    /// The ARGs from before the first FROM, and the predefined ones, that it takes.
+    pub inherited: BTreeSet<String>,
 }
 
 impl PlanStage {
@@ -269,10 +303,6 @@ pub struct Step {
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "each is within a step, which is larger still"
-)]
 pub enum Op {
     /// Runs a command.
     Run(RunOp),

@@ -33,7 +33,7 @@ const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct BuildContext {
     pub(crate) root: Root,
-    ignore: IgnoreFile,
+    pub(crate) ignore: Arc<IgnoreFile>,
     /// Why the ignore file could not be applied, once it could not.
     broken: OnceLock<String>,
 }
@@ -183,7 +183,7 @@ fn open_named(files: &Path, folder: &str) -> Result<BuildContext, Failure> {
     let ignore = read_ignore(&[(&root, ignore::FILE_NAME)])?;
     Ok(BuildContext {
         root,
-        ignore,
+        ignore: Arc::new(ignore),
         broken: OnceLock::new(),
     })
 }
@@ -239,7 +239,7 @@ fn open(
     let ignore = read_ignore(&[(&workspace, &own), (&root, ignore::FILE_NAME)])?;
     let context = BuildContext {
         root,
-        ignore,
+        ignore: Arc::new(ignore),
         broken: OnceLock::new(),
     };
     Ok((context, DockerfileText { name, text }))

@@ -4,8 +4,10 @@ pub(crate) mod bases;
 pub(crate) mod context;
 mod layout;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use dockerfile::lint::Settings;
 use dockerfile::{Base, BaseKey, BaseNeed, Diagnostic, Plan, PlanOptions, PlanOutcome, Span};
 use futures_util::future::try_join_all;
 use oci::Platform;
@@ -74,19 +76,31 @@ pub(crate) async fn resolve(
     recorder: &Recorder,
 ) -> Result<Resolved, Failure> {
     let text = &workspace.dockerfile;
-    let (file, diagnostics) = dockerfile::parse(&text.text);
-    text.warn(&diagnostics, recorder);
-    if diagnostics.iter().any(Diagnostic::is_error) {
-        return Err(text.failure(&diagnostics));
+    let (file, found) = dockerfile::parse(&text.text);
+    if found.iter().any(Diagnostic::is_error) {
+        text.warn(&found, recorder);
+        return Err(text.failure(&found));
     }
     let options = &spec.options;
+    let settings = Settings::of(&file, &options.build_args);
+    let (settings, unknown) = settings.map_err(|error| text.failure(&[error]))?;
+    let mut findings = Findings {
+        text,
+        file: &file,
+        settings,
+        recorder,
+        broken: BTreeSet::new(),
+    };
+    findings.tell(found.into_iter().chain(unknown));
+    findings.tell(dockerfile::lint::check(&file));
     let plan_options = PlanOptions {
         contexts: named_contexts(spec),
         target: options.target.clone(),
         build_args: options.build_args.clone(),
         labels: options.labels.clone(),
-        platform: options.platform.clone(),
         build_platform: Platform::host(),
+        ignore: Some(Arc::clone(&workspace.context.ignore)),
+        ..PlanOptions::new(options.platform.clone())
     };
     let graph = dockerfile::stages(&file, &plan_options).map_err(|found| text.failure(&found))?;
     let mut bases = BTreeMap::new();
@@ -104,7 +118,8 @@ pub(crate) async fn resolve(
             .map_err(|found| text.failure(&found))?
         {
             PlanOutcome::Ready(plan) => {
-                text.warn(&plan.warnings, recorder);
+                findings.tell(plan.warnings.iter().cloned());
+                findings.end()?;
                 if !plan.unused_build_args.is_empty() {
                     recorder.warn(format!(
                         "build arguments that no ARG takes: {}",
@@ -120,6 +135,40 @@ pub(crate) async fn resolve(
         FailureKind::Dockerfile,
         "triggers of base images ask for ever more base images",
     ))
+}
+
+/// Tells what was found that does not stop the build, as far as the Dockerfile wants to know.
+struct Findings<'a> {
+    text: &'a DockerfileText,
+    file: &'a dockerfile::Dockerfile,
+    settings: Settings,
+    recorder: &'a Recorder,
+    broken: BTreeSet<&'static str>,
+}
+
+impl Findings<'_> {
+    fn tell(&mut self, found: impl IntoIterator<Item = Diagnostic>) {
+        let found = found.into_iter();
+        let found: Vec<Diagnostic> = found
+            .filter(|finding| self.settings.keeps(self.file, finding))
+            .collect();
+        let rules = found.iter().filter_map(|finding| finding.rule);
+        self.broken.extend(rules.map(|rule| rule.name));
+        self.text.warn(&found, self.recorder);
+    }
+
+    /// Fails when the Dockerfile wants what was found to be an error.
+    fn end(&self) -> Result<(), Failure> {
+        if !self.settings.is_error || self.broken.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.broken.iter().copied().collect();
+        let message = format!(
+            "checks that failed, which is an error here: {}",
+            names.join(", ")
+        );
+        Err(failure(FailureKind::Dockerfile, message))
+    }
 }
 
 async fn pin_all(
