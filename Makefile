@@ -12,7 +12,7 @@ SECONDS_PER_TARGET ?= 30
 
 APPS ?=
 
-.PHONY: demo test world check format lint docs tidy e2e fuzz deny packages
+.PHONY: demo test world generated check format lint docs tidy e2e fuzz deny packages
 
 demo:
 	scripts/demo.sh
@@ -28,7 +28,7 @@ test: packages
 	    cargo test --package engine -- $(FILTER)
 endif
 
-check: format lint docs tidy test
+check: format lint docs tidy generated test
 
 format:
 	cargo fmt --all --check
@@ -41,6 +41,12 @@ docs:
 
 tidy:
 	cargo xtask tidy
+
+# What is made of the .proto files is made again; whoever changed one commits what comes of it. Then the contract is held against what was
+# published.
+generated: packages
+	proto/generate.sh
+	proto/check.sh
 
 # The end-to-end tests alone.
 e2e: packages

@@ -12,6 +12,7 @@
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
 //! | `command` | `kiln build` without a server |
+//! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
 //! | `ordinary_user` | the same as somebody who is not root |
@@ -27,5 +28,6 @@ mod isolation;
 mod ordinary_user;
 mod reader;
 mod scene;
+mod sdk;
 mod subassembly;
 mod words;
