@@ -1,11 +1,13 @@
 //! Copies a folder: a build's context into the build, an exported root filesystem out of it.
 //!
 //! Neither side is trusted to hold still or to be what it was: every step goes through a folder that is held open, and no symbolic
-//! link is ever followed. Regular files, folders and symbolic links are copied with their modes and times, without set-id bits;
-//! what else there is (sockets, devices, pipes) is left out and counted. What is in the way at the destination is replaced, not followed.
+//! link is ever followed. Regular files, folders and symbolic links are copied with their modes and times; set-id bits, hard links and
+//! pipes as [`Rules::special`] says. What else there is (sockets, devices) is left out and counted. What is in the way at the destination
+//! is replaced, not followed.
 
 use std::cell::OnceCell;
-use std::ffi::CStr;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +21,7 @@ use rustix::process::{Gid, Uid};
 /// Folders within folders that are followed; two are held open for each.
 const DEPTH_MAX: usize = 200;
 const PERMISSIONS: u32 = 0o777;
+const MODES: u32 = 0o7777;
 const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
@@ -44,12 +47,23 @@ pub(crate) enum Keep {
     PartsOnly,
 }
 
+/// What happens to what is not a plain file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Special {
+    /// Set-id bits and pipes stay, and files with several names stay one file: for a folder that only the worker sees.
+    Keep,
+    /// Set-id bits go, pipes are left out, and every name is a file of its own.
+    LeaveOut,
+}
+
 /// How to copy.
 pub(crate) struct Rules<'a> {
     /// Decides about an entry, by its path within the folder and what it is.
     pub(crate) keep: &'a dyn Fn(&Path, EntryKind) -> Keep,
     /// Whom the copies belong to; the caller when not given.
     pub(crate) owner: Option<(u32, u32)>,
+    /// What happens to set-id bits, hard links and pipes.
+    pub(crate) special: Special,
     /// Most files.
     pub(crate) files_max: u64,
     /// Most bytes.
@@ -99,8 +113,13 @@ pub(crate) fn copy(from: &Path, into: &Path, rules: &Rules<'_>) -> Result<Copied
     let mut walk = Walk {
         rules,
         copied: Copied::default(),
+        links: HashMap::new(),
+        into: &target,
     };
-    let target = Target::root(target);
+    let target = Target::root(rustix::io::dup(&target).map_err(|source| CopyError::Write {
+        path: into.to_owned(),
+        source: source.into(),
+    })?);
     walk.folder(&source, &target, Path::new(""), 0)?;
     Ok(walk.copied)
 }
@@ -108,6 +127,10 @@ pub(crate) fn copy(from: &Path, into: &Path, rules: &Rules<'_>) -> Result<Copied
 struct Walk<'a> {
     rules: &'a Rules<'a>,
     copied: Copied,
+    /// The first copy of every file with several names.
+    links: HashMap<(u64, u64), PathBuf>,
+    /// The folder that is copied into.
+    into: &'a OwnedFd,
 }
 
 /// A folder at the destination that is made when the first thing in it is.
@@ -225,8 +248,27 @@ impl Walk<'_> {
         path: &Path,
         stat: &Stat,
     ) -> Result<(), CopyError> {
-        match FileType::from_raw_mode(stat.st_mode) {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if self.rules.special == Special::Keep && stat.st_nlink > 1 {
+            let first = self.links.entry((stat.st_dev, stat.st_ino));
+            if let std::collections::hash_map::Entry::Occupied(first) = first {
+                let first = first.get().clone();
+                self.count(0)?;
+                return self
+                    .link_again(&first, into, name)
+                    .map_err(|e| failed_write(path, e));
+            }
+            if matches!(kind, FileType::RegularFile | FileType::Fifo) {
+                first.or_insert_with(|| path.to_owned());
+            }
+        }
+        match kind {
             FileType::RegularFile => self.file(from, name, into, path),
+            FileType::Fifo if self.rules.special == Special::Keep => {
+                self.count(0)?;
+                self.pipe(name, into, stat)
+                    .map_err(|e| failed_write(path, e))
+            }
             FileType::Symlink => {
                 self.count(0)?;
                 let link = rustix::fs::readlinkat(from, name, Vec::new())
@@ -239,6 +281,28 @@ impl Walk<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Makes another name for what was copied to `first`.
+    fn link_again(&self, first: &Path, into: &Target<'_>, name: &CStr) -> Result<(), Errno> {
+        let into = into.open()?;
+        make_room(into, name)?;
+        let first = CString::new(first.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+        rustix::fs::linkat(self.into, &first, into, name, AtFlags::empty())
+    }
+
+    fn pipe(&self, name: &CStr, into: &Target<'_>, stat: &Stat) -> Result<(), Errno> {
+        let into = into.open()?;
+        make_room(into, name)?;
+        rustix::fs::mkfifoat(into, name, Mode::RUSR)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        if let Some((uid, gid)) = self.rules.owner {
+            let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            rustix::fs::chownat(into, name, owner.0, owner.1, flags)?;
+        }
+        let mode = Mode::from_raw_mode(stat.st_mode & PERMISSIONS);
+        rustix::fs::chmodat(into, name, mode, AtFlags::empty())?;
+        rustix::fs::utimensat(into, name, &times(stat), flags)
     }
 
     fn link(&self, link: &CStr, name: &CStr, into: &Target<'_>, stat: &Stat) -> Result<(), Errno> {
@@ -292,7 +356,11 @@ impl Walk<'_> {
         if let Some((uid, gid)) = self.rules.owner {
             rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
         }
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(stat.st_mode & PERMISSIONS))?;
+        let kept = match self.rules.special {
+            Special::Keep => MODES,
+            Special::LeaveOut => PERMISSIONS,
+        };
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(stat.st_mode & kept))?;
         rustix::fs::futimens(&fd, &times(stat))
     }
 
@@ -358,6 +426,7 @@ mod tests {
         Rules {
             keep,
             owner: None,
+            special: Special::LeaveOut,
             files_max: 100,
             bytes_max: 1000,
         }
@@ -405,6 +474,31 @@ mod tests {
             fs::read_link(into.path().join("out")).unwrap(),
             Path::new("/etc/passwd")
         );
+    }
+
+    #[test]
+    fn a_folder_for_the_worker_alone_is_copied_with_everything_that_an_image_can_hold() {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let from = tempfile::tempdir().unwrap();
+        let into = tempfile::tempdir().unwrap();
+        fs::create_dir(from.path().join("d")).unwrap();
+        fs::write(from.path().join("d/f"), "content").unwrap();
+        fs::set_permissions(from.path().join("d/f"), PermissionsExt::from_mode(0o6755)).unwrap();
+        fs::set_permissions(from.path().join("d"), PermissionsExt::from_mode(0o1777)).unwrap();
+        fs::hard_link(from.path().join("d/f"), from.path().join("same")).unwrap();
+        let pipe = from.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, pipe, Mode::RUSR).unwrap();
+        let keep = Rules {
+            special: Special::Keep,
+            ..rules(&all)
+        };
+        let copied = copy(from.path(), into.path(), &keep).unwrap();
+        assert_eq!((copied.n_files, copied.bytes, copied.n_skipped), (4, 7, 0));
+        let metadata = |path: &str| fs::metadata(into.path().join(path)).unwrap();
+        assert_eq!(metadata("d/f").mode() & 0o7777, 0o6755);
+        assert_eq!(metadata("d").mode() & 0o7777, 0o1777);
+        assert_eq!(metadata("d/f").ino(), metadata("same").ino());
+        assert!(metadata("pipe").file_type().is_fifo());
     }
 
     #[test]

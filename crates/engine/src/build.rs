@@ -192,6 +192,7 @@ fn execution(
         contexts,
         options: spec.options.clone(),
         limits: spec.limits.clone(),
+        fetch: spec.fetch.clone(),
         cache: Cache::new(rig.store.clone(), scope, workspace.project),
         depot: publisher.depot.clone(),
         recorder: rig.recorder.clone(),

@@ -14,7 +14,7 @@ use engine::spec::{Context, Limits};
 use super::context::{Dockerfile, FolderInput};
 use crate::failure::{Exit, OrExit, Outcome};
 use crate::terminal;
-use crate::tree::{self, EntryKind, Keep, Rules};
+use crate::tree::{self, EntryKind, Keep, Rules, Special};
 
 /// Largest `.dockerignore` that is read.
 const IGNORE_MAX_BYTES: u64 = 1 << 20;
@@ -212,6 +212,7 @@ fn copy(
         let rules = Rules {
             keep: &keep,
             owner,
+            special: Special::Keep,
             files_max: limits.context_files,
             bytes_max: limits.context_bytes,
         };
@@ -222,7 +223,7 @@ fn copy(
         if copied.n_skipped > 0 {
             let n = copied.n_skipped;
             terminal::say(&format!(
-                "warning: {n} sockets, pipes or devices of the context were left out."
+                "warning: {n} sockets or devices of the context were left out."
             ));
         }
     }

@@ -12,7 +12,7 @@ use oci::Reference;
 use crate::args::BuildArgs;
 use crate::args::output::{Dest, ImagePlace, OutputKind, OutputOption};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
-use crate::tree::{self, Keep, Rules};
+use crate::tree::{self, Keep, Rules, Special};
 
 /// The outputs of a build.
 #[derive(Debug)]
@@ -163,6 +163,7 @@ fn to_folder(from: &Path, dest: &Path) -> anyhow::Result<()> {
     let rules = Rules {
         keep: &|_, _| Keep::Yes,
         owner: None,
+        special: Special::LeaveOut,
         files_max: u64::MAX,
         bytes_max: u64::MAX,
     };

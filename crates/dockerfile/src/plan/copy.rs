@@ -303,6 +303,10 @@ fn clean_source(span: Span, source: &str) -> Result<String, Diagnostic> {
 fn with_parents(span: Span, source: &str) -> Result<PathSource, Diagnostic> {
     let (path, below) = source.split_once("/./").unwrap_or(("", source));
     let below = clean_source(span, below)?;
+    if below == "." {
+        let message = "--parents needs something below the root of what is copied from";
+        return Err(Diagnostic::error(span, message));
+    }
     if let Err(reason) = IgnoreFile::only(&below) {
         let message = format!("invalid pattern {source:?}: {reason}");
         return Err(Diagnostic::error(span, message));

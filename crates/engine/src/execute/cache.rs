@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use oci::Digest;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use store::Store;
 
@@ -154,6 +155,25 @@ impl Cache {
 
     fn position_key(&self, position: &str) -> Digest {
         digest_of(&(VERSION, &self.scope, &self.project, position))
+    }
+
+    /// Returns what was noted under `key` of `kind`.
+    pub(crate) fn recall<T: DeserializeOwned>(
+        &self,
+        kind: &str,
+        key: &impl Serialize,
+    ) -> Option<T> {
+        let key = digest_of(&(VERSION, &self.scope, key));
+        let bytes = self.store.record(kind, key.hex()).ok()??;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Notes `value`.
+    pub(crate) fn keep_note(&self, kind: &str, key: &impl Serialize, value: &impl Serialize) {
+        let key = digest_of(&(VERSION, &self.scope, key));
+        if let Ok(bytes) = serde_json::to_vec(value) {
+            let _only_slower = self.store.put_record(kind, key.hex(), &bytes);
+        }
     }
 
     /// Returns what was memoised under `key` of `kind`.

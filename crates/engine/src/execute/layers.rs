@@ -168,7 +168,7 @@ impl Depot {
             Ok(report) => {
                 if let Some(report) = report.as_ref().filter(|r| r.n_devices_skipped > 0) {
                     let (n, names) = (report.n_devices_skipped, &report.devices_skipped);
-                    step.say(&super::copy::skipped_devices(n, names));
+                    step.say(&super::place::skipped_devices(n, names));
                 }
                 step.finish();
             }

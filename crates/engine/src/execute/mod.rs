@@ -8,6 +8,8 @@ pub(crate) mod cache;
 mod copy;
 mod export;
 pub(crate) mod layers;
+mod place;
+mod remote;
 mod run;
 mod stage;
 
@@ -19,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dockerfile::{BaseKey, CopyFrom, Plan};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, try_join_all};
+use source::git::FetchOptions;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +45,8 @@ pub(crate) struct Execution {
     pub(crate) contexts: BTreeMap<String, BuildContext>,
     pub(crate) options: BuildOptions,
     pub(crate) limits: Limits,
+    /// How ADD fetches.
+    pub(crate) fetch: FetchOptions,
     pub(crate) cache: Cache,
     pub(crate) depot: Depot,
     pub(crate) recorder: Recorder,

@@ -17,8 +17,8 @@ use super::select::Ignored;
 #[derive(Debug)]
 pub struct Source {
     pub(super) path: SourcePath,
-    /// What has to be there.
-    pub(super) required: Option<String>,
+    /// What has to be there, as a path and a path below it.
+    pub(super) required: Option<(String, String)>,
     pub(super) filter: Option<Filter>,
 }
 
@@ -41,7 +41,7 @@ impl Source {
             dockerfile::glob::Pattern::parse(text).is_ok_and(|pattern| pattern.has_wildcards())
         };
         let required = below.filter(|below| !has_wildcards(path) && !has_wildcards(below));
-        let required = required.map(|below| format!("{path}/{below}"));
+        let required = required.map(|below| (path.to_owned(), below.to_owned()));
         Ok(Self {
             path: SourcePath::Pattern(path.to_owned()),
             required,

@@ -132,7 +132,7 @@ impl Upper {
 }
 
 /// Returns times of last access and change at `seconds`.
-pub(super) fn times(seconds: i64) -> Timestamps {
+pub(crate) fn times(seconds: i64) -> Timestamps {
     let at = rustix::fs::Timespec {
         tv_sec: seconds,
         tv_nsec: 0,

@@ -14,7 +14,7 @@ use std::path::Path;
 use dockerfile::chmod::Node;
 use dockerfile::glob::{Pattern, PatternError};
 use dockerfile::ignore::IgnoreError;
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{FileType, OFlags, Stat};
 use tokio_util::sync::CancellationToken;
 
 use super::filter::{Source, SourcePath};
@@ -114,8 +114,8 @@ pub(super) fn select(
     source: &Source,
     ignore: Option<&Ignore<'_>>,
 ) -> Result<Vec<Selected>, SelectError> {
-    if let Some(required) = &source.required {
-        select_one(root, literal(required)?.as_bytes(), ignore)?;
+    if let Some((path, below)) = &source.required {
+        require(root, &literal(path)?, &literal(below)?, ignore)?;
     }
     let text = match &source.path {
         SourcePath::Literal(name) => return Ok(vec![select_one(root, name.as_bytes(), ignore)?]),
@@ -145,6 +145,31 @@ pub(super) fn select(
         }
     }
     Ok(found)
+}
+
+/// Looks whether `below` is there, from the directory that `path` leads to on without links, for such are not followed on a walk.
+fn require(
+    root: &Root,
+    path: &str,
+    below: &str,
+    ignore: Option<&Ignore<'_>>,
+) -> Result<(), SelectError> {
+    let start = root.resolve(Path::new(path));
+    let start = start.map_err(|error| SelectError::Root(path.to_owned(), error))?;
+    let full = join(start.as_os_str().as_bytes(), below.as_bytes());
+    let missing = || SelectError::NotFound(tree::shown(&full));
+    match tree::open_below(root.as_fd(), &full, OFlags::PATH | OFlags::NOFOLLOW) {
+        Ok(found) => {
+            let seen = rustix::fs::fstat(&found).map_err(io::Error::from);
+            let kind = tree::kind(&seen.map_err(io_error("look at", &full))?);
+            if is_ignored(Path::new(OsStr::from_bytes(&full)), kind, ignore) {
+                return Err(SelectError::Ignored(tree::shown(&full)));
+            }
+            Ok(())
+        }
+        Err(error) if is_absent(&error) || tree::is_link(&error) => Err(missing()),
+        Err(error) => Err(io_error("open", &full)(error)),
+    }
 }
 
 fn literal(text: &str) -> Result<String, SelectError> {

@@ -138,11 +138,17 @@ fn parents_are_kept_from_the_pivot_on() {
         assert_eq!(names.join(" ").trim(), expected, "{path} /./ {below}");
         bench.clear();
     }
-    let outcome = bench.copy(parents("a/b", "none"), "/out/");
-    assert!(matches!(
-        outcome,
-        Err(CopyError::Select(SelectError::NotFound(_)))
-    ));
+    make_symlink("c", bench.from.join("a/b/link")).unwrap();
+    make_symlink("a", bench.from.join("top")).unwrap();
+    for (path, below) in [("a/b", "none"), ("a/b", "link/d"), (".", "top/b")] {
+        let outcome = bench.copy(parents(path, below), "/out/");
+        assert!(
+            matches!(outcome, Err(CopyError::Select(SelectError::NotFound(_)))),
+            "{path} {below}: {outcome:?}"
+        );
+    }
+    bench.copy(parents("top/b", "c/d/foo"), "/out/").unwrap();
+    assert!(bench.to.join("out/c/d/foo").exists());
 }
 
 #[test]
@@ -431,7 +437,18 @@ fn archives_go_through_links_and_replace_what_is_in_the_way() {
         archives: Archives::Unpack(Some((7, 8))),
         ..options()
     };
+    let mode = Chmod::parse("600").unwrap();
+    let add = CopyOptions {
+        mode: Some(&mode),
+        ..add
+    };
     bench.copy_with(&[plain("*.tar")], "/", &add).unwrap();
+    bench.copy_with(&[plain("a.tar")], "/new", &add).unwrap();
+    assert_eq!(
+        fs::metadata(bench.to.join("new")).unwrap().mode() & 0o777,
+        0o755
+    );
+    crate::rootfs::remove::remove_tree(&bench.to.join("new")).unwrap();
     assert_eq!(
         listing(&bench.to),
         "etc -> lib 7:8\n\

@@ -280,9 +280,10 @@ impl Copier<'_> {
         {
             return Ok(());
         }
+        let mode = self.directory_mode();
         match self.options.destination {
-            Destination::Directory => self.make_dirs(dest)?,
-            Destination::Any => self.make_dirs(dest.parent().unwrap_or(Path::new("")))?,
+            Destination::Directory => self.make_dirs(dest, mode)?,
+            Destination::Any => self.make_dirs(dest.parent().unwrap_or(Path::new("")), mode)?,
         }
         let resolved = self.to.resolve(dest).map_err(in_dest)?;
         let found = self.to.lstat(&resolved).map_err(in_dest)?;
@@ -295,7 +296,7 @@ impl Copier<'_> {
             _ => resolved,
         };
         let (parent, _) = select::split(&target);
-        self.make_dirs(Path::new(OsStr::from_bytes(parent)))?;
+        self.make_dirs(Path::new(OsStr::from_bytes(parent)), mode)?;
         let (from_parent, name) = select::split(&selected.path);
         let failed = |attempt| select_io_error(attempt, &selected.path);
         let dir = tree::open_below(self.from.as_fd(), from_parent, tree::directory_flags())
@@ -319,7 +320,7 @@ impl Copier<'_> {
         selected: &Selected,
         dest: &[u8],
     ) -> Result<(), CopyError> {
-        self.make_dirs(Path::new(OsStr::from_bytes(dest)))?;
+        self.make_dirs(Path::new(OsStr::from_bytes(dest)), self.directory_mode())?;
         let dir = tree::open_below(self.from.as_fd(), &selected.path, tree::directory_flags())
             .map_err(select_io_error("open", &selected.path))?;
         let stat = rustix::fs::fstat(&dir)
@@ -331,14 +332,18 @@ impl Copier<'_> {
         select::walk(from, &selected.path, (source, ignore), cancel, each)
     }
 
+    /// Returns the mode of directories on the way.
+    fn directory_mode(&self) -> u32 {
+        let mode = self.options.mode.and_then(Chmod::fixed);
+        mode.map_or(DIRECTORY_MODE, |mode| mode & PERMISSIONS)
+    }
+
     /// Makes a directory and those above it in the target, as far as they are missing.
-    fn make_dirs(&mut self, path: &Path) -> Result<(), CopyError> {
+    fn make_dirs(&mut self, path: &Path, mode: u32) -> Result<(), CopyError> {
         let owner = match self.options.owner {
             Owner::Fixed(uid, gid) => (uid, gid),
             Owner::FromSource => (0, 0),
         };
-        let mode = self.options.mode.and_then(Chmod::fixed);
-        let mode = mode.map_or(DIRECTORY_MODE, |mode| mode & PERMISSIONS);
         let dirs = self.to.create_dirs(path, mode, owner);
         let dirs = dirs.map_err(|error| {
             let path = tree::shown(path.as_os_str().as_bytes());
@@ -398,7 +403,7 @@ impl Copier<'_> {
         if !is_archive(&mut file).map_err(failed("read"))? {
             return Ok(false);
         }
-        self.make_dirs(dest)?;
+        self.make_dirs(dest, DIRECTORY_MODE)?;
         let dest = self.to.resolve(dest);
         let dest =
             dest.map_err(|error| CopyError::Destination(tree::shown(&source.name), error))?;

@@ -263,11 +263,28 @@ fn images_without_layers_and_stacks_of_many_layers_are_mounted() {
     let mounted = mount(&lowers, None).unwrap();
     assert_eq!(fs::read(view(&mounted).join("top")).unwrap(), b"299");
     assert_eq!(fs::read_dir(view(&mounted)).unwrap().count(), 301);
-    let many: Vec<_> = lowers.iter().cycle().take(501).cloned().collect();
+    let many: Vec<_> = (0..501).map(|n| place.dir(&format!("many/{n}"))).collect();
     assert!(matches!(
         mount(&many, None),
         Err(MountError::TooManyLayers { n: 501, .. })
     ));
+}
+
+#[test]
+fn a_layer_that_is_there_twice_counts_where_it_is_on_top() {
+    let place = Place::new();
+    let (first, second) = (place.dir("1"), place.dir("2"));
+    for (dir, text) in [(&first, "1"), (&second, "2")] {
+        fs::write(dir.join("both"), text).unwrap();
+        fs::write(dir.join(text), "").unwrap();
+    }
+    let upper = Upper::create(None, &place.path("step")).unwrap();
+    let stack = [first.clone(), second.clone(), first.clone()];
+    let mounted = mount(&stack, Some(&upper)).unwrap();
+    let seen = listing(&view(&mounted));
+    assert_eq!(seen, "1 644 0:0 \"\"\n2 644 0:0 \"\"\nboth 644 0:0 \"1\"");
+    let mounted = mount(&[first.clone(), first], None).unwrap();
+    assert_eq!(fs::read(view(&mounted).join("both")).unwrap(), b"1");
 }
 
 #[test]
