@@ -64,7 +64,7 @@ impl Bench {
         command
     }
 
-    fn build(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn build(&self, arguments: &[&str]) -> Ended {
         Ended::of(finish(self.command().args(arguments)))
     }
 }

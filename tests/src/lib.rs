@@ -12,6 +12,7 @@
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
 //! | `command` | `kiln build` without a server |
+//! | `language` | the same: options about the Dockerfile |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
@@ -25,6 +26,7 @@ mod command;
 mod durability;
 mod http;
 mod isolation;
+mod language;
 mod ordinary_user;
 mod reader;
 mod scene;

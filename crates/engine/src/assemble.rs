@@ -58,7 +58,7 @@ pub(crate) fn assemble(
     mut config: ImageConfig,
     layers: Vec<LayerRef>,
     created_unix_s: Option<i64>,
-    media_types: MediaTypes,
+    (media_types, annotations): (MediaTypes, &BTreeMap<String, String>),
 ) -> Result<Image, Failure> {
     if layers.len() > oci::manifest::LAYERS_MAX {
         let message = format!(
@@ -88,7 +88,11 @@ pub(crate) fn assemble(
             .map(|layer| layer_descriptor(layer, media_types))
             .collect(),
         subject: None,
-        annotations: BTreeMap::new(),
+        // Docker's manifests have no place for them.
+        annotations: match media_types {
+            MediaTypes::Oci => annotations.clone(),
+            MediaTypes::Docker => BTreeMap::new(),
+        },
     };
     let manifest_bytes = serde_json::to_vec(&manifest).map_err(encode)?;
     Ok(Image {
@@ -164,7 +168,8 @@ mod tests {
         };
         let make = |types| {
             let config = ImageConfig::scratch(&Platform::linux_amd64());
-            assemble(config, vec![layer.clone()], Some(7), types).unwrap()
+            let form = (types, &BTreeMap::new());
+            assemble(config, vec![layer.clone()], Some(7), form).unwrap()
         };
         assert_eq!(make(MediaTypes::Oci).digest, make(MediaTypes::Oci).digest);
         let oci = make(MediaTypes::Oci).manifest;

@@ -224,7 +224,9 @@ async fn assemble_target(execution: &Execution, target: &StageResult) -> Result<
             (None, None) => {}
         }
     }
-    assemble::assemble(config, layers, created, execution.options.media_types)
+    let options = &execution.options;
+    let form = (options.media_types, &options.annotations);
+    assemble::assemble(config, layers, created, form)
 }
 
 /// Leaves the directories of this build's steps to later builds, so that nobody has to unpack their layers.

@@ -71,6 +71,34 @@ impl BuildSpec {
     }
 }
 
+impl BuildSpec {
+    /// Returns every path on this machine that the worker is to read.
+    pub fn local_paths_mut(&mut self) -> Vec<&mut PathBuf> {
+        let main = match &mut self.source {
+            Source::Dockerfile { context, .. } => Some(context),
+            Source::Image { .. } => None,
+        };
+        let mut paths: Vec<&mut PathBuf> = main.and_then(Context::path_mut).into_iter().collect();
+        for named in self.contexts.values_mut() {
+            match named {
+                NamedContext::Layout { path, .. } => paths.push(path),
+                NamedContext::Files { context, .. } => paths.extend(context.path_mut()),
+                NamedContext::Scratch | NamedContext::Image { .. } => {}
+            }
+        }
+        paths
+    }
+}
+
+impl Context {
+    fn path_mut(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::Archive { path } | Self::Directory { path, .. } => Some(path),
+            Self::Git(_) => None,
+        }
+    }
+}
+
 /// What to build from.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -148,6 +176,11 @@ pub enum LayoutImage {
 pub enum Context {
     /// A git repository, fetched by the worker.
     Git(GitSource),
+    /// An archive that the worker can read: tar, plain or packed.
+    Archive {
+        /// Absolute path.
+        path: PathBuf,
+    },
     /// A folder that the worker can read.
     Directory {
         /// Absolute path.
@@ -172,6 +205,12 @@ pub struct BuildOptions {
     pub platform: Platform,
     /// Whether results of earlier builds are used.
     pub cache: CacheMode,
+    /// Stages for which they are not, by name.
+    #[serde(default)]
+    pub no_cache_stages: Vec<String>,
+    /// Annotations of the manifest; for OCI media types only.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     /// Network of the steps that do not say.
     pub network: NetworkMode,
     /// Unix seconds that the image and its newer files are dated with; else the commit's date.
@@ -190,6 +229,8 @@ impl Default for BuildOptions {
             labels: BTreeMap::new(),
             platform: Platform::host(),
             cache: CacheMode::Use,
+            no_cache_stages: Vec::new(),
+            annotations: BTreeMap::new(),
             network: NetworkMode::Default,
             source_date_epoch: None,
             compression: Compression::Gzip,

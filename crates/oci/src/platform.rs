@@ -75,7 +75,7 @@ impl Platform {
 impl FromStr for Platform {
     type Err = PlatformError;
 
-    /// Parses `os/architecture[/variant]`; the aliases `x86_64` and `aarch64` are understood.
+    /// Parses `os/architecture[/variant]`, or one word of it: the other is this machine's. The aliases `x86_64` and `aarch64` are understood.
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let error = || PlatformError {
             text: text.to_owned(),
@@ -92,6 +92,8 @@ impl FromStr for Platform {
             return Err(error());
         }
         let (os, architecture, variant) = match parts.as_slice() {
+            [word] if is_os(word) => (*word, std::env::consts::ARCH, None),
+            [word] if is_architecture(word) => ("linux", *word, None),
             [os, architecture] => (*os, *architecture, None),
             [os, architecture, variant] => (*os, *architecture, Some((*variant).to_owned())),
             _ => return Err(error()),
@@ -99,6 +101,8 @@ impl FromStr for Platform {
         let architecture = match architecture {
             "x86_64" | "x86-64" => "amd64",
             "aarch64" => "arm64",
+            "i386" | "i686" | "x86" => "386",
+            "armhf" => "arm",
             other => other,
         };
         let variant = match (architecture, variant) {
@@ -112,6 +116,18 @@ impl FromStr for Platform {
             variant,
         })
     }
+}
+
+fn is_os(word: &str) -> bool {
+    matches!(word, "linux" | "windows" | "darwin" | "freebsd")
+}
+
+fn is_architecture(word: &str) -> bool {
+    let known = [
+        "amd64", "x86_64", "x86-64", "arm64", "aarch64", "386", "i386", "i686", "arm", "armhf",
+        "ppc64le", "riscv64", "s390x", "loong64", "mips64le",
+    ];
+    known.contains(&word)
 }
 
 impl fmt::Display for Platform {

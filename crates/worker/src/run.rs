@@ -15,7 +15,7 @@ use engine::sandbox::{
     CgroupParent, HostNetwork, LauncherImage, Namespaces, NamespacesOptions, NetworkPool,
     NetworkProgram,
 };
-use engine::spec::{BuildSpec, Context, Source};
+use engine::spec::BuildSpec;
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -231,13 +231,10 @@ impl Job {
 
 /// Names paths below the state directory from there, where the worker will be.
 fn localised(mut spec: BuildSpec, state: &Path) -> BuildSpec {
-    if let Source::Dockerfile {
-        context: Context::Directory { path, .. },
-        ..
-    } = &mut spec.source
-        && let Ok(below) = path.strip_prefix(state)
-    {
-        *path = Path::new(".").join(below);
+    for path in spec.local_paths_mut() {
+        if let Ok(below) = path.strip_prefix(state) {
+            *path = Path::new(".").join(below);
+        }
     }
     spec
 }

@@ -4,6 +4,7 @@ pub(crate) mod call;
 pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod pair;
+pub(crate) mod refused;
 pub(crate) mod subassembly;
 
 use std::net::SocketAddr;
@@ -15,7 +16,8 @@ use oci::{Platform, Reference};
 use self::call::CallArgs;
 use self::named::NamedArg;
 use self::output::OutputOption;
-use self::pair::{BuildArg, Label};
+use self::pair::{Annotation, BuildArg, Label};
+use self::refused::RefusedArgs;
 use self::subassembly::SubassemblyCommand;
 
 const EXIT_CODES: &str = "\
@@ -100,7 +102,7 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct BuildArgs {
-    /// Folder, git URL (`https://host/repo.git#ref:subdir`), or `-` for a Dockerfile on standard input
+    /// Folder, git URL (`https://host/repo.git#ref:subdir`), or `-` for a Dockerfile or a tar of the context on standard input
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: String,
     /// Dockerfile [default: CONTEXT/Dockerfile]; `-` reads standard input
@@ -122,6 +124,12 @@ pub(crate) struct BuildArgs {
     /// Label added to the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(crate) labels: Vec<Label>,
+    /// Annotation of the image's manifest
+    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    pub(crate) annotations: Vec<Annotation>,
+    /// What of earlier builds is used.
+    #[command(flatten)]
+    pub(crate) earlier: EarlierArgs,
     /// Run every step, whatever is in the cache
     #[arg(long)]
     pub(crate) no_cache: bool,
@@ -152,12 +160,26 @@ pub(crate) struct BuildArgs {
     /// Network of RUN steps [default: the configuration's]
     #[arg(long, value_enum, value_name = "NETWORK")]
     pub(crate) network: Option<Network>,
+    /// What docker has and kiln has not.
+    #[command(flatten)]
+    pub(crate) refused: RefusedArgs,
     /// A server to build on.
     #[command(flatten)]
     pub(crate) server: Server,
     /// State and configuration.
     #[command(flatten)]
     pub(crate) place: Place,
+}
+
+/// What of earlier builds is used.
+#[derive(Debug, Args)]
+pub(crate) struct EarlierArgs {
+    /// Ask registries for every base: images kept here under the same name do not count
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Run every step of these stages, whatever is in the cache
+    #[arg(long, value_name = "STAGE,…", value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
 }
 
 /// How progress is shown.

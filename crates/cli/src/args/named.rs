@@ -38,8 +38,8 @@ pub(crate) enum NamedWhat {
 pub(crate) enum NamedArgError {
     #[error("it is not of the form NAME=WHAT")]
     NotAPair,
-    #[error("the name cannot be used")]
-    Name(#[source] dockerfile::ContextNameError),
+    #[error(transparent)]
+    Name(dockerfile::ContextNameError),
     #[error("{0:?} is not the name of an image")]
     Image(String, #[source] oci::reference::ReferenceError),
     #[error("{0:?} is not a digest")]

@@ -75,6 +75,8 @@ pub(crate) enum OutputOptionError {
     LocalToStdout,
     #[error("the key {key:?} is not supported for type={kind}")]
     Key { key: String, kind: String },
+    #[error("the level of compression cannot be chosen: layers are the same whoever makes them")]
+    Level,
     #[error("{key}={value} is not supported")]
     Value { key: String, value: String },
     #[error("the image name {0:?} is invalid")]
@@ -108,6 +110,10 @@ impl FromStr for OutputOption {
         );
         let (mut compression, mut media_types) = (None, None);
         if has_layers {
+            // Layers are always dated with the build's date, where it has one.
+            if flag(&mut pairs, "rewrite-timestamp")? == Some(false) {
+                return Err(unsupported("rewrite-timestamp", "false"));
+            }
             compression = take(&mut pairs, "compression")
                 .map(|value| match value.as_str() {
                     "gzip" => Ok(Compression::Gzip),
@@ -124,6 +130,7 @@ impl FromStr for OutputOption {
             });
         }
         match pairs.into_iter().next() {
+            Some((key, _)) if key == "compression-level" => Err(OutputOptionError::Level),
             Some((key, _)) => Err(OutputOptionError::Key { key, kind }),
             None => Ok(Self {
                 kind: made,
@@ -311,6 +318,8 @@ mod tests {
             "type=local,dest=-",
             "type=oci,dest=x,tar=false",
             "type=oci,dest=x,compression=estargz",
+            "type=oci,dest=x,compression-level=9",
+            "type=image,rewrite-timestamp=false",
             "type=local,dest=x,compression=gzip",
             "type=oci,dest=x,dest=y",
             "type=oci,dest=x,unknown=y",

@@ -36,9 +36,9 @@ pub(crate) async fn run(args: &BuildArgs, call: Call) -> Outcome {
     }
     let input = match context::read(&args.context, args.file.as_deref())? {
         Input::Folder(input) => input,
-        Input::Git(_) => {
+        Input::Git(_) | Input::Archive(_) => {
             let text = "--check and --call are supported for folders only";
-            return Err(Failure::text(Exit::Usage, text).hint("clone the repository first"));
+            return Err(Failure::text(Exit::Usage, text).hint("unpack or clone it first"));
         }
     };
     let source = source(&input)?;

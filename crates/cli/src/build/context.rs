@@ -4,12 +4,18 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use oci::layer::Packing;
 use source::git::{Depth, GitAuth, GitSource, ParseRemoteUrlError, RemoteUrl, TargetMode};
 use source::path::RelPath;
 use url::Url;
 
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 
+/// What is read of standard input to see what it is: the first header of a tar.
+const TAR_HEADER_BYTES: u64 = 512;
+/// Where in it a tar says that it is one, and how.
+const TAR_MAGIC_AT: usize = 257;
+const TAR_MAGIC: &[u8] = b"ustar";
 /// Largest Dockerfile that is read outside a context.
 const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 
@@ -20,6 +26,17 @@ pub(crate) enum Input {
     Git(Box<GitInput>),
     /// A folder on this machine.
     Folder(FolderInput),
+    /// An archive on standard input.
+    Archive(ArchiveInput),
+}
+
+/// An archive on standard input.
+#[derive(Debug)]
+pub(crate) struct ArchiveInput {
+    /// What was read of it to see that it is one.
+    pub(crate) start: Vec<u8>,
+    /// Dockerfile within it.
+    pub(crate) dockerfile: Option<String>,
 }
 
 /// A repository.
@@ -75,7 +92,45 @@ pub(crate) fn read(context: &str, file: Option<&str>) -> Outcome<Input> {
         let text = format!("{context:?}: only repositories over http and https are supported");
         return Err(Failure::text(Exit::Usage, text));
     }
+    if context == "-" {
+        return from_stdin(io::stdin().lock(), file);
+    }
     folder(context, file).map(Input::Folder)
+}
+
+/// A tar, packed or not, is a context; anything else a Dockerfile without one.
+fn from_stdin(mut stdin: impl Read, file: Option<&str>) -> Outcome<Input> {
+    let mut start = Vec::new();
+    let mut head = stdin.by_ref().take(TAR_HEADER_BYTES);
+    head.read_to_end(&mut start).or_exit(Exit::Usage)?;
+    let is_tar = start
+        .get(TAR_MAGIC_AT..)
+        .is_some_and(|rest| rest.starts_with(TAR_MAGIC));
+    if is_tar || Packing::of_magic(&start) != Packing::None {
+        if file == Some("-") {
+            let text = "standard input is the context already: -f names a Dockerfile within it";
+            return Err(Failure::text(Exit::Usage, text));
+        }
+        return Ok(Input::Archive(ArchiveInput {
+            start,
+            dockerfile: file.map(str::to_owned),
+        }));
+    }
+    if file.is_some() {
+        let text = "CONTEXT `-` is a Dockerfile on standard input and takes no -f";
+        return Err(Failure::text(Exit::Usage, text)
+            .hint("a tar of a context on standard input would take one"));
+    }
+    let text = limited(start.chain(stdin))?;
+    if text.trim().is_empty() {
+        let text = "the Dockerfile on standard input is empty";
+        return Err(Failure::text(Exit::Usage, text));
+    }
+    Ok(Input::Folder(FolderInput {
+        path: None,
+        dockerfile: Dockerfile::Outside { text, path: None },
+        name: "-".to_owned(),
+    }))
 }
 
 fn is_unsupported_remote(context: &str) -> bool {
@@ -165,17 +220,6 @@ fn take_credentials(url: &mut Url) -> GitAuth {
 }
 
 fn folder(context: &str, file: Option<&str>) -> Outcome<FolderInput> {
-    if context == "-" {
-        if file.is_some() {
-            let text = "CONTEXT `-` is a Dockerfile on standard input and takes no -f";
-            return Err(Failure::text(Exit::Usage, text));
-        }
-        return Ok(FolderInput {
-            path: None,
-            dockerfile: stdin()?,
-            name: "-".to_owned(),
-        });
-    }
     let path = fs::canonicalize(context)
         .map_err(|e| anyhow::Error::new(e).context(format!("open the context {context:?}")))
         .or_exit(Exit::Usage)?;
@@ -200,6 +244,10 @@ fn folder(context: &str, file: Option<&str>) -> Outcome<FolderInput> {
 }
 
 fn dockerfile(context: &Path, file: &Path) -> Outcome<Dockerfile> {
+    if file.to_str().is_some_and(|file| file.contains("://")) {
+        let text = "-f names a file on this machine: Dockerfiles are not downloaded";
+        return Err(Failure::text(Exit::Usage, text));
+    }
     let failed = |e: io::Error| {
         let context = format!("open the Dockerfile {:?}", file.display().to_string());
         Failure::new(Exit::Usage, anyhow::Error::new(e).context(context))
@@ -280,6 +328,36 @@ mod tests {
         assert!(repository("https://a.b/c.git", Some("../Dockerfile")).is_err());
         for context in ["ssh://a.b/c.git", "git@a.b:c.git", "https://a.b/c.tar.gz"] {
             assert_eq!(read(context, None).unwrap_err().exit(), Exit::Usage);
+        }
+    }
+
+    #[test]
+    fn standard_input_is_a_dockerfile_or_the_tar_of_a_context() {
+        let mut tar = vec![0; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        for (bytes, file, expected) in [
+            (b"FROM a\n".as_slice(), None, "folder"),
+            (b"FROM a\n", Some("x"), "error"),
+            (b"", None, "error"),
+            (b"\xff\xfe", None, "error"),
+            (&tar, None, "archive"),
+            (&tar, Some("sub/Dockerfile"), "archive"),
+            (&tar, Some("-"), "error"),
+            (b"\x1f\x8b\x08rest", None, "archive"),
+            (b"\x28\xb5\x2f\xfdrest", None, "archive"),
+            (b"BZh9rest", None, "archive"),
+            (b"\xfd7zXZ\x00rest", None, "archive"),
+        ] {
+            let kind = match from_stdin(bytes, file) {
+                Ok(Input::Folder(_)) => "folder",
+                Ok(Input::Archive(input)) => {
+                    assert_eq!(input.dockerfile.as_deref(), file);
+                    "archive"
+                }
+                Ok(Input::Git(_)) => "git",
+                Err(_) => "error",
+            };
+            assert_eq!(kind, expected, "{bytes:?} {file:?}");
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -16,6 +17,8 @@ use crate::failure::{Exit, OrExit, Outcome};
 use crate::terminal;
 use crate::tree::{self, EntryKind, Keep, Rules, Special};
 
+/// Name of an archive within a build's scratch folder.
+const ARCHIVE: &str = "context.tar";
 /// Largest `.dockerignore` that is read.
 const IGNORE_MAX_BYTES: u64 = 1 << 20;
 
@@ -64,6 +67,33 @@ pub(crate) fn prepare(
         },
         dockerfile,
     })
+}
+
+/// Writes the archive on standard input, of which `start` was read, to where the worker can read it.
+pub(crate) fn archive(
+    start: &[u8],
+    scratch: &Path,
+    reader: Reader,
+    limits: &Limits,
+) -> Outcome<PathBuf> {
+    let path = scratch.join(ARCHIVE);
+    let max_bytes = limits.context_bytes;
+    let write = || -> anyhow::Result<()> {
+        let failed = || format!("write {}", path.display());
+        let mut file = fs::File::create_new(&path).with_context(failed)?;
+        let mut input = start.chain(std::io::stdin().lock()).take(max_bytes + 1);
+        let n_bytes = std::io::copy(&mut input, &mut file).context("read standard input")?;
+        anyhow::ensure!(
+            n_bytes <= max_bytes,
+            "the context is larger than {max_bytes} bytes"
+        );
+        if let Reader::Other(uid, gid) = reader {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).with_context(failed)?;
+        }
+        Ok(())
+    };
+    write().or_exit(Exit::Usage)?;
+    Ok(path)
 }
 
 /// Returns what the context's ignore file says.

@@ -9,7 +9,7 @@ use engine::id::BuildId;
 use engine::spec::{BuildOptions, BuildSpec, Context, Limits, Purpose, Record, Registries, Source};
 use engine::state::BuildState;
 use rustix::process::{Pid, Signal};
-use source::git::FetchOptions;
+use source::git::{FetchOptions, GitDirectory};
 use tokio::signal::unix::{SignalKind, signal};
 use worker::WorkerHandle;
 
@@ -18,7 +18,6 @@ use super::import::{self, Prepared, Reader};
 use super::outputs::{self, Outputs};
 use super::{named, options, report};
 use crate::args::BuildArgs;
-use crate::args::named::NamedArg;
 use crate::environment;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::place::{self, Found, Ready};
@@ -29,6 +28,8 @@ use crate::terminal;
 pub(crate) const TENANT: &str = "";
 /// Name of a copied context within a build's scratch folder.
 const CONTEXT: &str = "context";
+/// The build argument that lets COPY see `.git` of a repository.
+const KEEP_GIT_ARGUMENT: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 /// How long a worker may take to go once its build has ended.
 const WORKER_GRACE: Duration = Duration::from_secs(30);
 
@@ -53,7 +54,7 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
         &outputs,
         (options, limits),
         (&found, &ready, &folder),
-        &args.contexts,
+        args,
     );
     let built = match spec {
         Ok(spec) => carry_out(&ready, &spec, style).await,
@@ -107,20 +108,28 @@ fn spec(
     outputs: &Outputs,
     (options, limits): (BuildOptions, Limits),
     (found, ready, folder): (&Found, &Ready, &Path),
-    contexts: &[NamedArg],
+    args: &BuildArgs,
 ) -> Outcome<BuildSpec> {
     let scratch = folder.join(worker::folder::WORK);
     let reader = match ready.command.owner {
         Some(owner) => Reader::Other(owner.uid, owner.gid),
         None => Reader::Caller,
     };
-    let contexts = named::prepare(contexts, &scratch, reader, &limits)?;
+    let contexts = named::prepare(&args.contexts, &scratch, reader, &limits)?;
     let (context, dockerfile, context_path) = match input {
         Input::Git(git) => (
             Context::Git(git.source),
             Some(git.dockerfile_path),
             Some(git.context_path),
         ),
+        Input::Archive(input) => {
+            let path = import::archive(&input.start, &scratch, reader, &limits)?;
+            (
+                Context::Archive { path },
+                input.dockerfile,
+                Some(".".to_owned()),
+            )
+        }
         Input::Folder(input) => {
             let into = scratch.join(CONTEXT);
             let Prepared {
@@ -141,10 +150,25 @@ fn spec(
         options,
         contexts,
         outputs: outputs.spec.clone(),
-        registries: registries(found)?,
-        fetch: fetch_options(found),
+        registries: Registries {
+            use_kept: !args.earlier.pull,
+            ..registries(found)?
+        },
+        fetch: FetchOptions {
+            git_directory: git_directory(args),
+            ..fetch_options(found)
+        },
         limits,
     })
+}
+
+/// As with docker, COPY sees the files of a commit, and its history only if that is asked for.
+fn git_directory(args: &BuildArgs) -> GitDirectory {
+    let arguments = options::build_args(args);
+    match arguments.get(KEEP_GIT_ARGUMENT).map(String::as_str) {
+        Some("1" | "t" | "T" | "true" | "True" | "TRUE") => GitDirectory::Keep,
+        _ => GitDirectory::Remove,
+    }
 }
 
 /// Returns how registries are reached: as the user who calls.

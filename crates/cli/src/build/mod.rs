@@ -19,6 +19,7 @@ use crate::failure::Outcome;
 
 /// Builds an image.
 pub(crate) async fn run(args: BuildArgs) -> Outcome {
+    args.refused.check()?;
     if let Some(call) = args.look.asked() {
         return call::run(&args, call).await;
     }

@@ -25,6 +25,12 @@ pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOption
     Ok(BuildOptions {
         target: args.target.clone(),
         build_args: build_args(args),
+        no_cache_stages: args.earlier.no_cache_filter.clone(),
+        annotations: args
+            .annotations
+            .iter()
+            .map(|one| (one.name.clone(), one.value.clone()))
+            .collect(),
         labels: args
             .labels
             .iter()

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use engine::spec::{BuildOptions, ExportFormat, Output};
+use engine::spec::{BuildOptions, ExportFormat, MediaTypes, Output};
 use oci::Reference;
 
 use crate::args::BuildArgs;
@@ -94,6 +94,10 @@ fn layers(outputs: &[OutputOption], options: &mut BuildOptions) -> Outcome {
     }
     options.compression = compressions.pop().unwrap_or(options.compression);
     options.media_types = media_types.pop().unwrap_or(options.media_types);
+    if options.media_types == MediaTypes::Docker && !options.annotations.is_empty() {
+        let text = "--annotation needs OCI media types: docker's manifests have no place for it";
+        return Err(Failure::text(Exit::Usage, text));
+    }
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     refuse_unsupported(args)?;
     let input = match context::read(&args.context, args.file.as_deref())? {
         Input::Git(input) => *input,
-        Input::Folder(_) => {
+        Input::Folder(_) | Input::Archive(_) => {
             let text = "a folder of this machine cannot be built on a server yet";
             return Err(Failure::text(Exit::Usage, text)
                 .hint("give the address of a git repository, or build without --server"));
@@ -65,6 +65,12 @@ fn refuse_unsupported(args: &BuildArgs) -> Outcome {
         ("--build-arg", !args.arguments.is_empty()),
         ("--build-context", !args.contexts.is_empty()),
         ("--label", !args.labels.is_empty()),
+        ("--annotation", !args.annotations.is_empty()),
+        ("--pull", args.earlier.pull),
+        (
+            "--no-cache-filter",
+            !args.earlier.no_cache_filter.is_empty(),
+        ),
         ("--push", args.push),
         ("--output", !args.outputs.is_empty()),
         ("--iidfile", args.iidfile.is_some()),

@@ -23,6 +23,8 @@ use crate::lint::rules::NO_EMPTY_CONTINUATION;
 use source::{Joined, Physical, Piece, Source};
 pub(crate) use words::Opener;
 
+/// The newest minor version of the dialect whose instructions are all known here.
+const SYNTAX_MINOR: u32 = 25;
 /// The only dialect there is; newer minor versions of it only add to it.
 const SYNTAX: [&str; 2] = ["docker/dockerfile", "docker.io/docker/dockerfile"];
 
@@ -378,7 +380,7 @@ impl<'a> Parser<'a> {
                 }
                 let checked = check_syntax(&word);
                 self.file.syntax = Some(word);
-                checked?;
+                self.diagnostics.extend(checked?);
             }
             _ => {
                 if self.file.check.is_some() {
@@ -402,19 +404,29 @@ fn directive(line: &str) -> Option<(String, Range<usize>)> {
     (known && value_start < value_end).then_some((key, value_start..value_end))
 }
 
-/// Refuses every frontend but the standard one, which is what this crate implements.
-fn check_syntax(word: &Word) -> Result<(), Diagnostic> {
+/// Refuses every frontend but the standard one, which is what this crate implements; says so when a newer version of it is asked for.
+pub(crate) fn check_syntax(word: &Word) -> Result<Option<Diagnostic>, Diagnostic> {
     let (name, digest) = match word.text.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
         None => (word.text.as_str(), None),
     };
+    // What follows the name is meant for people, as with docker.
+    let name = name.split_whitespace().next().unwrap_or_default();
     let (name, tag) = name.rsplit_once(':').unwrap_or((name, "latest"));
-    let major = tag.split(['.', '-']).next().unwrap_or_default();
-    let is_known = SYNTAX.contains(&name) && matches!(major, "1" | "latest" | "labs");
-    if is_known && digest.is_none_or(|digest| digest.starts_with("sha256:")) {
-        return Ok(());
+    let mut version = tag.split(['.', '-']);
+    let major = version.next().unwrap_or_default();
+    let minor = version.next().and_then(|minor| minor.parse::<u32>().ok());
+    let is_known = SYNTAX.contains(&name)
+        && matches!(major, "1" | "latest" | "labs" | "master" | "experimental");
+    if !is_known || !digest.is_none_or(|digest| digest.starts_with("sha256:")) {
+        let message = format!("the syntax {:?} is not supported", word.text);
+        return Err(Diagnostic::error(word.span, message)
+            .with_hint("docker/dockerfile:1 is built in; other frontends cannot be loaded"));
     }
-    let message = format!("the syntax {:?} is not supported", word.text);
-    Err(Diagnostic::error(word.span, message)
-        .with_hint("docker/dockerfile:1 is built in; other frontends cannot be loaded"))
+    let is_newer = minor.is_some_and(|minor| minor > SYNTAX_MINOR);
+    Ok(is_newer.then(|| {
+        let message = format!("the syntax {tag} is newer than 1.{SYNTAX_MINOR}, which is built in");
+        Diagnostic::warning(word.span, message)
+            .with_hint("what it adds, if this file uses it, is an error where it stands")
+    }))
 }

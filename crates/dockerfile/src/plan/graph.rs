@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Platform;
 
-use super::named;
 use super::origin::{Known, Origin, SCRATCH, origin};
 use super::types::{
     BaseKey, BaseNeed, GraphArgument, GraphBase, GraphStage, NeedKind, PlanOptions, Replaced,
     Scope, StageGraph,
 };
+use super::{arguments, named};
 use crate::ast::{Argument, Body, Dockerfile, Instruction, Word};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::{Budget, ExpandError, Lexer};
@@ -36,6 +36,13 @@ pub(super) fn build(
         warnings: Vec::new(),
         errors: Vec::new(),
     };
+    for found in arguments::check(&options.build_args) {
+        if found.is_error() {
+            builder.errors.push(found);
+        } else {
+            builder.warnings.push(found);
+        }
+    }
     builder.read();
     let target = builder.target();
     let edges = builder.edges();

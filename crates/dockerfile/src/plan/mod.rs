@@ -9,6 +9,7 @@
 //!
 //! All of it is a function of its arguments. Everything that an instruction says is either carried out, or an error at its place.
 
+mod arguments;
 mod copy;
 mod environment;
 mod graph;
@@ -40,9 +41,6 @@ pub use types::{
 
 use crate::ast::{Body, Dockerfile};
 use crate::diagnostic::Diagnostic;
-
-/// Build arguments that need no ARG: `BuildKit`'s own.
-const PREDEFINED_PREFIX: &str = "BUILDKIT_";
 
 /// Resolves the stages of `file` and tells which base images are needed.
 pub fn stages(file: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
@@ -81,7 +79,7 @@ fn unused_build_args(file: &Dockerfile, options: &PlanOptions) -> Vec<String> {
         .map(|argument| argument.name.text.as_str())
         .collect();
     let is_predefined = |name: &str| {
-        run::is_proxy(name) || name.starts_with(PREDEFINED_PREFIX) || name == "SOURCE_DATE_EPOCH"
+        run::is_proxy(name) || arguments::is_for_builder(name) || name == "SOURCE_DATE_EPOCH"
     };
     let names = options.build_args.keys();
     names

@@ -27,12 +27,21 @@ use crate::spec::NetworkMode;
 const TAIL_LINES: usize = 10;
 /// Largest `/etc/passwd` that is read.
 const PASSWD_MAX_BYTES: u64 = 10 << 20;
+/// The host name of steps.
+const HOST_NAME: &str = "buildkitsandbox";
+/// The build argument that gives them another one.
+const HOST_NAME_ARGUMENT: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+/// Longest host name.
+const HOST_NAME_MAX_BYTES: usize = 64;
 /// Where scripts of heredocs are put, in a layer that is never part of the image.
 const SCRIPTS: &str = ".kiln";
 
 /// Returns what decides the result of a RUN.
-pub(super) fn operation(step: &Step, op: &RunOp) -> Operation {
+pub(super) fn operation(execution: &Execution, step: &Step, op: &RunOp) -> Operation {
     let mut settings = place(step);
+    if let Some(name) = execution.options.build_args.get(HOST_NAME_ARGUMENT) {
+        settings.insert("the host name".to_owned(), name.clone());
+    }
     settings.insert("the network".to_owned(), format!("{:?}", op.network));
     if let Some(script) = &op.script {
         settings.insert("the script".to_owned(), script.content.clone());
@@ -43,6 +52,26 @@ pub(super) fn operation(step: &Step, op: &RunOp) -> Operation {
         settings,
         files: Vec::new(),
     }
+}
+
+/// Returns the name that steps see for their machine.
+fn host_name(execution: &Execution) -> Result<String, Failure> {
+    let given = execution.options.build_args.get(HOST_NAME_ARGUMENT);
+    let Some(name) = given.filter(|name| !name.is_empty()) else {
+        return Ok(HOST_NAME.to_owned());
+    };
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    if name.len() > HOST_NAME_MAX_BYTES || !name.split('.').all(is_label) {
+        let message = format!("build argument {HOST_NAME_ARGUMENT}: {name:?} is not a host name");
+        return Err(failure(FailureKind::Dockerfile, message));
+    }
+    Ok(name.clone())
 }
 
 /// Returns what decides the result of a WORKDIR.
@@ -173,7 +202,7 @@ fn command(
         cwd: step.workdir.clone(),
         user,
         network: network(execution, op.network)?,
-        hostname: "buildkitsandbox".to_owned(),
+        hostname: host_name(execution)?,
         extra_hosts: Vec::new(),
         limits: StepLimits {
             memory_bytes: limits.step_memory_bytes,

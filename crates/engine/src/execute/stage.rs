@@ -96,6 +96,8 @@ pub(super) struct Prepared<'a> {
     pub(super) position: String,
     /// What people see.
     pub(super) name: String,
+    /// Whether an earlier result counts.
+    pub(super) cache: CacheMode,
 }
 
 async fn carry_out_step(
@@ -118,7 +120,7 @@ async fn carry_out_step(
         (Op::Copy(op), Some(source)) => copy::operation(execution, op, source)
             .await
             .map_err(|f| located(execution, step, f))?,
-        (Op::Run(op), _) => run::operation(step, op),
+        (Op::Run(op), _) => run::operation(execution, step, op),
         _ => run::workdir_operation(step),
     };
     // What is linked stands on nothing: neither its files nor its key know of the layers below.
@@ -132,6 +134,7 @@ async fn carry_out_step(
         operation,
         position: format!("{} {}", stage.declared_index, step.number),
         name,
+        cache: cache_mode(execution, stage),
     };
     let key = execution.cache.operation_key(&prepared.operation);
     let reason = match look_up(execution, &prepared, &key).await? {
@@ -160,6 +163,16 @@ async fn carry_out_step(
     Ok((layer, created))
 }
 
+fn cache_mode(execution: &Execution, stage: &PlanStage) -> CacheMode {
+    let filter = &execution.options.no_cache_stages;
+    let is_named = |name: &String| filter.iter().any(|other| other.eq_ignore_ascii_case(name));
+    if stage.name.as_ref().is_some_and(is_named) {
+        CacheMode::Ignore
+    } else {
+        execution.options.cache
+    }
+}
+
 fn created(execution: &Execution) -> i64 {
     let now = i64::try_from(execution.recorder.now_ms() / 1000).unwrap_or(i64::MAX);
     execution.epoch.unwrap_or(now)
@@ -171,7 +184,7 @@ async fn look_up(
     prepared: &Prepared<'_>,
     key: &oci::Digest,
 ) -> Result<Result<CachedStep, String>, Failure> {
-    if execution.options.cache == CacheMode::Ignore {
+    if prepared.cache == CacheMode::Ignore {
         return Ok(Err("the cache is not to be used".to_owned()));
     }
     let cache = &execution.cache;

@@ -24,8 +24,11 @@ use crate::recorder::Recorder;
 use crate::rootfs::filter;
 use crate::rootfs::root::Root;
 use crate::rootfs::select::Ignored;
+use crate::rootfs::unpack::{self, ExtractOptions, UnpackLimits};
 use crate::spec::{BuildSpec, Context, NamedContext};
 
+/// What explanations of contexts without a name are kept under.
+const ARCHIVE: &str = "archive";
 /// Largest Dockerfile that is read.
 const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 
@@ -113,6 +116,15 @@ pub(crate) async fn load(
                 }
             }
         }
+        Context::Archive { path } => {
+            match unpack(spec, path, work.0.join("workspace"), work.1).await {
+                Ok(folder) => (folder, None, None, ARCHIVE.to_owned()),
+                Err(failure) => {
+                    step.fail(&failure.message);
+                    return Err(failure);
+                }
+            }
+        }
         Context::Directory {
             path,
             dockerfile_text,
@@ -136,6 +148,40 @@ pub(crate) async fn load(
     })
 }
 
+/// Unpacks an archive of files; returns the folder that they are in.
+async fn unpack(
+    spec: &BuildSpec,
+    archive: &Path,
+    folder: PathBuf,
+    cancel: &CancellationToken,
+) -> Result<PathBuf, Failure> {
+    std::fs::create_dir(&folder).map_err(|e| platform("create the workspace", &e))?;
+    let limits = UnpackLimits {
+        content_bytes: spec.limits.context_bytes,
+        entries: spec.limits.context_files,
+        ..UnpackLimits::default()
+    };
+    let (archive, into, cancel) = (archive.to_owned(), folder.clone(), cancel.clone());
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(&archive).map_err(|e| platform("open the context", &e))?;
+        let root = Root::open(&into).map_err(|e| platform("open the workspace", &e))?;
+        let wrong =
+            |e: &(dyn std::error::Error + 'static)| dockerfile_failure("unpack the context", e);
+        let plain = oci::layer::decompress_any(file, oci::layer::Limits::default())
+            .map_err(|e| wrong(&e))?;
+        // Whoever made it has no say in who its files belong to.
+        let options = ExtractOptions {
+            owner: Some((0, 0)),
+        };
+        let report = unpack::extract(plain, root.into_fd(), options, &limits, &cancel);
+        report.map(drop).map_err(|e| wrong(&e))
+    });
+    unpacked
+        .await
+        .unwrap_or_else(|e| Err(platform("unpack the context", &e)))?;
+    Ok(folder)
+}
+
 /// Opens the files of the named contexts that `plan` needs; what nothing needs is not fetched.
 pub(crate) async fn load_named(
     spec: &BuildSpec,
@@ -152,6 +198,10 @@ pub(crate) async fn load_named(
         let step = recorder.begin(&format!("[internal] load context {name}"), None);
         let files = match context {
             Context::Directory { path, .. } => Ok(path.clone()),
+            Context::Archive { path } => {
+                let into = work.0.join(format!("context-{index}"));
+                unpack(spec, path, into, work.1).await
+            }
             Context::Git(git) => {
                 let into = work.0.join(format!("context-{index}"));
                 std::fs::create_dir(&into).map_err(|e| platform("create a workspace", &e))?;

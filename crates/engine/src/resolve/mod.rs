@@ -120,6 +120,7 @@ pub(crate) async fn resolve(
             PlanOutcome::Ready(plan) => {
                 findings.tell(plan.warnings.iter().cloned());
                 findings.end()?;
+                warn_of_names(spec, &file, recorder);
                 if !plan.unused_build_args.is_empty() {
                     recorder.warn(format!(
                         "build arguments that no ARG takes: {}",
@@ -135,6 +136,22 @@ pub(crate) async fn resolve(
         FailureKind::Dockerfile,
         "triggers of base images ask for ever more base images",
     ))
+}
+
+/// Names that are meant for stages or images and that nothing is called.
+fn warn_of_names(spec: &BuildSpec, file: &dockerfile::Dockerfile, recorder: &Recorder) {
+    let targets = dockerfile::outline::targets(file);
+    let stages: Vec<String> = targets
+        .into_iter()
+        .filter_map(|target| target.name)
+        .collect();
+    for name in &spec.options.no_cache_stages {
+        if !stages.iter().any(|stage| stage.eq_ignore_ascii_case(name)) {
+            recorder.warn(format!(
+                "--no-cache-filter: there is no stage called {name:?}"
+            ));
+        }
+    }
 }
 
 /// Tells what was found that does not stop the build, as far as the Dockerfile wants to know.
