@@ -272,3 +272,39 @@ async fn builds_beyond_the_limit_wait_in_order_and_then_are_refused() {
     }
     server.stopped().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_listed_is_told_as_its_own_stream_tells_it() {
+    let world = World::new();
+    let server = world.serve().await;
+    let mut client = server.client().await;
+    let mut other = git();
+    other.remote_uri = "https://example.com/other.git".to_owned();
+    let mut started = Vec::new();
+    for git in [git(), other] {
+        let (first, stream) = server.start(request(git_source(git))).await;
+        started.push((first.info.unwrap(), world.worker().await, stream));
+    }
+    let mut listed = async || {
+        let answer = soon(client.list_builds(api::builder::ListBuildsRequest {})).await;
+        let mut builds = answer.unwrap().into_inner().builds;
+        builds.sort_by(|a, b| a.build_id.cmp(&b.build_id));
+        builds
+    };
+    let mut told: Vec<_> = started.iter().map(|(info, ..)| info.clone()).collect();
+    told.sort_by(|a, b| a.build_id.cmp(&b.build_id));
+    assert_ne!(told[0].log_info, told[1].log_info);
+    assert_eq!(listed().await, told);
+
+    // One that has ended is not listed any more, however it ended; a new one is.
+    let (gone, worker, stream) = started.remove(0);
+    worker.fail(FailureKind::Dockerfile, "x");
+    assert_eq!(last(stream).await.status(), BuildStatus::DoneFailure);
+    told.retain(|info| info.build_id != gone.build_id);
+    assert_eq!(listed().await, told);
+    let (_, worker, stream) = started.remove(0);
+    worker.succeed(&server);
+    assert_eq!(last(stream).await.status(), BuildStatus::DoneSuccess);
+    assert_eq!(listed().await, []);
+    server.stopped().await;
+}

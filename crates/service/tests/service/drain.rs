@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use api::builder::BuildStatus;
 use engine::event::Phase;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -77,4 +77,36 @@ async fn a_client_that_does_not_let_go_is_cut() {
     let begun = Instant::now();
     server.stopped().await;
     assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_over_http_breaks_off_and_does_not_end() {
+    let world = World::new();
+    let mut server = world.serve().await;
+    let (first, _build) = server.start(request(git_source(git()))).await;
+    let worker = world.worker().await;
+    worker.output(b"before\n");
+    let info = first.info.unwrap();
+    let token = info.log_info.unwrap().headers.into_values().next().unwrap();
+    let mut stream = tokio::net::TcpStream::connect(&server.address)
+        .await
+        .unwrap();
+    let head = format!(
+        "GET /logs/{} HTTP/1.1\r\nhost: x\r\nx-kiln-log-token: {token}\r\n\r\n",
+        info.build_id
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("before\n") {
+        let n = soon(stream.read_buf(&mut seen)).await.unwrap();
+        assert_ne!(n, 0, "{}", String::from_utf8_lossy(&seen));
+    }
+    server.tell_to_stop();
+    // Whoever follows has to ask again: the last chunk, which says that this was all, never comes.
+    let _reset = soon(stream.read_to_end(&mut seen)).await;
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(seen.contains("transfer-encoding: chunked"), "{seen}");
+    assert!(!seen.ends_with("0\r\n\r\n"), "{seen}");
+    server.stopped().await;
+    worker.die();
 }

@@ -181,3 +181,60 @@ async fn browsers_are_answered_over_http_1() {
     assert!(text.contains("grpc-status:0"), "{text:?}");
     server.stopped().await;
 }
+
+/// Sends a message over gRPC-web, byte by byte as given; returns the messages of the answer and its trailers.
+async fn call(server: &Server, method: &str, message: &[u8]) -> (Vec<Vec<u8>>, String) {
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    body.extend(message);
+    let head = format!(
+        "POST {method} HTTP/1.1\r\ncontent-type: application/grpc-web+proto\r\ncontent-length: {}\r\n",
+        body.len()
+    );
+    let (status, answer) = send(server, &head, &body).await;
+    assert_eq!(status, 200);
+    let (mut messages, mut rest) = (Vec::new(), &answer[..]);
+    loop {
+        let (flags, length) = (rest[0], u32::from_be_bytes(rest[1..5].try_into().unwrap()));
+        let (piece, more) = rest[5..].split_at(length as usize);
+        if flags & 0x80 != 0 {
+            assert!(more.is_empty());
+            return (messages, String::from_utf8(piece.to_vec()).unwrap());
+        }
+        messages.push(piece.to_vec());
+        rest = more;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_client_adds_is_skipped() {
+    let world = World::new();
+    let server = world.serve().await;
+    let name: oci::Reference = format!("{}/a/b:1", server.address).parse().unwrap();
+    let digest = put(&server.store, &name, &manifest("one"));
+    let resolved = format!("{}/a/b@{digest}", server.address);
+    let mut plain = vec![0x0a, u8::try_from(name.to_string().len()).unwrap()];
+    plain.extend(name.to_string().bytes());
+    // Fields of numbers that nobody has given out, in each of the wire's forms, before and behind what is known.
+    let newer: &[&[u8]] = &[
+        b"\xa0\x06\x01",
+        b"\xa1\x06\0\0\0\0\0\0\0\0",
+        b"\xa2\x06\x03new",
+        b"\xa3\x06\x08\x01\xa4\x06",
+        b"\xa5\x06\0\0\0\0",
+    ];
+    let mut asked = vec![plain.clone()];
+    for field in newer {
+        asked.push([field, &plain[..]].concat());
+        asked.push([&plain[..], field].concat());
+    }
+    for message in asked {
+        let (messages, trailers) =
+            call(&server, "/builder.ImageBuilder/ResolveBaseImage", &message).await;
+        assert!(trailers.contains("grpc-status:0"), "{trailers}");
+        let mut expected = vec![0x0a, u8::try_from(resolved.len()).unwrap()];
+        expected.extend(resolved.bytes());
+        assert_eq!(messages, [expected]);
+    }
+    server.stopped().await;
+}
