@@ -38,6 +38,9 @@ fn go() -> Command {
     command
 }
 
+/// How results are told: the one form that every version of node writes alike.
+const REPORTER: &str = "--test-reporter=tap";
+
 /// Returns a command of the compiled package; compiles it when it is not.
 fn node() -> Command {
     static COMPILED: std::sync::Once = std::sync::Once::new();
@@ -114,7 +117,7 @@ fn the_go_example_builds_and_shows_the_log() {
 
 #[test]
 fn the_typescript_package_works_with_its_script_alone() {
-    let text = said(node().args(["--test", "lib/test/sugar.test.js"]));
+    let text = said(node().args(["--test", REPORTER, "lib/test/sugar.test.js"]));
     assert!(
         text.contains("# fail 0") && text.contains("# pass 8"),
         "{text}"
@@ -126,7 +129,7 @@ fn the_typescript_package_works_with_a_server() {
     let scene = Scene::start(Target::Embedded);
     let mut command = node();
     with_server(&mut command, &scene, &repository(&scene, "typescript"));
-    let text = said(command.args(["--test", "lib/test/server.test.js"]));
+    let text = said(command.args(["--test", REPORTER, "lib/test/server.test.js"]));
     assert!(
         text.contains("# fail 0") && text.contains("# pass 1"),
         "{text}"
@@ -163,7 +166,7 @@ fn tests_that_need_a_server_fail_without_one() {
     let mut command = node();
     command.env_remove("KILN_TEST_ADDRESS");
     assert!(
-        !finish(command.args(["--test", "lib/test/server.test.js"]))
+        !finish(command.args(["--test", REPORTER, "lib/test/server.test.js"]))
             .status
             .success()
     );
