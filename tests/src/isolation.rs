@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use testkit::git_server::{File, GitServer};
 use testkit::process::tool;
 
-use crate::scene::{Scene, Target, request};
+use crate::scene::{Scene, Target, request, set_password};
 
 /// Returns what a script says to have reached. The script itself, which is in the log too, has a quote there.
 fn reached(log: &str) -> Vec<&str> {
@@ -72,28 +72,6 @@ async fn a_step_finds_neither_registry_nor_git_credentials() {
             String::from_utf8_lossy(&found.stdout)
         );
     }
-}
-
-fn set_password(request: &mut api::builder::BuildRequest, user: &str, password: &str) {
-    use api::builder::build_source::From;
-    use api::contentservice::workspace_initializer::Spec;
-    let from = request
-        .source
-        .as_mut()
-        .and_then(|source| source.from.as_mut());
-    let Some(From::File(file)) = from else {
-        panic!("not a file source")
-    };
-    let spec = file.source.as_mut().and_then(|source| source.spec.as_mut());
-    let Some(Spec::Git(git)) = spec else {
-        panic!("not git")
-    };
-    git.config = Some(api::contentservice::GitConfig {
-        authentication: api::contentservice::GitAuthMethod::BasicAuth.into(),
-        auth_user: user.to_owned(),
-        auth_password: password.to_owned(),
-        ..Default::default()
-    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

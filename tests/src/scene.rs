@@ -8,7 +8,8 @@ use api::builder::{
     BuildSourceDockerfile, BuildSourceReference, BuildStatus, LogsRequest, build_registry_auth,
 };
 use api::contentservice::{
-    CloneTargetMode, GitInitializer, WorkspaceInitializer, workspace_initializer,
+    CloneTargetMode, GitAuthMethod, GitConfig, GitInitializer, WorkspaceInitializer,
+    workspace_initializer,
 };
 use testkit::bases::{self, Base};
 use testkit::docker_registry::DockerRegistry;
@@ -189,6 +190,27 @@ pub(crate) fn request(url: &str, commit: &str) -> BuildRequest {
         triggered_by: "tests".to_owned(),
         ..BuildRequest::default()
     }
+}
+
+/// Lets a request fetch its repository with a password.
+pub(crate) fn set_password(request: &mut BuildRequest, user: &str, password: &str) {
+    let from = request
+        .source
+        .as_mut()
+        .and_then(|source| source.from.as_mut());
+    let Some(From::File(file)) = from else {
+        panic!("not a file source")
+    };
+    let spec = file.source.as_mut().and_then(|source| source.spec.as_mut());
+    let Some(workspace_initializer::Spec::Git(git)) = spec else {
+        panic!("not git")
+    };
+    git.config = Some(GitConfig {
+        authentication: GitAuthMethod::BasicAuth.into(),
+        auth_user: user.to_owned(),
+        auth_password: password.to_owned(),
+        ..GitConfig::default()
+    });
 }
 
 /// Returns a request to make a workspace image of an image.

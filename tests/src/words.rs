@@ -12,7 +12,7 @@ use testkit::kiln::Kiln;
 use testkit::proxy::{Action, Bearer, Proxy, Rule};
 use tonic::Code;
 
-use crate::scene::{Scene, Target, all_credentials, reference_request};
+use crate::scene::{Scene, Target, all_credentials, reference_request, set_password};
 
 async fn resolve(kiln: &Kiln, reference: &str) -> Result<String, (Code, String)> {
     let request = ResolveBaseImageRequest {
@@ -280,10 +280,27 @@ async fn a_repository_with_a_password_is_fetched_with_it_and_not_without() {
     let git = GitServer::with_basic_auth("me", "open sesame");
     let files = [File::new("Dockerfile", format!("FROM {base}\n"))];
     let commit = git.repository("private").commit("main", &files);
-    let request = crate::scene::request(&git.url("private"), &commit);
-    let said = scene.build(request).await;
-    assert_eq!(said.last().status(), BuildStatus::DoneFailure);
-    assert!(!said.last().message.contains("sesame"));
+    let request = |password: Option<&str>| {
+        let mut request = crate::scene::request(&git.url("private"), &commit);
+        if let Some(password) = password {
+            set_password(&mut request, "me", password);
+        }
+        request
+    };
+    for password in [None, Some("open barley")] {
+        let said = scene.build(request(password)).await;
+        let log = scene.log(&said.build_id().unwrap()).await;
+        for text in [said.failure(), &log] {
+            assert!(
+                !text.contains("sesame") && !text.contains("barley"),
+                "{text}"
+            );
+        }
+    }
+    let said = scene.build(request(Some("open sesame"))).await;
+    assert!(said.image().contains(':'));
+    let log = scene.log(&said.build_id().unwrap()).await;
+    assert!(!log.contains("sesame"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
