@@ -5,10 +5,12 @@
 //! | `ranks` | which crate may name which; which stay without tokio; licence and publishing |
 //! | `files` | sizes, module docs, white space, test names, `unsafe`, forbidden macros |
 //! | `map` | what ARCHITECTURE.md says is there, and what is there is in ARCHITECTURE.md |
+//! | `coverage` | each statement of docs/seed-coverage.md names tests that are there |
 //!
 //! Each check is a pure function from texts to findings; only this file reads.
 
 mod code;
+mod coverage;
 mod files;
 mod map;
 mod ranks;
@@ -37,6 +39,16 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
             root.join(path).exists()
         })),
         Err(_) => findings.push("ARCHITECTURE.md: missing".to_owned()),
+    }
+    let read = |path: &str| {
+        let is_ours = paths.iter().any(|tracked| tracked == path);
+        std::fs::read_to_string(root.join(path))
+            .ok()
+            .filter(|_| is_ours)
+    };
+    match read(coverage::DOCUMENT) {
+        Some(text) => findings.extend(coverage::check(&text, read)),
+        None => findings.push(format!("{}: missing", coverage::DOCUMENT)),
     }
     findings.sort();
     Ok(findings)
