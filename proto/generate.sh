@@ -45,7 +45,8 @@ header=$(mktemp)
 trap 'rm -f "$header"' EXIT
 echo "$LICENCE" > "$header"
 mock() {
-    mockgen -copyright_file "$header" -typed -package mock -destination "$1/mock/mock.go" "kiln.dev/sdk/go/$1" "$2"
+    # Without the command: it holds the name of the file above, which is another one each time.
+    mockgen -copyright_file "$header" -write_command_comment=false -typed -package mock -destination "$1/mock/mock.go" "kiln.dev/sdk/go/$1" "$2"
 }
 mock builder ImageBuilderClient,ImageBuilder_BuildClient,ImageBuilder_LogsClient,ImageBuilderServer,ImageBuilder_BuildServer,ImageBuilder_LogsServer,SubassemblyServiceClient,SubassemblyServiceServer
 gofmt -w builder contentservice kiln
