@@ -191,11 +191,7 @@ impl Ignore {
         if kind == EntryKind::Other {
             return Ok(Keep::No);
         }
-        let mut walk = self.file.walk();
-        for name in path.split('/') {
-            walk = walk.enter(name)?;
-        }
-        Ok(if walk.may_include_below() {
+        Ok(if self.file.may_include_below(path)? {
             Keep::PartsOnly
         } else {
             Keep::No

@@ -1,8 +1,11 @@
 //! `.dockerignore`, with the meaning that moby's pattern matcher gives it.
 //!
 //! Patterns are anchored at the root of the context, `*` and `?` stop at slashes, `**` does not, and `!` takes back what earlier
-//! lines ignored: the last pattern that matches a path, or a directory that it is in, decides. This is not gitignore: `foo` does
-//! not match `a/foo`, and something below an ignored directory can be taken back.
+//! lines ignored. This is not gitignore: `foo` does not match `a/foo`, and something below an ignored directory can be taken back.
+//!
+//! The patterns are gone through in their order. One that has matched a directory holds for everything in it; and one is only asked when
+//! it could change the answer so far: a pattern with `!` that met a directory which was not ignored has not matched it, and says nothing
+//! about what is in there unless it matches that too. That is how `BuildKit` reads these files.
 //!
 //! A tree is walked with [`Walk`], which knows for each directory which patterns can still match in it; what all matching with one
 //! file costs together is bounded, because both patterns and paths come from outside.
@@ -12,6 +15,7 @@ mod pattern;
 mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::limits::{
     IGNORE_FILE_MAX_BYTES, IGNORE_PATTERNS_MAX, IGNORE_STEPS_MAX, PATTERN_MAX_BYTES,
@@ -29,6 +33,8 @@ pub struct IgnoreFile {
     rules: Vec<Rule>,
     hides_everything: bool,
     steps_left: AtomicU64,
+    /// The directories down to the one that was asked about last: whoever asks about one path asks about its neighbours next.
+    last: Mutex<Vec<Place>>,
 }
 
 #[derive(Debug)]
@@ -85,6 +91,7 @@ impl IgnoreFile {
             rules: Vec::new(),
             hides_everything: false,
             steps_left: AtomicU64::new(IGNORE_STEPS_MAX),
+            last: Mutex::default(),
         }
     }
 
@@ -162,13 +169,15 @@ impl IgnoreFile {
         if path == "." {
             return Ok(false);
         }
-        for rule in self.rules.iter().rev() {
-            self.pay(rule.pattern.cost(&path))?;
-            if rule.pattern.matches_or_parent(&path) {
-                return Ok(!rule.includes);
-            }
-        }
-        Ok(false)
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        self.at(directory, |place| self.judge(place, &path, &mut Vec::new()))
+    }
+
+    /// Tells whether something in the directory `path` can be not ignored.
+    pub fn may_include_below(&self, path: &str) -> Result<bool, IgnoreError> {
+        let path = path::clean(path);
+        let path = if path == "." { "" } else { path.as_str() };
+        self.at(path, |place| Ok(self.may_include(place)))
     }
 
     /// Tells whether some patterns take back what others ignore.
@@ -185,10 +194,102 @@ impl IgnoreFile {
     pub fn walk(&self) -> Walk<'_> {
         Walk {
             file: self,
-            path: String::new(),
-            decided: None,
-            candidates: (0..self.rules.len()).collect(),
+            place: self.root(),
         }
+    }
+
+    fn root(&self) -> Place {
+        let candidate = |index| Candidate {
+            index,
+            holds: false,
+        };
+        Place {
+            path: String::new(),
+            is_ignored: false,
+            candidates: (0..self.rules.len()).map(candidate).collect(),
+        }
+    }
+
+    /// Calls `look` with the directory `path`.
+    fn at<T>(
+        &self,
+        path: &str,
+        look: impl FnOnce(&Place) -> Result<T, IgnoreError>,
+    ) -> Result<T, IgnoreError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_above = |place: &Place| {
+            let rest = path.strip_prefix(place.path.trim_end_matches('/'));
+            place.path.is_empty() || rest.is_some_and(|r| r.is_empty() || r.starts_with('/'))
+        };
+        let n_above = last.iter().take_while(|place| is_above(place)).count();
+        last.truncate(n_above);
+        if last.is_empty() {
+            last.push(self.root());
+        }
+        loop {
+            let Some(place) = last.last() else {
+                return look(&self.root());
+            };
+            let rest = path.get(place.path.len()..).unwrap_or_default();
+            let Some(name) = rest.split('/').next().filter(|name| !name.is_empty()) else {
+                return look(place);
+            };
+            let next = self.enter(place, name)?;
+            last.push(next);
+        }
+    }
+
+    /// Decides about something in the directory `place`, and adds the rules that match it to `matched`.
+    fn judge(
+        &self,
+        place: &Place,
+        path: &str,
+        matched: &mut Vec<usize>,
+    ) -> Result<bool, IgnoreError> {
+        let mut is_ignored = false;
+        for candidate in &place.candidates {
+            let Some(rule) = self.rules.get(candidate.index) else {
+                continue;
+            };
+            if !candidate.holds && (rule.includes != is_ignored || !self.test(rule, path)?) {
+                continue;
+            }
+            matched.push(candidate.index);
+            is_ignored = !rule.includes;
+        }
+        Ok(is_ignored)
+    }
+
+    fn enter(&self, from: &Place, name: &str) -> Result<Place, IgnoreError> {
+        let mut path = format!("{}{name}", from.path);
+        let mut matched = Vec::new();
+        let is_ignored = self.judge(from, &path, &mut matched)?;
+        path.push('/');
+        let mut candidates = Vec::new();
+        for candidate in &from.candidates {
+            let holds = matched.binary_search(&candidate.index).is_ok();
+            let Some(rule) = self.rules.get(candidate.index) else {
+                continue;
+            };
+            self.pay(rule.pattern.cost(&path))?;
+            if holds || rule.pattern.matches_below(&path) {
+                candidates.push(Candidate {
+                    index: candidate.index,
+                    holds,
+                });
+            }
+        }
+        Ok(Place {
+            path,
+            is_ignored,
+            candidates,
+        })
+    }
+
+    fn may_include(&self, place: &Place) -> bool {
+        let rules = place.candidates.iter();
+        let mut rules = rules.filter_map(|candidate| self.rules.get(candidate.index));
+        !place.is_ignored || rules.any(|rule| rule.includes)
     }
 
     fn test(&self, rule: &Rule, path: &str) -> Result<bool, IgnoreError> {
@@ -246,69 +347,49 @@ fn parse_line(line: &str, number: usize) -> Result<Option<Rule>, IgnoreError> {
 #[derive(Debug, Clone)]
 pub struct Walk<'a> {
     file: &'a IgnoreFile,
+    place: Place,
+}
+
+/// What is known of a directory.
+#[derive(Debug, Clone)]
+struct Place {
     /// Relative to the context, with a slash at its end; empty for the root.
     path: String,
-    /// The last rule that matches this directory or one that it is in.
-    decided: Option<usize>,
-    /// The later rules that can match something in this directory.
-    candidates: Vec<usize>,
+    is_ignored: bool,
+    /// The rules that can matter in it, in their order.
+    candidates: Vec<Candidate>,
+}
+
+/// A rule within a directory.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    index: usize,
+    /// It has matched this directory, hence everything in it.
+    holds: bool,
 }
 
 impl<'a> Walk<'a> {
     /// Tells whether this directory is ignored.
     pub fn is_ignored(&self) -> bool {
-        self.verdict(self.decided)
+        self.place.is_ignored
     }
 
     /// Tells whether `name`, a file in this directory, is ignored.
     pub fn ignores(&self, name: &str) -> Result<bool, IgnoreError> {
-        let path = format!("{}{name}", self.path);
-        Ok(self.verdict(self.decide(&path)?))
+        let path = format!("{}{name}", self.place.path);
+        self.file.judge(&self.place, &path, &mut Vec::new())
     }
 
     /// Returns the walk of `name`, a directory in this one.
     pub fn enter(&self, name: &str) -> Result<Walk<'a>, IgnoreError> {
-        let mut path = format!("{}{name}", self.path);
-        let decided = self.decide(&path)?;
-        path.push('/');
-        let mut candidates = Vec::new();
-        for index in &self.candidates {
-            let Some(rule) = self.file.rules.get(*index) else {
-                continue;
-            };
-            self.file.pay(rule.pattern.cost(&path))?;
-            if Some(*index) > decided && rule.pattern.matches_below(&path) {
-                candidates.push(*index);
-            }
-        }
         Ok(Walk {
             file: self.file,
-            path,
-            decided,
-            candidates,
+            place: self.file.enter(&self.place, name)?,
         })
     }
 
     /// Tells whether something in this directory can be not ignored. When it cannot, the directory need not be read.
     pub fn may_include_below(&self) -> bool {
-        let rules = self.candidates.iter();
-        let mut rules = rules.filter_map(|index| self.file.rules.get(*index));
-        !self.is_ignored() || rules.any(|rule| rule.includes)
-    }
-
-    fn decide(&self, path: &str) -> Result<Option<usize>, IgnoreError> {
-        for index in self.candidates.iter().rev() {
-            if let Some(rule) = self.file.rules.get(*index)
-                && self.file.test(rule, path)?
-            {
-                return Ok(Some(*index));
-            }
-        }
-        Ok(self.decided)
-    }
-
-    fn verdict(&self, decided: Option<usize>) -> bool {
-        let rule = decided.and_then(|index| self.file.rules.get(index));
-        rule.is_some_and(|rule| !rule.includes)
+        self.file.may_include(&self.place)
     }
 }

@@ -129,28 +129,7 @@ impl Pattern {
                 path.ends_with(suffix.as_str()) || suffix.strip_prefix('/') == Some(path)
             }
             Self::Tokens { literal, tokens } => {
-                path.starts_with(literal.as_str())
-                    && run(tokens, path, Parents::Ignore).last() == Some(&true)
-            }
-        }
-    }
-
-    /// Tells whether `path` or a directory that it is in matches.
-    pub(super) fn matches_or_parent(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(exact) => {
-                let rest = path.strip_prefix(exact.as_str());
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }
-            Self::Prefix(prefix) => path.starts_with(prefix.as_str()),
-            Self::Suffix(_) => {
-                let mut ends = path.match_indices('/').map(|(at, _)| at);
-                self.matches(path)
-                    || ends.any(|end| path.get(..end).is_some_and(|path| self.matches(path)))
-            }
-            Self::Tokens { literal, tokens } => {
-                path.starts_with(literal.as_str())
-                    && run(tokens, path, Parents::Count).last() == Some(&true)
+                path.starts_with(literal.as_str()) && run(tokens, path).last() == Some(&true)
             }
         }
     }
@@ -166,22 +145,18 @@ impl Pattern {
             Self::Tokens { literal, tokens } => {
                 let may_start =
                     literal.starts_with(directory) || directory.starts_with(literal.as_str());
-                may_start && run(tokens, directory, Parents::Ignore).contains(&true)
+                may_start && run(tokens, directory).contains(&true)
             }
         }
     }
 }
 
-/// Returns which beginnings of `tokens` match all of `path`. With `Parents::Count`, stops at a directory that the path is in and that
-/// all of `tokens` match.
-fn run(tokens: &[Token], path: &str, parents: Parents) -> Vec<bool> {
+/// Returns which beginnings of `tokens` match all of `path`.
+fn run(tokens: &[Token], path: &str) -> Vec<bool> {
     let mut states = vec![false; tokens.len() + 1];
     let mut next = states.clone();
     enter(&mut states, tokens, 0);
     for c in path.chars() {
-        if c == '/' && parents == Parents::Count && states.last() == Some(&true) {
-            break;
-        }
         next.fill(false);
         for ((index, token), _) in tokens
             .iter()
@@ -214,13 +189,6 @@ fn run(tokens: &[Token], path: &str, parents: Parents) -> Vec<bool> {
         }
     }
     states
-}
-
-/// Whether directories that a path is in count as matches too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Parents {
-    Count,
-    Ignore,
 }
 
 /// Marks `index`, and what is reached from there without reading.

@@ -85,7 +85,13 @@ fn the_last_match_decides() {
         ("**/*.md\n!README.md", "docs/README.md", true),
         ("*\n!src/**\nsrc/**/*.key", "src/a/b.key", true),
         ("*\n!src/**\nsrc/**/*.key", "src/a/b.c", false),
-        ("*\n!a/b\na", "a/b", true),
+        // What was ignored already when a pattern came by was not matched by it.
+        ("*\n!a/b\na", "a/b", false),
+        // Nor is what was not ignored matched by a pattern that takes back.
+        ("**/f\n!a/b", "a/b/f", true),
+        ("a\n**/f\n!a/b", "a/b/f", false),
+        ("**/b\n**/f\n!a/b", "a/b/f", false),
+        ("a\n!a\na/b\n!a/b", "a/b/c", false),
         ("a\n! b \n!a", "a", false),
         ("\u{feff}a\r\n\r\n!a/b\r\n", "a/b", false),
         ("\u{feff}a\r\n\r\n!a/b\r\n", "a/c", true),
@@ -113,6 +119,29 @@ fn directories_that_hold_nothing_of_interest_are_not_entered() {
             .unwrap()
             .may_include_below()
     );
+}
+
+#[test]
+fn paths_can_be_asked_about_in_any_order() {
+    let file = parse("a\n!a/b\n**/c\n!x/c");
+    let paths = [
+        "a", "a/b", "a/b/c", "x/c", "x", "ab/c", "a/d", "a/b/d/e", "x/c/y", "ab",
+    ];
+    let alone: Vec<bool> = paths
+        .iter()
+        .map(|path| parse("a\n!a/b\n**/c\n!x/c").matches(path).unwrap())
+        .collect();
+    for start in 0..paths.len() {
+        for step in [1, 3, 7] {
+            for n in 0..paths.len() {
+                let at = (start + n * step) % paths.len();
+                assert_eq!(file.matches(paths[at]), Ok(alone[at]), "{}", paths[at]);
+            }
+        }
+    }
+    assert_eq!(file.may_include_below("a"), Ok(true));
+    assert_eq!(file.may_include_below("a/d"), Ok(false));
+    assert_eq!(file.may_include_below("."), Ok(true));
 }
 
 #[test]

@@ -118,14 +118,7 @@ pub(crate) fn ask(file: &IgnoreFile, path: &str, node: Node) -> Result<Ignored, 
     if node != Node::Directory {
         return Ok(Ignored::Skip);
     }
-    let mut walk = file.walk();
-    for name in path
-        .split('/')
-        .filter(|name| !name.is_empty() && *name != ".")
-    {
-        walk = walk.enter(name)?;
-    }
-    Ok(if walk.may_include_below() {
+    Ok(if file.may_include_below(path)? {
         Ignored::Descend
     } else {
         Ignored::Skip
