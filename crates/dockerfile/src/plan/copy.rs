@@ -47,7 +47,9 @@ impl Stage<'_> {
             );
             self.warnings.push(warning);
         }
-        let link = if is_on(instruction, "link") {
+        // With a mode, BuildKit copies as if there were no --link. Layers that were made so far, and destinations behind links
+        // (/bin of most images is one), depend on it.
+        let link = if is_on(instruction, "link") && chmod.is_none() {
             Link::Yes
         } else {
             Link::No
@@ -60,7 +62,7 @@ impl Stage<'_> {
             destination: path::join(self.directory(), &destination),
             destination_is_directory: is_directory,
             chown: chown
-                .map(|(value, flag)| checked_owner(&value, flag, link))
+                .map(|(value, flag)| checked_owner(&value, flag))
                 .transpose()?,
             chmod: chmod
                 .map(|(value, flag)| parse_mode(&value, flag))
@@ -340,18 +342,12 @@ fn is_directory(destination: &str) -> bool {
         || destination.ends_with("/..")
 }
 
-fn checked_owner(value: &str, flag: &Flag, link: Link) -> Result<String, Diagnostic> {
+fn checked_owner(value: &str, flag: &Flag) -> Result<String, Diagnostic> {
     // `user:` says no more than `user`.
     let value = value.strip_suffix(':').unwrap_or(value);
     if let Err(reason) = user::check(value) {
         let message = format!("invalid owner {value:?}: {reason}");
         return Err(Diagnostic::error(flag.span, message).with_hint("--chown=user[:group]"));
-    }
-    let is_number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
-    if link == Link::Yes && !value.split(':').all(is_number) {
-        let message = format!("{value:?} cannot be looked up with --link");
-        return Err(Diagnostic::error(flag.span, message)
-            .with_hint("a linked copy knows nothing of the image below: write numbers"));
     }
     Ok(value.to_owned())
 }

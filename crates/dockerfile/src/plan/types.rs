@@ -469,11 +469,18 @@ pub enum Unpack {
 pub enum Link {
     /// It does.
     No,
-    /// It is a layer of its own (`--link`): made in an empty root, whatever is below.
+    /// It is a layer of its own (`--link`): made in an empty root, whatever is below. Only a name in `chown` is looked up there.
     Yes,
 }
 
 impl CopyOp {
+    /// Tells whether its result is the same whatever it stands on.
+    pub fn is_independent(&self) -> bool {
+        let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        let has_names = |owner: &String| !owner.split(':').all(is_number);
+        self.link == Link::Yes && !self.chown.as_ref().is_some_and(has_names)
+    }
+
     /// Returns the copy of everything in `from` to the root.
     pub fn everything(from: CopyFrom) -> Self {
         Self {

@@ -62,7 +62,12 @@ fn target(execution: &Execution, op: &CopyOp, lowers: Vec<PathBuf>) -> Result<Ta
         let scratch = execution.scratch()?;
         let upper = Upper::create(None, &scratch).map_err(|e| platform(attempt, &e))?;
         let open = || Root::open(&upper.path()).map_err(|e| platform(attempt, &e));
-        (open()?, open()?, upper.path())
+        let view = if lowers.is_empty() {
+            open()?
+        } else {
+            view(&lowers)?
+        };
+        (open()?, view, upper.path())
     } else {
         let prospect = prospect(execution, lowers, |_, _| Ok(None))?;
         (Root::from_fd(prospect.root), prospect.view, prospect.upper)

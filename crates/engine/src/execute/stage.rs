@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dockerfile::{BaseRef, Link, Op, PlanStage, Step};
+use dockerfile::{BaseRef, Op, PlanStage, Step};
 
 use super::cache::{CachedStep, Operation};
 use super::layers::{Layer, StageResult, content, shared};
@@ -125,7 +125,7 @@ async fn carry_out_step(
     };
     // What is linked stands on nothing: neither its files nor its key know of the layers below.
     let parents: &[Layer] = match &step.op {
-        Op::Copy(op) if op.link == Link::Yes => &[],
+        Op::Copy(op) if op.is_independent() => &[],
         _ => &done.layers,
     };
     let prepared = Prepared {

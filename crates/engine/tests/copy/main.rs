@@ -141,6 +141,28 @@ async fn a_linked_copy_stands_whatever_is_below_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_linked_copy_knows_the_names_below_it_and_with_a_mode_it_is_none() {
+    let mut bench = Bench::new(&[("b/etc/passwd", "me:x:5:6::/:\n"), ("f", "x")]);
+    fs::create_dir(bench.path("b/real")).unwrap();
+    symlink("real", bench.path("b/link")).unwrap();
+    bench.dockerfile(
+        "FROM scratch AS b\nCOPY b /\n\
+         FROM b\nCOPY --link --chown=me f /link/f\n\
+         FROM b\nCOPY --link --chmod=640 --chown=me f /link/f\nCOPY --from=1 / /1/\n",
+    );
+    let built = bench.build().await;
+    let files = built.files();
+    assert_eq!(files["1/link/f"].owner, (5, 6));
+    assert_eq!(
+        (files["real/f"].owner, files["real/f"].mode),
+        ((5, 6), 0o640)
+    );
+    bench.write("b/etc/passwd", "me:x:7:8::/:\n");
+    let built = bench.build().await;
+    assert_eq!(built.files()["1/link/f"].owner, (7, 8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_in_the_dockerfile_are_copied_with_owner_and_mode() {
     let mut bench = Bench::new(&[("f", "file")]);
     bench.dockerfile(
