@@ -79,7 +79,7 @@ start_server() {
         port=$((20000 + RANDOM % 30000))
         address=127.0.0.1:$port
         (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null && continue
-        printf 'network = "%s"\n[registry."docker.io"]\nmirrors = ["%s/bases"]\n' "$network" "$address" > "$KILN_CONFIG"
+        printf 'network = "%s"\negress.reach = "private"\n[registry."docker.io"]\nmirrors = ["%s/bases"]\n' "$network" "$address" > "$KILN_CONFIG"
         "$kiln" serve --listen "$address" > "$scratch/server.log" 2>&1 &
         server=$!
         for _ in $(seq 100); do

@@ -68,10 +68,17 @@ impl Kiln {
         Self::with_config("")
     }
 
-    /// Starts a server with this configuration file.
+    /// Starts a server with this configuration file. It may reach this machine, where the peers of tests are, unless the configuration
+    /// has its own word on that.
     #[must_use]
     pub fn with_config(config: &str) -> Self {
         let scratch = Scratch::new();
+        let reach = if config.contains("egress") {
+            ""
+        } else {
+            "egress.reach = \"private\"\n"
+        };
+        let config = &format!("{reach}{config}");
         let config = (!config.is_empty()).then(|| scratch.write("kiln.toml", config));
         let mut kiln = Self {
             daemon: None,

@@ -80,6 +80,7 @@ fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure>
     let registries = &spec.registries;
     let options = Options {
         proxy: registries.proxy.clone(),
+        egress: registries.egress.clone(),
         ..Options::default()
     };
     let pull = Client::new(registries.hosts.clone(), registries.pull.clone(), options);

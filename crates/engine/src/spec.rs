@@ -341,6 +341,9 @@ pub struct Registries {
     /// Proxies on the way; `None` connects directly.
     #[serde(default)]
     pub proxy: Option<ProxyOptions>,
+    /// Where connections may lead.
+    #[serde(default)]
+    pub egress: egress::Policy,
     /// Hosts that mean the embedded registry.
     pub embedded: Vec<String>,
     /// Whether a base may be an image that was kept here under its name ([`Output::Keep`]). For one user's own builds only.

@@ -54,6 +54,8 @@ pub struct Settings {
     pub hosts: Hosts,
     /// Proxies on the way to registries.
     pub proxy: Option<ProxyOptions>,
+    /// Where connections may lead.
+    pub egress: egress::Policy,
     /// How workers fetch sources; through the same proxies.
     pub fetch: FetchOptions,
     /// What one build may use up.
@@ -322,6 +324,7 @@ impl Service {
             pull: keychains.pull,
             publish: keychains.publish,
             proxy: settings.proxy.clone(),
+            egress: settings.egress.clone(),
             embedded: self.images.embedded_hosts().to_vec(),
             use_kept: false,
         }

@@ -8,6 +8,7 @@ const RANKS: &[(&str, u8)] = &[
     ("api", 0),
     ("dockerfile", 1),
     ("store", 1),
+    ("egress", 1),
     ("registry", 2),
     ("source", 2),
     ("engine", 3),

@@ -180,6 +180,7 @@ pub(crate) fn registries(found: &Found) -> Outcome<Registries> {
         pull: keychain.clone(),
         publish: keychain,
         proxy: place::client_options().proxy,
+        egress: found.config.egress_policy(egress::Reach::Private),
         embedded: Vec::new(),
         use_kept: true,
     })
@@ -191,6 +192,7 @@ pub(crate) fn fetch_options(found: &Found) -> FetchOptions {
     FetchOptions {
         proxy: proxies.https,
         no_proxy: proxies.no_proxy,
+        egress: found.config.egress_policy(egress::Reach::Private),
         ..found.config.git.fetch_options()
     }
 }

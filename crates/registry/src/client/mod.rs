@@ -65,6 +65,8 @@ pub struct Options {
     pub parallel_uploads: usize,
     /// Proxies; `None` connects directly.
     pub proxy: Option<ProxyOptions>,
+    /// Where connections may lead, those included that registries send us to.
+    pub egress: egress::Policy,
     /// How we introduce ourselves.
     pub user_agent: String,
 }
@@ -99,6 +101,7 @@ impl Default for Options {
             monolithic_max_bytes: 1 << 20,
             parallel_uploads: 4,
             proxy: None,
+            egress: egress::Policy::default(),
             user_agent: concat!("kiln/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }

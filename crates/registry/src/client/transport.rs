@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use egress::Resolver;
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
 };
@@ -17,7 +18,7 @@ use reqwest::{Certificate, Identity, NoProxy, Proxy, Response};
 use url::Url;
 
 use super::body::read_prefix;
-use super::dial::{self, Dialer};
+use super::dial;
 use super::error::{Error, Problem};
 use super::retry::parse_retry_after;
 use super::{Options, ProxyOptions};
@@ -45,6 +46,7 @@ pub(crate) struct Transport {
 #[derive(Debug)]
 struct Inner {
     options: Options,
+    resolver: Resolver,
     /// For plain http: never reads the system's certificates, which takes a while.
     plain: Pool,
     /// For https with the system's certificates.
@@ -116,6 +118,7 @@ impl Transport {
         let transport = Self {
             inner: Arc::new(Inner {
                 options: options.clone(),
+                resolver: Resolver::new(options.egress.clone()),
                 plain,
                 usual: Pool::default(),
                 special,
@@ -183,6 +186,8 @@ impl Transport {
         limit: Duration,
     ) -> Result<Response, Problem> {
         dial::check(&request.url)?;
+        let allowed = self.inner.resolver.judge(&request.url).await;
+        allowed.map_err(|why| Problem::Refused(why.to_string()))?;
         let client = self.pool_of(&request.url).client(&self.inner.options)?;
         let mut builder = client
             .request(request.method, request.url)
@@ -199,6 +204,9 @@ impl Transport {
         let response = match tokio::time::timeout(total, builder.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(source)) => {
+                if let Some(why) = egress::refusal_in(&source) {
+                    return Err(Problem::Refused(why.to_string()));
+                }
                 let what = match (source.is_connect(), source.is_timeout()) {
                     (true, true) => "connect in time",
                     (true, false) => "connect",
@@ -301,7 +309,7 @@ impl Pool {
             .tcp_nodelay(true)
             .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
-            .dns_resolver(Dialer);
+            .dns_resolver(Resolver::new(options.egress.clone()));
         for proxy in options.proxy.iter().flat_map(proxies) {
             builder = builder.proxy(proxy?);
         }

@@ -286,10 +286,14 @@ fn service(
     opened: &Opened,
 ) -> Result<Service, RunError> {
     let hosts = config.registry.with_files_read().map_err(RunError::Hosts)?;
+    let egress = egress_policy(config, setup);
     let client = Client::new(
         hosts.clone(),
         registry::keychain::Keychain::empty(),
-        setup.client.clone(),
+        ClientOptions {
+            egress: egress.clone(),
+            ..setup.client.clone()
+        },
     )
     .map_err(RunError::Client)?;
     let ecr = if config.enable_additional_ecr_auth {
@@ -319,15 +323,35 @@ fn service(
             fetch: FetchOptions {
                 proxy: proxy.as_ref().and_then(|proxy| proxy.https.clone()),
                 no_proxy: proxy.as_ref().map(|proxy| proxy.no_proxy.clone()),
+                egress: egress.clone(),
                 ..config.git.fetch_options()
             },
             proxy,
+            egress,
             limits: config.limits.clone(),
             network: config.network,
             compression: config.compression,
             environment: setup.environment,
         },
     })
+}
+
+/// Returns where connections may lead: where the configuration says, and to the proxies of the environment. Images of the embedded
+/// registry are looked up in the store, so that we need not reach ourselves.
+fn egress_policy(config: &Config, setup: &Setup) -> egress::Policy {
+    let mut policy = config.egress_policy(egress::Reach::Public);
+    let proxies = setup
+        .client
+        .proxy
+        .iter()
+        .flat_map(|proxy| [&proxy.http, &proxy.https]);
+    for proxy in proxies.flatten() {
+        let named = url::Url::parse(proxy).ok();
+        if let Some(host) = named.as_ref().and_then(url::Url::host_str) {
+            policy.allow_host(host);
+        }
+    }
+    policy
 }
 
 fn subassemblies(

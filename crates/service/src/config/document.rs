@@ -62,6 +62,18 @@ drain_timeout = "10s"
 # How long an ended build and its log are kept.
 retention = "7d"
 
+# Where connections may lead that a request asks for: registries, git, downloads, one-time secrets. A name is resolved once, and what
+# is connected to is one of the addresses that were judged. Hosts that other keys name (repositories, registry tables and their
+# mirrors, git.http_hosts, git.secret_hosts, ref_cache.refs) may be reached wherever they are.
+[egress]
+# "public": the Internet. "private": also this machine and private networks. When not given, "public" for `kiln serve` and "private"
+# for `kiln build`. Link-local addresses and the metadata services of clouds are reached only if they are listed.
+#reach = "public"
+# Networks that may be reached whatever they are, as 10.0.0.0/8.
+networks = []
+# Hosts (name or name:port) that may be reached wherever they are.
+hosts = []
+
 # What git may talk to, beyond any host over https and this machine over http.
 [git]
 # Hosts (name or name:port) to which plain http is allowed.

@@ -15,6 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use egress::{Network, Policy, Reach};
 use engine::spec::{Compression, Limits, NetworkMode};
 use engine::subassembly::Format;
 use oci::Reference;
@@ -57,6 +58,8 @@ pub struct Config {
     pub ref_cache: RefCache,
     /// How much the server takes on.
     pub server: Server,
+    /// Where connections may lead.
+    pub egress: Egress,
     /// What git may talk to.
     pub git: Git,
     /// What one build may use up.
@@ -84,6 +87,7 @@ impl Default for Config {
             compression: Compression::Gzip,
             ref_cache: RefCache::default(),
             server: Server::default(),
+            egress: Egress::default(),
             git: Git::default(),
             limits: Limits::default(),
             subassembly: Subassembly::default(),
@@ -156,6 +160,18 @@ impl Default for Server {
             retention: Duration::from_secs(7 * 24 * 3600),
         }
     }
+}
+
+/// Where connections may lead that a request asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Which kinds of places; when not given, public ones for the service and private ones too for `kiln build`.
+    pub reach: Option<Reach>,
+    /// Networks, whatever they are.
+    pub networks: Vec<Network>,
+    /// Hosts (`name` or `name:port`), wherever they are. Hosts that other keys name need not be repeated.
+    pub hosts: Vec<String>,
 }
 
 /// What git may talk to, beyond any host over https and this machine over http.
@@ -260,6 +276,42 @@ pub fn parse(text: &str) -> Result<Parsed, ConfigError> {
 }
 
 impl Config {
+    /// Returns where connections may lead: where the configuration says, and to every host that it names for another purpose.
+    pub fn egress_policy(&self, otherwise: Reach) -> Policy {
+        let mut policy = Policy {
+            reach: self.egress.reach.unwrap_or(otherwise),
+            networks: self.egress.networks.clone(),
+            hosts: BTreeSet::new(),
+        };
+        let repositories = [
+            &self.base_image_repository,
+            &self.workspace_image_repository,
+        ];
+        let references = repositories
+            .into_iter()
+            .flatten()
+            .chain(&self.ref_cache.refs);
+        let tables = self.registry.hosts().flat_map(|host| {
+            let mirrors = self
+                .registry
+                .get(host)
+                .map(|table| table.mirrors.as_slice());
+            // A mirror may have a path, which is nothing to connect to.
+            let mirrors = mirrors.unwrap_or_default().iter();
+            std::iter::once(host).chain(mirrors.filter_map(|mirror| mirror.split('/').next()))
+        });
+        let named = references.map(Reference::host).chain(tables);
+        let listed = [
+            &self.egress.hosts,
+            &self.git.http_hosts,
+            &self.git.secret_hosts,
+        ];
+        for host in named.chain(listed.into_iter().flatten().map(String::as_str)) {
+            policy.allow_host(host);
+        }
+        policy
+    }
+
     /// Checks what no single key can tell.
     pub fn check(&self) -> Result<(), ConfigError> {
         let value = |key, problem: &str| {

@@ -262,7 +262,9 @@ impl World {
         self.serve_config(config).await
     }
 
-    pub(crate) async fn serve_config(&self, config: Config) -> Server {
+    /// The peers of tests are on this machine: it may be reached unless the configuration has its own word on that.
+    pub(crate) async fn serve_config(&self, mut config: Config) -> Server {
+        config.egress.reach.get_or_insert(egress::Reach::Private);
         let setup = Setup {
             executor: Arc::new(self.scripted.clone()),
             owner: None,

@@ -123,3 +123,25 @@ async fn the_workspace_image_of_an_image_is_named_after_its_digest() {
     assert_eq!(soon(error).await.unwrap_err().code(), Code::InvalidArgument);
     server.stopped().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_connected_to_inside_unless_the_operator_says_so() {
+    let world = World::new();
+    let server = world.serve_with("[egress]\nreach = \"public\"\n").await;
+    for reference in [
+        "127.0.0.1:5000/a:1",
+        "localhost:5000/a:1",
+        "127.1:5000/a:1",
+        "2130706433:80/a:1",
+        "10.0.0.1:5000/a:1",
+        "169.254.169.254:80/a:1",
+        "[::1]:5000/a:1",
+        "[::ffff:127.0.0.1]:5000/a:1",
+    ] {
+        let error = resolve(&server, reference).await.unwrap_err();
+        let is_refused = error.message().contains("not connected to");
+        let is_no_reference = error.code() == Code::InvalidArgument;
+        assert!(is_refused || is_no_reference, "{reference}: {error:?}");
+    }
+    server.stopped().await;
+}

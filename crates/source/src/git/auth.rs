@@ -126,7 +126,10 @@ pub(super) async fn credential(
             .map(Some)
             .map_err(|_| SecretError::Malformed),
         GitAuth::OneTimeSecret { url } => {
-            let url = secret_url(url, options).map_err(|_| SecretError::Malformed)?;
+            let url = secret_url(url, options).map_err(|error| match error {
+                RequestError::Egress(refused) => SecretError::Egress(refused),
+                _ => SecretError::Malformed,
+            })?;
             let text = tokio::time::timeout(SECRET_TIMEOUT, one_time_secret(url, options))
                 .await
                 .map_err(|_| SecretError::Request)??;
@@ -147,6 +150,8 @@ fn secret_url(text: &str, options: &FetchOptions) -> Result<url::Url, RequestErr
             url.host_str().unwrap_or_default().to_owned(),
         ));
     }
+    let allowed = options.egress.check_url(&url);
+    allowed.map_err(RequestError::Egress)?;
     if !options.secret_hosts.is_empty()
         && !is_loopback(&url)
         && !options
@@ -161,13 +166,13 @@ fn secret_url(text: &str, options: &FetchOptions) -> Result<url::Url, RequestErr
 
 /// Asks for the secret: one request, no redirect, no more than a secret's worth of bytes.
 async fn one_time_secret(url: url::Url, options: &FetchOptions) -> Result<String, SecretError> {
+    let resolver = egress::Resolver::new(options.egress.clone());
+    resolver.judge(&url).await.map_err(SecretError::Egress)?;
     let client = super::http::client(options).ok_or(SecretError::Request)?;
     // The error of a request names its address, which is as secret as the answer; so it is dropped.
-    let mut response = client
-        .get(url)
-        .send()
-        .await
-        .map_err(|_| SecretError::Request)?;
+    let mut response = client.get(url).send().await.map_err(|error| {
+        egress::refusal_in(&error).map_or(SecretError::Request, SecretError::Egress)
+    })?;
     if response.status() != reqwest::StatusCode::OK {
         return Err(SecretError::Status(response.status().as_u16()));
     }

@@ -335,6 +335,9 @@ impl<'a> Git<'a> {
                 format!("Authorization: {}", credential.header()).into(),
             ));
         }
+        for pin in &self.session.pins {
+            settings.push(("http.curloptResolve".into(), pin.into()));
+        }
         if let Some(path) = &self.session.options.ca_file {
             settings.push(("http.sslCAInfo".into(), path.into()));
         }

@@ -54,6 +54,9 @@ pub enum RequestError {
     /// The address of the one-time secret is not acceptable.
     #[error("address of the one-time secret is not acceptable")]
     SecretUrl(#[source] super::ParseRemoteUrlError),
+    /// The address leads where nothing is connected to.
+    #[error(transparent)]
+    Egress(egress::Refused),
     /// A git setting is refused.
     #[error("git config is not acceptable")]
     Config(#[source] ConfigError),
@@ -65,6 +68,9 @@ pub enum SecretError {
     /// No answer, or no complete one, within the time allowed.
     #[error("one-time secret could not be fetched")]
     Request,
+    /// Its host leads where nothing is connected to.
+    #[error(transparent)]
+    Egress(egress::Refused),
     /// The answer was a redirect or an error.
     #[error("one-time secret was answered with status {0}")]
     Status(u16),
@@ -94,6 +100,17 @@ pub enum FetchError {
     /// The one-time secret could not be had.
     #[error("fetch git credentials")]
     Secret(#[source] SecretError),
+    /// A host leads where nothing is connected to.
+    #[error(transparent)]
+    Egress(egress::Refused),
+    /// A host is not known.
+    #[error("resolve {host}")]
+    Resolve {
+        /// The host.
+        host: String,
+        /// What failed.
+        source: io::Error,
+    },
     /// Git could not be started or spoken to.
     #[error("run {program}")]
     Start {
@@ -195,7 +212,10 @@ impl FetchError {
     /// Returns what the failure means to whoever asked.
     pub fn kind(&self) -> FetchErrorKind {
         match self {
-            Self::Request(_) | Self::NotACommit { .. } => FetchErrorKind::Invalid,
+            Self::Request(_)
+            | Self::NotACommit { .. }
+            | Self::Egress(_)
+            | Self::Secret(SecretError::Egress(_)) => FetchErrorKind::Invalid,
             Self::Prepare { source, .. }
                 if matches!(
                     source.kind(),
@@ -209,9 +229,9 @@ impl FetchError {
             | Self::Prepare { .. }
             | Self::Start { .. }
             | Self::Git { .. } => FetchErrorKind::Git,
-            Self::Secret(SecretError::Request) | Self::Unavailable { .. } => {
-                FetchErrorKind::Unavailable
-            }
+            Self::Secret(SecretError::Request)
+            | Self::Unavailable { .. }
+            | Self::Resolve { .. } => FetchErrorKind::Unavailable,
             Self::Secret(_) | Self::Unauthorized { .. } => FetchErrorKind::Unauthorized,
             Self::RepositoryNotFound { .. } => FetchErrorKind::NotFound(Missing::Repository),
             Self::BranchNotFound { .. } => FetchErrorKind::NotFound(Missing::Branch),

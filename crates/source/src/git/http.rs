@@ -25,7 +25,8 @@ pub(super) fn client(options: &FetchOptions) -> Option<Client> {
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(REQUEST_TIMEOUT)
         .user_agent("kiln")
-        .no_proxy();
+        .no_proxy()
+        .dns_resolver(egress::Resolver::new(options.egress.clone()));
     if let Some(path) = &options.ca_file {
         let bytes = std::fs::read(path).ok()?;
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(&bytes).ok()?);

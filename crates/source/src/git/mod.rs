@@ -10,8 +10,8 @@
 //! 6. check it out, compare HEAD with what was asked for, and remove what differs from one fetch to the next.
 //!
 //! What it does not do: no submodules, no LFS, no hooks, no filters, no protocol but https (and http where it is
-//! allowed), no fallback from a branch that is missing to another one. It decides nothing about which hosts may be
-//! reached; where that matters, the network of the process decides.
+//! allowed), no fallback from a branch that is missing to another one. Where it may connect to is decided by [`egress`]: the
+//! hosts are resolved here, once, and git is told what they are.
 //!
 //! The limits hold while git works, not after: a watcher measures the workspace, each git process has a ceiling for
 //! memory and file size, and when a limit, the deadline or the caller ends the fetch, the whole process group is killed
@@ -25,6 +25,7 @@ mod config;
 mod error;
 mod http;
 mod limits;
+mod pin;
 mod refname;
 mod remote;
 mod resolve;
@@ -131,6 +132,9 @@ pub struct FetchOptions {
     pub http_hosts: Vec<String>,
     /// Hosts that one-time secrets may come from; any https host when empty.
     pub secret_hosts: Vec<String>,
+    /// Where connections may lead.
+    #[serde(default)]
+    pub egress: egress::Policy,
     /// The http proxy, as in `https_proxy`.
     pub proxy: Option<String>,
     /// Hosts reached without the proxy, as in `no_proxy`.
@@ -152,6 +156,7 @@ impl Default for FetchOptions {
             loopback_http: true,
             http_hosts: Vec::new(),
             secret_hosts: Vec::new(),
+            egress: egress::Policy::default(),
             proxy: None,
             no_proxy: None,
             ca_file: None,
@@ -195,6 +200,8 @@ impl GitSource {
                     url.url().host_str().unwrap_or_default().to_owned(),
                 ));
             }
+            let allowed = options.egress.check_url(url.url());
+            allowed.map_err(RequestError::Egress)?;
         }
         match self.target_mode {
             TargetMode::RemoteHead => {}
@@ -223,6 +230,8 @@ struct Session<'a> {
     options: &'a FetchOptions,
     remote: &'a RemoteUrl,
     plain_http: bool,
+    /// Where the hosts of remotes are, for git, which is not to resolve them again.
+    pins: Vec<String>,
     log: &'a (dyn Fn(&str) + Send + Sync),
     stop: CancellationToken,
 }
@@ -254,6 +263,7 @@ pub async fn fetch(
         options,
         remote: &source.remote,
         plain_http,
+        pins: pin::pins(source, options).await?,
         log,
         stop: cancel.child_token(),
     };

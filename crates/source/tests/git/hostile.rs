@@ -345,3 +345,43 @@ async fn links_in_a_repository_stay_links() {
     );
     assert!(fetched.workspace().join("up").is_symlink());
 }
+
+#[tokio::test]
+async fn nothing_inside_is_connected_to_for_others() {
+    let server = GitServer::start();
+    let mut repository = server.repository("inner");
+    repository.commit("main", &[File::new("a", "1")]);
+    let url = server.url("inner");
+    let by_name = url.replace("127.0.0.1", "localhost");
+    let options = FetchOptions {
+        egress: egress::Policy::public(),
+        ..quick()
+    };
+    for url in [&url, &by_name] {
+        let source = head_of(url);
+        let fetched = run(&source, &options).await;
+        assert!(
+            fetched.error().contains("not connected to"),
+            "{url}: {}",
+            fetched.error()
+        );
+    }
+    let mut egress = egress::Policy::public();
+    let port = url.split(':').nth(2).unwrap().split('/').next().unwrap();
+    egress.allow_host(&format!("localhost:{port}"));
+    let named = FetchOptions { egress, ..quick() };
+    assert_eq!(run(&head_of(&by_name), &named).await.read("a"), "1");
+}
+
+fn head_of(url: &str) -> GitSource {
+    GitSource {
+        remote: url.parse().unwrap(),
+        upstream: None,
+        target_mode: TargetMode::RemoteHead,
+        target: String::new(),
+        depth: source::git::Depth::Shallow,
+        checkout_location: source::path::RelPath::default(),
+        custom_config: std::collections::BTreeMap::new(),
+        auth: GitAuth::None,
+    }
+}
