@@ -1,5 +1,8 @@
 //! Every folder of `corpus/` is a Dockerfile and what becomes of it: its plan, or its errors as people see them.
 //!
+//! Cases called `as-buildkit-…` were given to BuildKit's frontend too, and what is expected is what came out there; what differs on purpose is listed in
+//! `docs/decisions/0007-dockerfile-language.md`.
+//!
 //! A case is added by adding a folder with a `Dockerfile`, and an `options.json` where it needs one:
 //! `{"target": "x", "args": {"A": "1"}, "labels": {}, "bases": {"docker.io/library/alpine": {config…}}}`.
 //! `KILN_UPDATE_EXPECTED=1` writes what was seen into `expected`; look at the difference before committing it.

@@ -244,7 +244,8 @@ impl Reader<'_> {
             }
             first => first,
         };
-        if !matches!(operator, '+' | '-' | '?' | '#' | '%') {
+        let takes_colon = !matches!(operator, '#' | '%');
+        if !matches!(operator, '+' | '-' | '?' | '#' | '%') || (first == ':' && !takes_colon) {
             return Err(ExpandError::Modifier(modifier));
         }
         let escapes = match operator {

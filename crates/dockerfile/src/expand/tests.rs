@@ -241,3 +241,86 @@ proptest! {
         }
     }
 }
+
+/// Values that `ENV R=…` was seen to have with BuildKit 0.30; `None` where it failed.
+#[test]
+fn values_of_env_are_those_that_buildkit_gave() {
+    let variables = [("S", "a/b/b/c"), ("E", "")];
+    let variables: BTreeMap<String, String> = variables
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let table: &[(&str, Option<&str>)] = &[
+        ("${X:-d}", Some("d")),
+        ("${X-d}", Some("d")),
+        ("${X:+d}", Some("")),
+        ("${X+d}", Some("")),
+        ("${E:-d}", Some("d")),
+        ("${E-d}", Some("")),
+        ("${E:+d}", Some("")),
+        ("${E+d}", Some("d")),
+        ("${S:?m}", Some("a/b/b/c")),
+        ("${S?m}", Some("a/b/b/c")),
+        ("${X?m}", None),
+        ("${X:?}", None),
+        ("${E:?e}", None),
+        ("${E?e}", Some("")),
+        ("${S#*/}", Some("b/b/c")),
+        ("${S##*/}", Some("c")),
+        ("${S%/*}", Some("a/b/b")),
+        ("${S%%/*}", Some("a")),
+        ("${S/b/X}", Some("a/X/b/c")),
+        ("${S//b/X}", Some("a/X/X/c")),
+        ("${S/\\//-}", Some("a-b/b/c")),
+        ("${S//[ab]/X}", Some("a/b/b/c")),
+        ("${S/?/X}", Some("X/b/b/c")),
+        ("${S//?/X}", Some("XXXXXXX")),
+        ("${S#?}", Some("/b/b/c")),
+        ("${S:#a}", None),
+        ("${S:%a}", None),
+        ("${S/b}", None),
+        ("${S^}", None),
+        ("${S,,}", None),
+        ("${#S}", None),
+        ("${S:1:2}", None),
+        ("${}", None),
+        ("${S", None),
+        ("$S$", Some("a/b/b/c$")),
+        ("${S:-${X:-${E:-deep}}}", Some("a/b/b/c")),
+        ("${X:-\"a b\"}", Some("a b")),
+        ("${X:-'a b'}", Some("a b")),
+        ("${X:-a}b}", Some("ab}")),
+        ("\"${X:-a b}\"", Some("a b")),
+        ("${S//\\*/x}", Some("a/b/b/c")),
+        ("${S%\\}}", Some("a/b/b/c")),
+        ("${S/a*b/X}", Some("X/c")),
+        ("${S##*b}", Some("/c")),
+        ("${S%%b*}", Some("a/")),
+        ("${X:-$S}", Some("a/b/b/c")),
+        ("${S//b/$S}", Some("a/a/b/b/c/a/b/b/c/c")),
+        ("$S-$X.$E", Some("a/b/b/c-.")),
+        ("${S}x", Some("a/b/b/cx")),
+        ("$Sx", Some("")),
+        ("'$S'", Some("$S")),
+        ("\"$S'q'\"", Some("a/b/b/c'q'")),
+        ("\\${S}", Some("${S}")),
+        ("\\\\$S", Some("\\a/b/b/c")),
+        ("\"\\\\$S\"", Some("\\a/b/b/c")),
+        ("${!S}", None),
+        ("${S/*/}", Some("")),
+        ("${S//}", None),
+        ("${S///}", Some("a/b/b/c")),
+        ("$@", Some("")),
+        ("$*", Some("")),
+        ("$?", Some("")),
+        ("$#", Some("")),
+        ("${@}", Some("")),
+        ("${1}", Some("")),
+        ("${X:-}", Some("")),
+        ("${S/$S/y}", Some("y")),
+    ];
+    for (text, expected) in table {
+        let seen = Lexer::new('\\').expand(text, &variables, &Budget::default());
+        let seen = seen.map(|expanded| expanded.text).ok();
+        assert_eq!(seen.as_deref(), *expected, "{text}");
+    }
+}

@@ -173,6 +173,6 @@ fn description(instruction: &Instruction, what: &str, names: &[&str], found: &mu
         message,
     );
     found.push(lint.with_hint(format!(
-        "# {example} description; an empty line between makes it any comment"
+        "# {example} description; an empty comment between makes it any comment"
     )));
 }

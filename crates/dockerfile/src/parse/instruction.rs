@@ -76,7 +76,6 @@ pub(super) fn parse(whole: Piece<'_>, escape: char) -> Result<Instruction, Diagn
         keyword,
         rest: rest.trimmed(),
         escape,
-        has_flags: !flags.is_empty(),
     };
     let body = line.body()?;
     Ok(Instruction {
@@ -191,7 +190,6 @@ struct Line<'a> {
     keyword: Piece<'a>,
     rest: Piece<'a>,
     escape: char,
-    has_flags: bool,
 }
 
 impl Line<'_> {
@@ -419,9 +417,9 @@ impl Line<'_> {
     fn healthcheck(&self) -> Result<Body, Diagnostic> {
         let (kind, command) = self.rest.split_first();
         match kind.text().to_ascii_uppercase().as_str() {
-            "NONE" if !command.text().is_empty() || self.has_flags => Err(Diagnostic::error(
+            "NONE" if !command.text().is_empty() => Err(Diagnostic::error(
                 kind.span(),
-                "HEALTHCHECK NONE takes neither arguments nor flags",
+                "HEALTHCHECK NONE takes no arguments",
             )),
             "NONE" => Ok(Body::Healthcheck(None)),
             "CMD" => {

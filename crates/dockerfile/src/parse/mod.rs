@@ -181,8 +181,6 @@ impl<'a> Parser<'a> {
             return self.check_length(line);
         }
         if trimmed.is_empty() {
-            self.comments.clear();
-            self.check = None;
             return self.check_length(line);
         }
         let joined = self.join(line)?;
@@ -201,7 +199,11 @@ impl<'a> Parser<'a> {
 
     /// Keeps a comment for the instruction that may follow it.
     fn comment(&mut self, text: &str, range: Range<usize>) {
-        if self.comments.len() < limits::COMMENTS_MAX {
+        if text.is_empty() {
+            // What stands above an empty comment is about something else.
+            self.comments.clear();
+            self.check = None;
+        } else if self.comments.len() < limits::COMMENTS_MAX {
             self.comments.push(text.to_owned());
         }
         let check = text.split_once('=');

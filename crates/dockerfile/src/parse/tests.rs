@@ -107,7 +107,7 @@ fn quotes_in_heredoc_names_stop_expansion() {
         ("<<E", true),
         ("<<\"E\"", false),
         ("<<'E'", false),
-        ("<<\\E", false),
+        ("<<\\E", true),
     ] {
         let (file, found) = parse(format!("FROM a\nCOPY {opener} /x\n$a\nE\n").as_bytes());
         assert_eq!(found, [], "{opener}");
@@ -118,7 +118,6 @@ fn quotes_in_heredoc_names_stop_expansion() {
 #[test]
 fn words_that_only_look_like_heredocs_are_none() {
     for line in [
-        "RUN a << EOF",
         "RUN a <<<word",
         "RUN cat a<<EOF",
         "RUN echo \"<<EOF\"",
@@ -128,6 +127,17 @@ fn words_that_only_look_like_heredocs_are_none() {
         assert_eq!(found, [], "{line}");
         assert_eq!(file.instructions[1].heredocs, [], "{line}");
     }
+}
+
+#[test]
+fn the_name_of_a_heredoc_may_stand_apart() {
+    for (line, n_heredocs) in [("RUN cat << EOF", 1), ("RUN cat 3<<  EOF", 1)] {
+        let (file, found) = parse(format!("FROM a\n{line}\nx\nEOF\n").as_bytes());
+        assert_eq!(found, [], "{line}");
+        assert_eq!(file.instructions[1].heredocs.len(), n_heredocs, "{line}");
+    }
+    let (file, _) = parse(b"FROM a\nRUN cat <<- EOF\nENV A=1\n");
+    assert_eq!(file.instructions.len(), 3);
 }
 
 /// D-05 and D-02: what is too large is refused, quickly, with its line.

@@ -133,6 +133,7 @@ impl Opener {
             Some(rest) => (rest, true),
             None => (rest, false),
         };
+        let rest = rest.trim_start();
         if rest.is_empty() || rest.contains('<') {
             return None;
         }
@@ -156,7 +157,9 @@ impl Opener {
             }
         };
         let name = single(plain)?;
-        let expand = single(raw)? == name;
+        // As BuildKit has it: quotes stop expansion, an escaped name does not.
+        let quotes = |text: &str| text.matches(['\'', '"']).count();
+        let expand = quotes(&single(raw)?) == quotes(&name);
         Some(Self {
             name,
             chomp,
@@ -179,8 +182,16 @@ pub(super) fn openers(line: &str) -> Vec<Opener> {
     let words = lexer.expand(line, &NoVariables, &Budget::default());
     // A line that a shell would read otherwise (an open quote) has no heredocs.
     let words = words.map(|expanded| expanded.words).unwrap_or_default();
-    words
-        .iter()
-        .filter_map(|word| Opener::parse(word))
-        .collect()
+    let mut openers = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        // The name may stand apart, as in a shell: `<< EOF`.
+        let is_bare = word.trim_start_matches(|c: char| c.is_ascii_digit()) == "<<";
+        let opener = match is_bare.then(|| words.next()).flatten() {
+            Some(name) => Opener::parse(&format!("{word}{name}")),
+            None => Opener::parse(word),
+        };
+        openers.extend(opener);
+    }
+    openers
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Platform;
 
-use super::origin::{Known, Origin, SCRATCH, origin};
+use super::origin::{Known, Origin, SCRATCH, is_later, origin};
 use super::types::{
     BaseKey, BaseNeed, GraphArgument, GraphBase, GraphStage, NeedKind, PlanOptions, Replaced,
     Scope, StageGraph,
@@ -21,13 +21,14 @@ pub(super) fn build(
     file: &Dockerfile,
     options: &PlanOptions,
 ) -> Result<StageGraph, Vec<Diagnostic>> {
+    let globals = predefined(file, options);
     let mut builder = Builder {
         file,
         options,
         lexer: Lexer::new(file.escape),
         budget: Budget::default(),
-        globals: predefined(options),
-        defaults: predefined(options),
+        globals: globals.clone(),
+        defaults: globals,
         declared: BTreeSet::new(),
         arguments: Vec::new(),
         used: BTreeSet::new(),
@@ -46,10 +47,13 @@ pub(super) fn build(
     builder.read();
     let target = builder.target();
     let edges = builder.edges();
+    if let Some(target) = target {
+        builder.mark_reachable(target, &edges);
+    }
     let (Some(target), true) = (target, builder.errors.is_empty()) else {
+        builder.errors.sort_by_key(|error| error.span.start);
         return Err(builder.errors);
     };
-    builder.mark_reachable(target, &edges);
     let needs = builder.needs(&edges);
     Ok(StageGraph {
         stages: builder.stages,
@@ -67,7 +71,7 @@ pub(super) fn expansion_error(word: &Word, error: &ExpandError) -> Diagnostic {
 }
 
 /// Returns the variables that are set before the first line, if an ARG asks for them.
-fn predefined(options: &PlanOptions) -> BTreeMap<String, String> {
+fn predefined(file: &Dockerfile, options: &PlanOptions) -> BTreeMap<String, String> {
     let mut globals = BTreeMap::new();
     let platforms = [
         ("BUILD", &options.build_platform),
@@ -86,7 +90,14 @@ fn predefined(options: &PlanOptions) -> BTreeMap<String, String> {
         set("ARCH", &platform.architecture);
         set("VARIANT", platform.variant.as_deref().unwrap_or_default());
     }
-    let target = options.target.as_deref().unwrap_or("default");
+    let last = file.instructions.iter().rev().find_map(|instruction| {
+        let Body::From { name, .. } = &instruction.body else {
+            return None;
+        };
+        Some(name.as_ref().map(|name| name.text.as_str()))
+    });
+    let target = options.target.as_deref().or(last.flatten());
+    let target = target.unwrap_or("default");
     globals.insert("TARGETSTAGE".to_owned(), target.to_owned());
     globals
         .into_iter()
@@ -98,7 +109,7 @@ fn predefined(options: &PlanOptions) -> BTreeMap<String, String> {
 }
 
 /// What a stage depends on besides its base, and where it says so.
-type Edges = Vec<Vec<(Origin, Span)>>;
+type Edges = Vec<Vec<Result<(Origin, Span), Diagnostic>>>;
 
 pub(super) struct Builder<'a> {
     file: &'a Dockerfile,
@@ -357,8 +368,9 @@ impl Builder<'_> {
                     Ok(None | Some(Origin::Context)) => {}
                     Ok(Some(origin)) => {
                         let span = instruction.flag("from").map(|flag| flag.span);
-                        edges.push((origin, span.unwrap_or(instruction.keyword)));
+                        edges.push(Ok((origin, span.unwrap_or(instruction.keyword))));
                     }
+                    Err(error) if is_later(instruction, &known) => edges.push(Err(error)),
                     Err(error) => self.errors.push(error),
                 }
             }
@@ -382,9 +394,12 @@ impl Builder<'_> {
             if let GraphBase::Stage(base) = stage.base {
                 open.push(base);
             }
-            for (origin, _) in edges.get(index).into_iter().flatten() {
-                if let Origin::Stage(index) = origin {
-                    open.push(*index);
+            for edge in edges.get(index).into_iter().flatten() {
+                match edge {
+                    Ok((Origin::Stage(index), _)) => open.push(*index),
+                    Ok(_) => {}
+                    // Of a stage that nobody needs it is no matter, as with BuildKit.
+                    Err(error) => self.errors.push(error.clone()),
                 }
             }
         }
@@ -408,7 +423,7 @@ impl Builder<'_> {
                     kind: NeedKind::From,
                 });
             }
-            for (origin, span) in edges {
+            for (origin, span) in edges.iter().flatten() {
                 if let Origin::Image(key) = origin {
                     add(BaseNeed {
                         key: key.clone(),

@@ -128,7 +128,11 @@ impl Stage<'_> {
                 let before = self.seen.entrypoint.replace(instruction.span);
                 self.once(instruction, before);
             }
-            Body::Healthcheck(_) => {
+            Body::Healthcheck(command) => {
+                if let (None, Some(flag)) = (command, instruction.flags.first()) {
+                    let message = "times mean nothing to HEALTHCHECK NONE";
+                    self.warnings.push(Diagnostic::warning(flag.span, message));
+                }
                 let before = self.seen.healthcheck.replace(instruction.span);
                 self.once(instruction, before);
             }

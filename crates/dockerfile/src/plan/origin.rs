@@ -53,6 +53,17 @@ pub(super) fn origin(
     }
 }
 
+/// Tells whether `instruction` copies from a stage that comes later.
+pub(super) fn is_later(instruction: &Instruction, known: &Known<'_>) -> bool {
+    let name = instruction
+        .flag("from")
+        .and_then(|flag| flag.value.as_deref());
+    let name = name.unwrap_or_default();
+    let index = name.parse::<usize>().ok();
+    let index = index.or_else(|| known.names.get(&name.to_ascii_lowercase()).copied());
+    index.is_some_and(|index| index > known.current && index < known.n_stages)
+}
+
 /// Returns what `name` means where files are to be taken from it; `span` is where it stands.
 pub(super) fn named_origin(
     name: &str,

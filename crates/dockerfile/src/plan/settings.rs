@@ -165,7 +165,7 @@ impl Stage<'_> {
     fn cmd(&mut self, command: &CommandLine) {
         let args = self.command(command);
         self.record_setting(format!("CMD {}", notation::quoted_list(&args)));
-        self.config.config.cmd = Some(args);
+        self.config.config.cmd = Some(args).filter(|args| !args.is_empty());
         self.config.config.args_escaped = Some(true);
         self.cmd_is_set = true;
     }
@@ -182,6 +182,14 @@ impl Stage<'_> {
 
     fn user(&mut self, word: &Word) -> Result<(), Diagnostic> {
         let name = self.expand(word)?.text;
+        if name.is_empty() {
+            // As with docker: nobody in particular, which is root.
+            let message = "the user is empty: steps and the image run as root";
+            self.warnings.push(Diagnostic::warning(word.span, message));
+            self.record_setting("USER ".to_owned());
+            self.config.config.user = name;
+            return Ok(());
+        }
         user::check(&name).map_err(|reason| {
             Diagnostic::error(word.span, format!("invalid user {name:?}: {reason}"))
                 .with_hint("USER name[:group], each a name or a number")
@@ -207,6 +215,8 @@ impl Stage<'_> {
                 }
             }
         }
+        // BuildKit says nothing of variables here, and what nothing names exposes nothing.
+        self.undefined.borrow_mut().clear();
         let created_by = format!("EXPOSE {}", notation::list(&exposed));
         self.add_config_bytes(created_by.len());
         let ports = exposed.into_iter().map(|port| (port, Empty {}));
@@ -258,17 +268,31 @@ impl Stage<'_> {
             }
             Some(CommandLine::Shell(word)) => vec!["CMD-SHELL".to_owned(), word.text.clone()],
         };
-        let check = Healthcheck {
+        let (check, is_none) = (Healthcheck::default(), command.is_none());
+        let check = if is_none {
+            // Times mean nothing to a check that there is not.
+            Healthcheck { test, ..check }
+        } else {
+            self.timed(instruction, test)?
+        };
+        self.record_setting(format!("HEALTHCHECK {}", notation::healthcheck(&check)));
+        self.config.config.healthcheck = Some(check);
+        Ok(())
+    }
+
+    fn timed(
+        &self,
+        instruction: &Instruction,
+        test: Vec<String>,
+    ) -> Result<Healthcheck, Diagnostic> {
+        Ok(Healthcheck {
             test,
             interval: duration(instruction, "interval")?,
             timeout: duration(instruction, "timeout")?,
             start_period: duration(instruction, "start-period")?,
             start_interval: duration(instruction, "start-interval")?,
             retries: retries(instruction)?,
-        };
-        self.record_setting(format!("HEALTHCHECK {}", notation::healthcheck(&check)));
-        self.config.config.healthcheck = Some(check);
-        Ok(())
+        })
     }
 }
 

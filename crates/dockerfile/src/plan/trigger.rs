@@ -170,10 +170,7 @@ fn triggers_of_base(base: &Base, span: Span) -> Result<Vec<Instruction>, Diagnos
     let mut triggers = Vec::new();
     for text in texts {
         let trigger = parse_trigger(text, span)?;
-        let refused = matches!(
-            trigger.body,
-            Body::OnBuild(_) | Body::From { .. } | Body::Maintainer(_)
-        );
+        let refused = matches!(trigger.body, Body::From { .. });
         if refused {
             let keyword = trigger.body.keyword();
             let message =
