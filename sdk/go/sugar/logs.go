@@ -12,24 +12,90 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"kiln.dev/sdk/go/builder"
 )
 
-const (
-	// triesMax is how often a log that brings nothing new is asked for again.
-	triesMax = 6
-	// pauseFirst is how long is waited before the second try; twice as long before each further one.
+// triesMax is how often a log that brings nothing new is asked for again.
+const triesMax = 10
+
+var (
+	// pauseFirst is how long is waited before the second try; twice as long before each further one, so that a service has most of a
+	// minute to come back. A variable for tests.
 	pauseFirst = 100 * time.Millisecond
+	// held is how long a connection has to have held to count as one that brought something: steps are silent for long, and there are
+	// proxies that end what is silent. A variable for tests.
+	held = 10 * time.Second
 )
 
-// CopyLog copies the log of a build, from its first byte, until the build ends: over the same connection as everything else.
+// tries counts the tries that brought nothing.
+type tries struct {
+	n     int
+	pause time.Duration
+	// answered is when the service answered the present try; zero before.
+	answered time.Time
+}
+
+// begin is called before each try.
+func (t *tries) begin() { t.answered = time.Time{} }
+
+// answer is called when the service has answered.
+func (t *tries) answer() {
+	if t.answered.IsZero() {
+		t.answered = time.Now()
+	}
+}
+
+// progress is called when something came that was not known.
+func (t *tries) progress() { t.n, t.pause = 0, 0 }
+
+// again waits for the next try, and returns an error when there is none: the one that ended the last.
+func (t *tries) again(ctx context.Context, err error) error {
+	if !t.answered.IsZero() && time.Since(t.answered) >= held {
+		t.progress()
+	}
+	t.n++
+	if t.n >= triesMax {
+		return err
+	}
+	t.pause = max(2*t.pause, pauseFirst)
+	timer := time.NewTimer(t.pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// CopyLog copies the log of a build, from its first byte, until the build ends: over the same connection as everything else. A build that is
+// named by its id is gone on with when the service comes back; under a reference there might be another build by then.
 func CopyLog(ctx context.Context, client builder.ImageBuilderClient, request *builder.LogsRequest, to io.Writer) error {
+	copied := &counter{to: to}
+	var t tries
+	for {
+		t.begin()
+		err := copyOnce(ctx, client, request, copied, &t)
+		if request.GetBuildId() == "" || copied.err != nil || ctx.Err() != nil || status.Code(err) != codes.Unavailable {
+			return err
+		}
+		if err := t.again(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// copyOnce copies what has not been copied yet, until the stream ends.
+func copyOnce(ctx context.Context, client builder.ImageBuilderClient, request *builder.LogsRequest, to *counter, t *tries) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	stream, err := client.Logs(ctx, request)
 	if err != nil {
 		return err
 	}
+	known := to.n
 	for {
 		piece, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -38,7 +104,15 @@ func CopyLog(ctx context.Context, client builder.ImageBuilderClient, request *bu
 		if err != nil {
 			return err
 		}
-		if _, err := to.Write(piece.GetContent()); err != nil {
+		t.answer()
+		content := piece.GetContent()
+		skipped := min(known, int64(len(content)))
+		known -= skipped
+		if skipped == int64(len(content)) {
+			continue
+		}
+		t.progress()
+		if _, err := to.Write(content[skipped:]); err != nil {
 			return err
 		}
 	}
@@ -54,30 +128,25 @@ type Follower struct {
 
 // Copy copies the log from f.Offset until the build ends.
 func (f *Follower) Copy(ctx context.Context, info *builder.LogInfo, to io.Writer) error {
-	pause := pauseFirst
-	for try := 1; ; try++ {
+	var t tries
+	for {
+		t.begin()
 		before := f.Offset
-		again, err := f.once(ctx, info, to)
+		again, err := f.once(ctx, info, to, &t)
 		if err == nil || !again || ctx.Err() != nil {
 			return err
 		}
 		if f.Offset > before {
-			try, pause = 1, pauseFirst
+			t.progress()
 		}
-		if try >= triesMax {
+		if err := t.again(ctx, err); err != nil {
 			return err
-		}
-		select {
-		case <-time.After(pause):
-			pause *= 2
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }
 
 // once copies until the connection ends. The first result tells whether another try may bring more.
-func (f *Follower) once(ctx context.Context, info *builder.LogInfo, to io.Writer) (bool, error) {
+func (f *Follower) once(ctx context.Context, info *builder.LogInfo, to io.Writer, t *tries) (bool, error) {
 	address, err := url.Parse(info.GetUrl())
 	if err != nil {
 		return false, err
@@ -104,6 +173,7 @@ func (f *Follower) once(ctx context.Context, info *builder.LogInfo, to io.Writer
 	if response.StatusCode != http.StatusOK {
 		return response.StatusCode >= 500, fmt.Errorf("the log's server answered %s", response.Status)
 	}
+	t.answer()
 	counted := &counter{to: to}
 	_, err = io.Copy(counted, response.Body)
 	f.Offset += counted.n

@@ -4,7 +4,7 @@
 // build.
 
 import type { CallOptions, ClientReadableStream, ServiceError } from "@grpc/grpc-js";
-import { Metadata } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 
 import type {
     BuildRequest,
@@ -83,7 +83,7 @@ export class PromisifiedImageBuilderClient {
     }
 
     /** Passes the log of a build to `each`, from its first byte, until the build ends or `each` returns "stop". */
-    async logs(request: LogsRequest, each: (data: LogsResponse) => "continue" | "stop", options?: Options): Promise<void> {
+    async logs(request: LogsRequest, each: (data: LogsResponse) => "continue" | "stop", options?: Options & Patience): Promise<void> {
         for await (const piece of this.logStream(request, options)) {
             if (each({ content: piece }) === "stop") {
                 return;
@@ -91,17 +91,42 @@ export class PromisifiedImageBuilderClient {
         }
     }
 
-    /** Returns the log of a build, from its first byte, as a stream that ends when the build does. */
-    async *logStream(request: LogsRequest, options?: Options): AsyncGenerator<Buffer, void, void> {
-        const stream = this.client.logs(request, options?.metadata ?? new Metadata(), callOptions(options));
-        const stop = onAbort(options?.signal, () => stream.cancel());
-        try {
-            for await (const piece of stream as AsyncIterable<LogsResponse>) {
-                yield piece.content;
+    /**
+     * Returns the log of a build, from its first byte, as a stream that ends when the build does. A build that is named by its id is gone on
+     * with when the service comes back; under a reference there might be another build by then.
+     */
+    async *logStream(request: LogsRequest, options?: Options & Patience): AsyncGenerator<Buffer, void, void> {
+        const tries = new Tries(options);
+        let passedOn = 0;
+        for (;;) {
+            tries.begin();
+            let known = passedOn;
+            const stream = this.client.logs(request, options?.metadata ?? new Metadata(), callOptions(options));
+            const stop = onAbort(options?.signal, () => stream.cancel());
+            let reason: unknown;
+            try {
+                for await (const { content } of stream as AsyncIterable<LogsResponse>) {
+                    tries.answer();
+                    const piece = content.subarray(Math.min(known, content.length));
+                    known -= content.length - piece.length;
+                    if (piece.length > 0) {
+                        tries.progress();
+                        passedOn += piece.length;
+                        yield piece;
+                    }
+                }
+                return;
+            } catch (error) {
+                reason = error;
+            } finally {
+                stop();
+                stream.cancel();
             }
-        } finally {
-            stop();
-            stream.cancel();
+            const isAway = (reason as Partial<ServiceError>).code === status.UNAVAILABLE;
+            if (!isAway || request.buildId === "" || options?.signal?.aborted) {
+                throw reason;
+            }
+            await tries.again(reason, options?.signal);
         }
     }
 }
@@ -170,46 +195,93 @@ class Following {
     }
 }
 
+/** How long a log is asked for that brings nothing new. */
+export interface Patience {
+    /** How often it is asked for again; 10 when not given. */
+    tries?: number;
+    /** Milliseconds before the second try, 100 when not given; twice as many before each further one. */
+    pauseMs?: number;
+    /**
+     * How many milliseconds a connection has to have held to count as one that brought something, 10 000 when not given: steps are silent for
+     * long, and there are proxies that end what is silent.
+     */
+    heldMs?: number;
+}
+
 /** Where to read a log from, and when to stop. */
-export interface FollowOptions {
+export interface FollowOptions extends Patience {
     /** First byte that is wanted. */
     offset?: number;
     signal?: AbortSignal;
-    /** How often a log that brings nothing new is asked for again. */
-    tries?: number;
-    /** Milliseconds before the second try; twice as many before each further one. */
-    pauseMs?: number;
 }
 
 /** Reads the log of a build over HTTP until the build ends, and goes on where a broken connection left it. */
 export async function* followLog(info: LogInfo, options: FollowOptions = {}): AsyncGenerator<Buffer, void, void> {
-    const { signal, tries = 6, pauseMs = 100 } = options;
+    const tries = new Tries(options);
     let offset = options.offset ?? 0;
-    let left = tries;
-    let pause = pauseMs;
     for (;;) {
+        tries.begin();
+        let reason: unknown;
         try {
-            for await (const piece of once(info, offset, signal)) {
+            for await (const piece of once(info, offset, tries, options.signal)) {
                 offset += piece.length;
-                [left, pause] = [tries, pauseMs];
+                tries.progress();
                 yield piece;
             }
             return;
         } catch (error) {
-            left -= 1;
-            if (error instanceof RefusedError || signal?.aborted || left <= 0) {
-                throw error;
-            }
+            reason = error;
         }
-        await sleep(pause, signal);
-        pause *= 2;
+        if (reason instanceof RefusedError || options.signal?.aborted) {
+            throw reason;
+        }
+        await tries.again(reason, options.signal);
+    }
+}
+
+/** Counts the tries that brought nothing. */
+class Tries {
+    private n = 0;
+    private pause = 0;
+    /** When the service answered the present try. */
+    private answered?: number;
+
+    constructor(private readonly patience: Patience = {}) {}
+
+    /** Called before each try. */
+    begin() {
+        this.answered = undefined;
+    }
+
+    /** Called when the service has answered. */
+    answer() {
+        this.answered ??= performance.now();
+    }
+
+    /** Called when something came that was not known. */
+    progress() {
+        [this.n, this.pause] = [0, 0];
+    }
+
+    /** Waits for the next try; throws `reason` when there is none. */
+    async again(reason: unknown, signal?: AbortSignal): Promise<void> {
+        const { tries = 10, pauseMs = 100, heldMs = 10_000 } = this.patience;
+        if (this.answered !== undefined && performance.now() - this.answered >= heldMs) {
+            this.progress();
+        }
+        this.n += 1;
+        if (this.n >= tries) {
+            throw reason;
+        }
+        this.pause = Math.max(2 * this.pause, pauseMs);
+        await sleep(this.pause, signal);
     }
 }
 
 /** A log that will not be given out, however often it is asked for. */
 export class RefusedError extends Error {}
 
-async function* once(info: LogInfo, offset: number, signal?: AbortSignal): AsyncGenerator<Buffer, void, void> {
+async function* once(info: LogInfo, offset: number, tries: Tries, signal?: AbortSignal): AsyncGenerator<Buffer, void, void> {
     const url = new URL(info.url);
     url.searchParams.set("offset", String(offset));
     const response = await fetch(url, { headers: info.headers, signal });
@@ -217,6 +289,7 @@ async function* once(info: LogInfo, offset: number, signal?: AbortSignal): Async
         const text = `the log's server answered ${response.status}`;
         throw response.status >= 500 ? new Error(text) : new RefusedError(text);
     }
+    tries.answer();
     for await (const piece of response.body as unknown as AsyncIterable<Uint8Array>) {
         yield Buffer.from(piece);
     }

@@ -7,6 +7,8 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { test } from "node:test";
 
+import { status } from "@grpc/grpc-js";
+
 import { BuildFailedError, BuildRequest, BuildResponse, BuildStatus, LogInfo, LogsRequest, PromisifiedImageBuilderClient, RefusedError, followLog } from "..";
 import { scripted } from "../testing";
 
@@ -117,4 +119,62 @@ test("a log is gone on with where it broke off", async () => {
     } finally {
         server.close();
     }
+});
+
+test("a log that is silent for long is not given up, and one that never comes is", async () => {
+    let asked = 0;
+    let silences = 30;
+    let heldFor = 10;
+    const server = createServer((_, outgoing) => {
+        asked += 1;
+        outgoing.writeHead(200);
+        outgoing.flushHeaders();
+        if (asked <= silences) {
+            // What a proxy does with a connection on which nothing is said.
+            setTimeout(() => outgoing.destroy(), heldFor);
+        } else {
+            outgoing.end("at last");
+        }
+    });
+    await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
+    try {
+        const info = { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/logs/1`, headers: {} };
+        const read = async (heldMs: number) => {
+            let seen = "";
+            for await (const piece of followLog(info, { tries: 5, pauseMs: 0, heldMs })) {
+                seen += piece.toString();
+            }
+            return seen;
+        };
+        assert.equal(await read(1), "at last");
+        assert.equal(asked, silences + 1);
+        [asked, silences, heldFor] = [0, Infinity, 0];
+        await assert.rejects(read(60_000));
+        assert.equal(asked, 5);
+    } finally {
+        server.close();
+    }
+});
+
+test("a log over gRPC is gone on with when the service comes back", async () => {
+    const away = Object.assign(new Error("server is shutting down"), { code: status.UNAVAILABLE });
+    const missing = Object.assign(new Error("build not found"), { code: status.NOT_FOUND });
+    const read = async (request: Partial<LogsRequest>, streams: (string | Error)[][]) => {
+        const scripts = streams.map((items) => items.map((item) => (typeof item === "string" ? { content: Buffer.from(item) } : item)));
+        let opened = 0;
+        const logs = (() => scripted({ logs: scripts[opened++] }).logs(LogsRequest.create())) as never;
+        const client = new PromisifiedImageBuilderClient({ ...scripted({}), logs });
+        let seen = "";
+        for await (const piece of client.logStream(LogsRequest.fromPartial(request), { pauseMs: 0, tries: 3 })) {
+            seen += piece.toString();
+        }
+        assert.equal(opened, scripts.length);
+        return seen;
+    };
+    const broken = [["one\n", "tw", away], [away], ["on", "e\ntwo", "\n", "three\n"]];
+    assert.equal(await read({ buildId: "id" }, broken), "one\ntwo\nthree\n");
+    // Under a name there might be another build by then, and what is refused stays refused.
+    await assert.rejects(read({ buildRef: "ref" }, broken), /shutting down/);
+    await assert.rejects(read({ buildId: "id" }, [["one\n", missing], ["one\n"]]), /not found/);
+    await assert.rejects(read({ buildId: "id" }, [[away], [away], [away], ["one\n"]]), /shutting down/);
 });
