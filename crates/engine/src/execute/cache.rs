@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use store::Store;
 
 /// Changes whenever results of older versions must not be reused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Most input files whose digests are kept to explain the next miss.
 const EXPLAINED_FILES_MAX: usize = 20_000;
 

@@ -29,6 +29,7 @@ pub(crate) struct Bench {
     state: tempfile::TempDir,
     context: tempfile::TempDir,
     n_builds: u8,
+    pub(crate) epoch: Option<i64>,
 }
 
 /// What a build came to.
@@ -53,6 +54,7 @@ impl Bench {
             state: tempfile::tempdir().unwrap(),
             context: tempfile::tempdir().unwrap(),
             n_builds: 0,
+            epoch: None,
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -121,7 +123,10 @@ impl Bench {
                 dockerfile: None,
                 context_path: None,
             },
-            options: BuildOptions::default(),
+            options: BuildOptions {
+                source_date_epoch: self.epoch,
+                ..BuildOptions::default()
+            },
             contexts: BTreeMap::new(),
             outputs: vec![Output::Export {
                 format: ExportFormat::Tar,

@@ -414,6 +414,29 @@ async fn files_that_no_layer_can_hold_are_the_authors_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_order_in_which_files_were_made_is_nowhere_in_the_image() {
+    let names = ["d/a", "d/b/c", "d/b/d", "d/e", "z", "y/x"];
+    let mut digests = Vec::new();
+    for turn in [0, 1] {
+        let mut bench = Bench::new(&[]);
+        let mut order = names.to_vec();
+        if turn == 1 {
+            order.reverse();
+        }
+        for name in order {
+            bench.write(name, name);
+        }
+        bench.dockerfile(
+            "FROM scratch\nARG SOURCE_DATE_EPOCH\nCOPY . /x/\nCOPY --link --parents d/b y /p/\n",
+        );
+        bench.write(".dockerignore", "Dockerfile");
+        bench.epoch = Some(1_700_000_000);
+        digests.push(bench.build().await.image().digest.clone());
+    }
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_steps_that_make_the_same_layer_make_one_image() {
     let mut bench = Bench::new(&[("f", "x"), ("g", "y")]);
     bench.dockerfile("FROM scratch\nCOPY f /f\nCOPY g /g\nCOPY f /f\nCOPY g /h\n");

@@ -13,7 +13,8 @@
 //! * Owners outside of the namespace's map are an error that says so.
 //!
 //! [`extract`] is the same for ADD: an archive into a directory of an image. There, a name with `.wh.` is an error, as it would
-//! turn into a deletion when the step's layer is made, and what the archive says of its own root means nothing.
+//! turn into a deletion when the step's layer is made, and what the archive says of its own root means nothing. As with docker, `a/../b`
+//! is `b`, what a hard link says of owner, mode and time holds for the file, and what follows the archive's end is not looked at.
 
 mod place;
 
@@ -277,8 +278,10 @@ fn place_all(
         placer.place(&entry, &mut reader, cancel)?;
     }
     placer.finish()?;
-    let mut stream = reader.into_inner();
-    io::copy(&mut stream, &mut io::sink()).map_err(UnpackError::Read)?;
+    if policy == Policy::Layer {
+        let mut stream = reader.into_inner();
+        io::copy(&mut stream, &mut io::sink()).map_err(UnpackError::Read)?;
+    }
     Ok(UnpackReport {
         diff_id: Digest::sha256(b""),
         archive_bytes: 0,
@@ -301,35 +304,37 @@ fn read_and_hash(mut archive: impl Read, pieces: &SyncSender<io::Result<Vec<u8>>
     let mut hasher = Hasher::sha256();
     loop {
         let mut piece = vec![0; PIECE_BYTES];
-        match fill(&mut archive, &mut piece) {
-            Ok(0) => return hasher,
-            Ok(n) => {
-                piece.truncate(n);
-                hasher.update(&piece);
-                if pieces.send(Ok(piece)).is_err() {
-                    return hasher;
-                }
-            }
-            Err(error) => {
-                // Nobody listening means that another error came first.
-                let _ = pieces.send(Err(error));
+        let (n, error) = fill(&mut archive, &mut piece);
+        if n > 0 {
+            piece.truncate(n);
+            hasher.update(&piece);
+            if pieces.send(Ok(piece)).is_err() {
                 return hasher;
             }
+        }
+        if let Some(error) = error {
+            // Nobody listening means that all that was wanted has been read, or that another error came first.
+            let _ = pieces.send(Err(error));
+            return hasher;
+        }
+        if n == 0 {
+            return hasher;
         }
     }
 }
 
-fn fill(archive: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
+/// Reads until `piece` is full, the end, or an error; what came before an error counts.
+fn fill(archive: &mut impl Read, piece: &mut [u8]) -> (usize, Option<io::Error>) {
     let mut n_filled = 0;
     while let Some(rest) = piece.get_mut(n_filled..).filter(|rest| !rest.is_empty()) {
         match archive.read(rest) {
             Ok(0) => break,
             Ok(n) => n_filled += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (n_filled, Some(error)),
         }
     }
-    Ok(n_filled)
+    (n_filled, None)
 }
 
 /// The stream again, from its pieces.

@@ -71,7 +71,7 @@ impl Placer {
         cancel: &CancellationToken,
     ) -> Result<(), UnpackError> {
         let path = || tree::shown(&entry.path);
-        let parts = tree::components(&entry.path);
+        let parts = self.components(&entry.path);
         let parts = parts.ok_or_else(|| UnpackError::Escapes { path: path() })?;
         let Some((name, parents)) = parts.split_last() else {
             return self.place_root(entry);
@@ -105,6 +105,24 @@ impl Placer {
             Kind::Fifo => self.place_fifo(entry, &place),
             Kind::CharDevice | Kind::BlockDevice => Err(UnpackError::Device { path: path() }),
         }
+    }
+
+    /// Returns the names that a path of the archive is made of; `None` if it leads out of the root, or, in a layer, has a `..` at all.
+    fn components<'p>(&self, path: &'p [u8]) -> Option<Vec<&'p [u8]>> {
+        if self.policy == Policy::Layer {
+            return tree::components(path);
+        }
+        let mut parts = Vec::new();
+        let is_absolute = path.starts_with(b"/");
+        for part in path.split(|byte| *byte == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." if parts.pop().is_none() && !is_absolute => return None,
+                b".." => {}
+                part => parts.push(part),
+            }
+        }
+        Some(parts)
     }
 
     /// Sets the times of directories.
@@ -256,6 +274,11 @@ impl Placer {
         self.make(entry, place, || {
             rustix::fs::mkfifoat(&*place.parent, &*place.name, Mode::RUSR)
         })?;
+        self.set_pipe_metadata(entry, place)
+    }
+
+    /// Sets owner, mode and time of something that is not opened and is no symbolic link.
+    fn set_pipe_metadata(&self, entry: &Entry, place: &Place) -> Result<(), UnpackError> {
         self.set_link_metadata(entry, place)?;
         let mode = Mode::from_raw_mode(entry.mode);
         rustix::fs::chmodat(&*place.parent, &*place.name, mode, AtFlags::empty())
@@ -267,7 +290,7 @@ impl Placer {
             path: tree::shown(&entry.path),
             target: tree::shown(&entry.link),
         };
-        let parts = tree::components(&entry.link).ok_or_else(refused)?;
+        let parts = self.components(&entry.link).ok_or_else(refused)?;
         let (name, parents) = parts.split_last().ok_or_else(refused)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let from = tree::open_in(&self.root, &parents.join(&b'/'), flags).map_err(|_| refused())?;
@@ -280,13 +303,20 @@ impl Placer {
         let found = tree::look(&*place.parent, &place.name);
         let found = found.map_err(io_error("look at", &entry.path))?;
         let is_same = |stat: &Stat| stat.st_ino == target.st_ino && stat.st_dev == target.st_dev;
-        if found.as_ref().is_some_and(is_same) {
+        if !found.as_ref().is_some_and(is_same) {
+            self.make(entry, place, || {
+                let flags = AtFlags::empty();
+                rustix::fs::linkat(&from, &*from_name, &*place.parent, &*place.name, flags)
+            })?;
+        }
+        if self.policy == Policy::Layer {
             return Ok(());
         }
-        self.make(entry, place, || {
-            let flags = AtFlags::empty();
-            rustix::fs::linkat(&from, &*from_name, &*place.parent, &*place.name, flags)
-        })
+        if tree::kind(&target) != FileType::Symlink {
+            self.set_pipe_metadata(entry, place)
+        } else {
+            self.set_link_metadata(entry, place)
+        }
     }
 
     /// Makes something, and if something is there already, makes it in its place.

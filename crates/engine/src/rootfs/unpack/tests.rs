@@ -486,6 +486,39 @@ fn t18_deep_trees_and_forbidden_directories_are_removed() {
 }
 
 #[test]
+fn archives_for_add_are_read_as_docker_reads_them() {
+    let place = Place::new();
+    let dest = place.dir("dest");
+    let flags = tree::directory_flags();
+    let open = rustix::fs::openat(CWD, &dest, flags, Mode::empty()).unwrap();
+    let mut again = link(Kind::HardLink, "a/same", "a/../a/f");
+    (again.0.mode, again.0.uid, again.0.gid, again.0.mtime) = (0o4711, 3, 4, 5);
+    let entries = [
+        file("a/f", "x"),
+        file("a/../b", "y"),
+        file("/../c", "z"),
+        again,
+    ];
+    let mut bytes = archive(&entries);
+    bytes.extend_from_slice(b"what follows the end");
+    let limits = UnpackLimits::default();
+    let options = ExtractOptions::default();
+    extract(
+        &bytes[..],
+        open,
+        options,
+        &limits,
+        &CancellationToken::new(),
+    )
+    .unwrap();
+    assert_eq!(
+        listing(&dest),
+        "a/ 755 0:0\na/f 4711 3:4 \"x\"\na/same 4711 3:4 \"x\"\nb 644 0:0 \"y\"\nc 644 0:0 \"z\""
+    );
+    assert_eq!(fs::metadata(dest.join("a/f")).unwrap().mtime(), 5);
+}
+
+#[test]
 fn archives_for_add_hold_no_deletions_and_obey_the_options() {
     let place = Place::new();
     let dest = place.dir("dest");
@@ -517,4 +550,15 @@ fn archives_for_add_hold_no_deletions_and_obey_the_options() {
     let bytes = archive(&[bare("disk", Kind::BlockDevice)]);
     let outcome = extract(&bytes[..], open(), options, &limits, &none);
     assert!(matches!(outcome, Err(UnpackError::Device { .. })));
+    for name in ["../x", "a/../../x", "./../x", ".."] {
+        let bytes = archive(&[file(name, "x")]);
+        let outcome = extract(&bytes[..], open(), options, &limits, &none);
+        assert!(
+            matches!(outcome, Err(UnpackError::Escapes { .. })),
+            "{name}: {outcome:?}"
+        );
+        let bytes = archive(&[link(Kind::HardLink, "h", name)]);
+        let outcome = extract(&bytes[..], open(), options, &limits, &none);
+        assert!(matches!(outcome, Err(UnpackError::HardLink { .. })));
+    }
 }
