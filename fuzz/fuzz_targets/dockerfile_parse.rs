@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dockerfile::{Base, PlanOptions, PlanOutcome};
+use dockerfile::{Base, NamedContext, PlanOptions, PlanOutcome, Scope};
 use libfuzzer_sys::fuzz_target;
 
 /// Rounds of resolving bases: triggers can ask for more, but not for ever.
@@ -24,7 +24,24 @@ fuzz_target!(|data: &[u8]| {
         return;
     }
     let platform: oci::Platform = "linux/amd64".parse().expect("a platform");
-    let options = PlanOptions::new(platform);
+    let context = |name: &str, context| (name.to_owned(), context);
+    let options = PlanOptions {
+        scope: Scope::All,
+        contexts: BTreeMap::from([
+            context("files", NamedContext::Files),
+            context("packed", NamedContext::Layout),
+            context("nothing", NamedContext::Scratch),
+        ]),
+        ..PlanOptions::new(platform)
+    };
+    let settings = dockerfile::lint::Settings::of(&file, &options.build_args);
+    for finding in dockerfile::lint::check(&file) {
+        dockerfile::render(&finding, &text, "Dockerfile");
+        if let Ok((settings, _)) = &settings {
+            settings.keeps(&file, &finding);
+        }
+    }
+    dockerfile::outline::targets(&file);
     let graph = match dockerfile::stages(&file, &options) {
         Ok(graph) => graph,
         Err(findings) => {
@@ -46,7 +63,13 @@ fuzz_target!(|data: &[u8]| {
     }
     for _ in 0..MAX_ROUNDS {
         match dockerfile::plan(&file, &graph, &options, &bases) {
-            Ok(PlanOutcome::Ready(_)) => return,
+            Ok(PlanOutcome::Ready(plan)) => {
+                dockerfile::outline::outline(&file, &graph, &plan);
+                for finding in &plan.warnings {
+                    dockerfile::render(finding, &text, "Dockerfile");
+                }
+                return;
+            }
             Ok(PlanOutcome::NeedsBases(needs)) => {
                 let n_before = bases.len();
                 for need in needs {

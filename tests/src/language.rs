@@ -68,6 +68,24 @@ fn folders_repositories_layouts_and_images_stand_for_names() {
 }
 
 #[test]
+fn the_history_of_a_repository_is_copied_only_if_that_is_asked_for() {
+    let bench = Bench::new();
+    let git = GitServer::start();
+    let dockerfile = format!("FROM {}\nCOPY . /all\n", bench.base);
+    let mut repository = git.repository("app");
+    repository.commit("main", &[File::new("dockerfile", dockerfile)]);
+    let url = format!("{}#main", git.url("app"));
+    bench.build(&["-o", "without", &url]).well();
+    assert!(bench.path("without/all/dockerfile").exists());
+    assert!(!bench.path("without/all/.git").exists());
+    let keep = "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1";
+    bench
+        .build(&["-o", "with", "--build-arg", keep, &url])
+        .well();
+    assert!(bench.path("with/all/.git/HEAD").exists());
+}
+
+#[test]
 fn a_tar_on_standard_input_is_a_context_however_it_is_packed() {
     let bench = Bench::new();
     std::fs::rename(
@@ -176,6 +194,7 @@ fn what_docker_has_and_kiln_has_not_is_answered_in_words() {
         ("--cache-to=type=inline", "caches for other builders"),
         ("--load", "docker load"),
         ("--platform=linux/s390x", "linux/s390x"),
+        ("--platform=linux/amd64,linux/arm64", "one at a time"),
         (
             "--output=type=oci,dest=x,compression-level=3",
             "level of compression",

@@ -1,6 +1,6 @@
 //! Every folder of `corpus/` is a Dockerfile and what becomes of it: its plan, or its errors as people see them.
 //!
-//! Cases called `as-buildkit-…` were given to BuildKit's frontend too, and what is expected is what came out there; what differs on purpose is listed in
+//! Cases called `as-buildkit-…` were given to `BuildKit`'s frontend too, and what is expected is what came out there; what differs on purpose is listed in
 //! `docs/decisions/0007-dockerfile-language.md`.
 //!
 //! A case is added by adding a folder with a `Dockerfile`, and an `options.json` where it needs one:
@@ -202,8 +202,8 @@ fn show(plan: &Plan) -> String {
             writeln!(out, "  {empty} {created_by:?}").unwrap();
         }
     }
-    if !plan.unused_build_args.is_empty() {
-        writeln!(out, "unused build arguments {:?}", plan.unused_build_args).unwrap();
+    if let Some(date) = plan.source_date_epoch {
+        writeln!(out, "dated {date}").unwrap();
     }
     out
 }

@@ -136,7 +136,9 @@ async fn build_dockerfile(
     recorder.event(&Event::Phase {
         phase: Phase::Running,
     });
-    let epoch = asked_epoch(spec)?.or(workspace.commit_time);
+    let epoch = asked_epoch(spec)?
+        .or(resolved.plan.source_date_epoch)
+        .or(workspace.commit_time);
     let inputs = (workspace, named, resolved);
     let execution = execution(spec, rig, publisher, inputs, epoch);
     let target = execute(&execution).await?;

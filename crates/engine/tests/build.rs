@@ -534,3 +534,50 @@ async fn rules_are_warnings_or_errors_as_the_dockerfile_says() {
     outcome.image();
     assert_eq!(told(&outcome), Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_argument_matters_from_where_it_is_declared_and_one_that_nothing_declares_never() {
+    let text = "FROM scratch\nRUN [\"/before\"]\nARG V\nRUN [\"/after\"]\nCOPY Dockerfile /\n";
+    let mut bench = Bench::new(&[("Dockerfile", text)]);
+    bench.build(succeed).await.image();
+    let argument = |name: &str| (name.to_owned(), "1".to_owned());
+    bench.options.build_args = BTreeMap::from([argument("NOBODYS"), argument("https_proxy")]);
+    let outcome = bench.build(succeed).await;
+    assert_eq!(outcome.image().n_run, 0, "{:?}", outcome.reasons());
+    bench.options.build_args = BTreeMap::from([argument("V")]);
+    let outcome = bench.build(succeed).await;
+    // COPY stands on what the second RUN made, which is the same as before.
+    assert_eq!(outcome.reasons().len(), 1, "{:?}", outcome.reasons());
+    assert!(outcome.reasons()[0].0.contains("/after"));
+    bench.options.build_args = BTreeMap::from([argument("BUILDKIT_SANDBOX_HOSTNAME")]);
+    let outcome = bench
+        .build(|step| {
+            assert_eq!(step.hostname, "1");
+            succeed(step)
+        })
+        .await;
+    assert_eq!(outcome.image().n_run, 2, "{:?}", outcome.reasons());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_argument_before_the_first_stage_may_date_the_image() {
+    let text = "ARG SOURCE_DATE_EPOCH=86400\nFROM scratch\nCOPY dockerfile /\n";
+    let mut bench = Bench::new(&[("dockerfile", text)]);
+    bench.options.source_date_epoch = None;
+    let outcome = bench.build(succeed).await;
+    let store = bench.store();
+    let manifest = manifest(&store, outcome.image());
+    let config = store
+        .read_blob(&manifest.config.digest, 1 << 20)
+        .unwrap()
+        .unwrap();
+    let config: oci::ImageConfig = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config.created.as_deref(), Some("1970-01-02T00:00:00Z"));
+    bench.write("dockerfile", &text.replace("86400", "yesterday"));
+    let outcome = bench.build(succeed).await;
+    let message = &outcome.failure().message;
+    assert!(
+        message.contains("dockerfile:1") && message.contains("not a number"),
+        "{message}"
+    );
+}

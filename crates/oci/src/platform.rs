@@ -26,9 +26,17 @@ pub struct Platform {
 
 /// A text that is not `os/architecture[/variant]`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("platform {text:?} is not of the form os/architecture[/variant]")]
+#[error("{}", words(text))]
 pub struct PlatformError {
     text: String,
+}
+
+fn words(text: &str) -> String {
+    if text.contains(',') {
+        format!("{text:?} is more than one platform: an image is built for one at a time")
+    } else {
+        format!("platform {text:?} is not of the form os/architecture[/variant]")
+    }
 }
 
 impl Platform {
@@ -158,9 +166,15 @@ mod tests {
             "linux/arm/v7".parse::<Platform>().unwrap().to_string(),
             "linux/arm/v7"
         );
+        let host = Platform::host();
+        assert_eq!("linux".parse::<Platform>().unwrap(), host);
+        assert_eq!(
+            "arm64".parse::<Platform>().unwrap().to_string(),
+            "linux/arm64"
+        );
         for bad in [
             "",
-            "linux",
+            "word",
             "linux/",
             "/amd64",
             "a/b/c/d",

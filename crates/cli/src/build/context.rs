@@ -231,6 +231,7 @@ fn folder(context: &str, file: Option<&str>) -> Outcome<FolderInput> {
         Some("-") => stdin()?,
         Some(file) => dockerfile(&path, Path::new(file))?,
         None if path.join("Dockerfile").exists() => dockerfile(&path, &path.join("Dockerfile"))?,
+        None if path.join("dockerfile").exists() => dockerfile(&path, &path.join("dockerfile"))?,
         None => {
             let text = format!("there is no Dockerfile in {context:?}");
             return Err(Failure::text(Exit::Usage, text).hint("name it with -f PATH"));

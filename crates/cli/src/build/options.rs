@@ -10,6 +10,9 @@ use crate::args::{BuildArgs, Network};
 use crate::environment;
 use crate::failure::{Exit, Failure, Outcome};
 
+/// The argument, and variable, that everybody uses for the date of a build.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// Returns how to build.
 pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOptions> {
     let host = Platform::host();
@@ -22,9 +25,16 @@ pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOption
             format!("building for {wanted} on this machine, which is {host}, is not supported yet");
         return Err(Failure::text(Exit::Usage, text));
     }
+    let date = source_date_epoch(args)?;
+    let mut build_args = build_args(args);
+    if let Some(date) = date {
+        // As with docker buildx: the environment's is an argument too.
+        let name = SOURCE_DATE_EPOCH.to_owned();
+        build_args.entry(name).or_insert_with(|| date.to_string());
+    }
     Ok(BuildOptions {
         target: args.target.clone(),
-        build_args: build_args(args),
+        build_args,
         no_cache_stages: args.earlier.no_cache_filter.clone(),
         annotations: args
             .annotations
@@ -49,7 +59,7 @@ pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOption
             None => defaults.network,
         },
         compression: defaults.compression,
-        source_date_epoch: source_date_epoch(args)?,
+        source_date_epoch: date,
         ..BuildOptions::default()
     })
 }
@@ -77,7 +87,7 @@ pub(crate) fn build_args(args: &BuildArgs) -> BTreeMap<String, String> {
 }
 
 fn source_date_epoch(args: &BuildArgs) -> Outcome<Option<i64>> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
+    const NAME: &str = SOURCE_DATE_EPOCH;
     let given = args.arguments.iter().rev().find(|arg| arg.name == NAME);
     let text = given
         .and_then(|arg| arg.value.clone())

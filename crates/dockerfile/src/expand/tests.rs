@@ -242,7 +242,7 @@ proptest! {
     }
 }
 
-/// Values that `ENV R=…` was seen to have with BuildKit 0.30; `None` where it failed.
+/// Values that `ENV R=…` was seen to have with `BuildKit` 0.30; `None` where it failed.
 #[test]
 fn values_of_env_are_those_that_buildkit_gave() {
     let variables = [("S", "a/b/b/c"), ("E", "")];

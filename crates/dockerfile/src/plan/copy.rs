@@ -213,9 +213,10 @@ impl Stage<'_> {
                     ..Lexer::new('\\')
                 };
                 let expanded = lexer.expand(&content, &self.scope, &self.shared.budget);
-                content = expanded
-                    .map_err(|error| Diagnostic::error(heredoc.span, error.to_string()))?
-                    .text;
+                let expanded =
+                    expanded.map_err(|error| Diagnostic::error(heredoc.span, error.to_string()))?;
+                self.note_unset(&expanded, heredoc.span);
+                content = expanded.text;
             }
             created_by.push_str(" <<");
             created_by.push_str(&heredoc.name);

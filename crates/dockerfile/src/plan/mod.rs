@@ -40,7 +40,11 @@ pub use types::{
 };
 
 use crate::ast::{Body, Dockerfile};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Span};
+use crate::suggest::did_you_mean;
+
+/// The argument that everybody uses for the date of a build.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// Resolves the stages of `file` and tells which base images are needed.
 pub fn stages(file: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
@@ -60,15 +64,36 @@ pub fn plan(
     };
     let (stages, mut warnings, target) = stage::plan_all(file, graph, options, bases, &work)?;
     warnings.splice(0..0, graph.warnings.iter().cloned());
+    warnings.extend(unused_build_args(file, options));
+    let source_date_epoch = source_date_epoch(graph).map_err(|error| vec![error])?;
     Ok(PlanOutcome::Ready(Plan {
         stages,
         target,
         warnings,
-        unused_build_args: unused_build_args(file, options),
+        source_date_epoch,
     }))
 }
 
-fn unused_build_args(file: &Dockerfile, options: &PlanOptions) -> Vec<String> {
+fn source_date_epoch(graph: &StageGraph) -> Result<Option<i64>, Diagnostic> {
+    let mut arguments = graph.arguments.iter().rev();
+    let argument = arguments.find(|argument| argument.argument.name == SOURCE_DATE_EPOCH);
+    let Some((argument, value)) =
+        argument.and_then(|argument| Some((argument, argument.argument.value.as_deref()?)))
+    else {
+        return Ok(None);
+    };
+    let date = (!value.is_empty())
+        .then(|| value.parse::<i64>())
+        .transpose();
+    date.map_err(|_| {
+        let message = format!("{SOURCE_DATE_EPOCH}={value:?} is not a number of seconds");
+        Diagnostic::error(argument.argument.span, message)
+            .with_hint("dates of stages and contexts are not taken: give the seconds since 1970")
+    })
+}
+
+/// Tells about build arguments that no ARG takes.
+fn unused_build_args(file: &Dockerfile, options: &PlanOptions) -> Vec<Diagnostic> {
     let declared: BTreeSet<&str> = file
         .instructions
         .iter()
@@ -79,11 +104,15 @@ fn unused_build_args(file: &Dockerfile, options: &PlanOptions) -> Vec<String> {
         .map(|argument| argument.name.text.as_str())
         .collect();
     let is_predefined = |name: &str| {
-        run::is_proxy(name) || arguments::is_for_builder(name) || name == "SOURCE_DATE_EPOCH"
+        run::is_proxy(name) || arguments::is_for_builder(name) || name == SOURCE_DATE_EPOCH
     };
     let names = options.build_args.keys();
     names
         .filter(|name| !declared.contains(name.as_str()) && !is_predefined(name))
-        .cloned()
+        .map(|name| {
+            let message = format!("no ARG takes the build argument {name:?}");
+            Diagnostic::warning(Span::default(), message)
+                .with_hint_if(did_you_mean(name, declared.iter().copied()))
+        })
         .collect()
 }

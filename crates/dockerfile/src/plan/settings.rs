@@ -273,27 +273,23 @@ impl Stage<'_> {
             // Times mean nothing to a check that there is not.
             Healthcheck { test, ..check }
         } else {
-            self.timed(instruction, test)?
+            timed(instruction, test)?
         };
         self.record_setting(format!("HEALTHCHECK {}", notation::healthcheck(&check)));
         self.config.config.healthcheck = Some(check);
         Ok(())
     }
+}
 
-    fn timed(
-        &self,
-        instruction: &Instruction,
-        test: Vec<String>,
-    ) -> Result<Healthcheck, Diagnostic> {
-        Ok(Healthcheck {
-            test,
-            interval: duration(instruction, "interval")?,
-            timeout: duration(instruction, "timeout")?,
-            start_period: duration(instruction, "start-period")?,
-            start_interval: duration(instruction, "start-interval")?,
-            retries: retries(instruction)?,
-        })
-    }
+fn timed(instruction: &Instruction, test: Vec<String>) -> Result<Healthcheck, Diagnostic> {
+    Ok(Healthcheck {
+        test,
+        interval: duration(instruction, "interval")?,
+        timeout: duration(instruction, "timeout")?,
+        start_period: duration(instruction, "start-period")?,
+        start_interval: duration(instruction, "start-interval")?,
+        retries: retries(instruction)?,
+    })
 }
 
 fn duration(instruction: &Instruction, name: &str) -> Result<Option<u64>, Diagnostic> {

@@ -274,9 +274,14 @@ impl<'a> Stage<'a> {
             .lexer
             .expand(&word.text, &self.scope, &self.shared.budget)
             .map_err(|error| expansion_error(word, &error))?;
-        let unset = expanded.unset.iter().map(|name| (name.clone(), word.span));
-        self.undefined.borrow_mut().extend(unset);
+        self.note_unset(&expanded, word.span);
         Ok(expanded)
+    }
+
+    /// Notes the variables that were asked for at `span` and are not set.
+    pub(super) fn note_unset(&self, expanded: &Expanded, span: Span) {
+        let unset = expanded.unset.iter().map(|name| (name.clone(), span));
+        self.undefined.borrow_mut().extend(unset);
     }
 
     /// Sets a variable, for expansion and for commands.

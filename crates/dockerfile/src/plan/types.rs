@@ -201,8 +201,8 @@ pub struct Plan {
     pub target: StageIndex,
     /// Findings that do not stop the build.
     pub warnings: Vec<Diagnostic>,
-    /// Build arguments that no ARG takes.
-    pub unused_build_args: Vec<String>,
+    /// Unix seconds that an ARG `SOURCE_DATE_EPOCH` before the first FROM asks for.
+    pub source_date_epoch: Option<i64>,
 }
 
 impl Plan {

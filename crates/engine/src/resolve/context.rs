@@ -29,6 +29,8 @@ use crate::spec::{BuildSpec, Context, NamedContext};
 
 /// What explanations of contexts without a name are kept under.
 const ARCHIVE: &str = "archive";
+/// What a Dockerfile is called that nobody has named.
+const DOCKERFILE: &str = "Dockerfile";
 /// Largest Dockerfile that is read.
 const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 
@@ -274,7 +276,11 @@ fn open(
     };
     let dockerfile = match dockerfile {
         Some(path) => path,
-        None => context_path.join(&relative("Dockerfile path", "Dockerfile")?),
+        None => context_path.join(&relative("Dockerfile path", DOCKERFILE)?),
+    };
+    let dockerfile = match text {
+        Some(_) => dockerfile,
+        None => in_lower_case(&workspace, dockerfile)?,
     };
     let (text, name) = match text {
         Some(text) => (text.into_bytes(), dockerfile.as_str().to_owned()),
@@ -293,6 +299,24 @@ fn open(
         broken: OnceLock::new(),
     };
     Ok((context, DockerfileText { name, text }))
+}
+
+/// A `Dockerfile` that is not there may be called `dockerfile`, as with docker.
+fn in_lower_case(workspace: &Root, path: RelPath) -> Result<RelPath, Failure> {
+    let Some(folder) = path.as_str().strip_suffix(DOCKERFILE) else {
+        return Ok(path);
+    };
+    let lower = format!("{folder}{}", DOCKERFILE.to_ascii_lowercase());
+    let is_there = |path: &str| {
+        let found = workspace.stat(Path::new(path));
+        found.is_ok_and(|found| found.is_some())
+    };
+    if (folder.is_empty() || folder.ends_with('/')) && !is_there(path.as_str()) && is_there(&lower)
+    {
+        let invalid = |e| dockerfile_failure(&format!("Dockerfile path {lower:?}"), &e);
+        return RelPath::parse_in_workspace(&lower).map_err(invalid);
+    }
+    Ok(path)
 }
 
 fn read_dockerfile(workspace: &Root, path: &RelPath) -> Result<Vec<u8>, Failure> {

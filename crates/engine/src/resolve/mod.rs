@@ -121,12 +121,6 @@ pub(crate) async fn resolve(
                 findings.tell(plan.warnings.iter().cloned());
                 findings.end()?;
                 warn_of_names(spec, &file, recorder);
-                if !plan.unused_build_args.is_empty() {
-                    recorder.warn(format!(
-                        "build arguments that no ARG takes: {}",
-                        plan.unused_build_args.join(", ")
-                    ));
-                }
                 return Ok(Resolved { plan, bases });
             }
             PlanOutcome::NeedsBases(more) => needs = more,
