@@ -3,6 +3,7 @@
 #   make demo                 shows kiln at work, from nothing to a running image
 #   make test                 runs every test; `make test FILTER=git` those whose names contain git
 #   make check                format, lints, tests, docs, tidy
+#   make corpus               compares Kiln with BuildKit, Dockerfile by Dockerfile; `make corpus CASES='copy/ mount/'` some of them
 #   make world                builds Dockerfiles as the world writes them, with what package registries offer
 #
 # Nothing here wants a network beyond the package mirrors of this machine, and nothing is left running.
@@ -12,7 +13,7 @@ SECONDS_PER_TARGET ?= 30
 
 APPS ?=
 
-.PHONY: demo test world generated check format lint docs tidy e2e fuzz deny packages
+.PHONY: demo test world corpus generated check format lint docs tidy e2e fuzz deny packages
 
 demo:
 	scripts/demo.sh
@@ -51,6 +52,10 @@ generated: packages
 # The end-to-end tests alone.
 e2e: packages
 	cargo test --package tests -- $(FILTER)
+
+# Every case of tests/corpus with Kiln, and with BuildKit where buildkitd and buildctl are on PATH; UPDATE=1 writes what BuildKit does into them.
+corpus: packages
+	KILN_CORPUS=buildkit KILN_CORPUS_CASES='$(CASES)' KILN_UPDATE_EXPECTED='$(UPDATE)' cargo test --package tests corpus:: -- --nocapture
 
 # Dockerfiles of tests/world; `make world APPS='go-service workspace'` some of them. Needs package registries, hence apart from `test`.
 world: packages

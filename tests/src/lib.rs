@@ -16,6 +16,7 @@
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
+//! | `corpus` | Dockerfiles as folders, each with what BuildKit makes of it |
 //! | `ordinary_user` | the same as somebody who is not root |
 
 #![cfg(test)]
@@ -23,6 +24,7 @@
 
 mod c_program;
 mod command;
+mod corpus;
 mod durability;
 mod http;
 mod isolation;

@@ -198,14 +198,6 @@ pub enum FetchError {
     /// The caller cancelled.
     #[error("fetch was cancelled")]
     Cancelled,
-    /// A submodule could not be fetched.
-    #[error("fetch submodule {path}")]
-    Submodule {
-        /// Where in the workspace.
-        path: String,
-        /// What failed.
-        source: Box<FetchError>,
-    },
     /// Git failed for a reason that none of the others names.
     #[error("git {command} failed: {detail}")]
     Git {
@@ -246,7 +238,6 @@ impl FetchError {
             Self::CommitNotFound { .. } => FetchErrorKind::NotFound(Missing::Commit),
             Self::Limit { .. } | Self::TimedOut { .. } => FetchErrorKind::Limit,
             Self::Cancelled => FetchErrorKind::Cancelled,
-            Self::Submodule { source, .. } => source.kind(),
         }
     }
 }

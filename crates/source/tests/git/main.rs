@@ -6,7 +6,6 @@ mod auth;
 mod hostile;
 mod limits;
 mod modes;
-mod submodules;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
