@@ -8,8 +8,10 @@ package sugar_test
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,6 +114,79 @@ func TestAgainstAServer(t *testing.T) {
 		t.Fatal(again, err)
 	}
 	subassembly(t, connection, staged.Ref)
+}
+
+// watched is a log that tells when it holds something.
+type watched struct {
+	bytes.Buffer
+	wanted string
+	seen   chan struct{}
+	once   sync.Once
+}
+
+func (w *watched) Write(piece []byte) (int, error) {
+	n, err := w.Buffer.Write(piece)
+	if strings.Contains(w.String(), w.wanted) {
+		w.once.Do(func() { close(w.seen) })
+	}
+	return n, err
+}
+
+// The server is killed while both logs are read, and started again: tests/src/sdk.rs does when it finds the mark.
+func TestLogsAreReadAcrossARestart(t *testing.T) {
+	ctx := background(t)
+	mark := setting(t, "KILN_TEST_MARK")
+	client := builder.NewImageBuilderClient(dial(t))
+	staged, err := sugar.Build(ctx, client, request(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := staged.LogInfo(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways := []func(io.Writer) error{
+		func(to io.Writer) error { return (&sugar.Follower{}).Copy(ctx, info, to) },
+		func(to io.Writer) error {
+			return sugar.CopyLog(ctx, client, &builder.LogsRequest{BuildId: staged.BuildID}, to)
+		},
+	}
+	logs := make([]*watched, len(ways))
+	ends := make([]chan error, len(ways))
+	for n, way := range ways {
+		logs[n] = &watched{wanted: "said at first", seen: make(chan struct{})}
+		ends[n] = make(chan error, 1)
+		go func() { ends[n] <- way(logs[n]) }()
+	}
+	for n := range ways {
+		select {
+		case <-logs[n].seen:
+		case err := <-ends[n]:
+			t.Fatal(n, err)
+		}
+	}
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for n := range ways {
+		if err := <-ends[n]; err != nil {
+			t.Fatal(n, err)
+		}
+		log := logs[n].String()
+		if log != logs[0].String() || strings.Count(log, "said at first") != 1 || strings.Count(log, "said at last") != 1 {
+			t.Fatalf("%d: %s", n, log)
+		}
+	}
+	if _, err := staged.Result(ctx); status.Code(err) != codes.Unavailable {
+		t.Fatal(err)
+	}
+	again, err := sugar.Build(ctx, client, request(t))
+	if err != nil || again.Ref != staged.Ref {
+		t.Fatal(again, err)
+	}
+	if _, err := again.Result(ctx); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func subassembly(t *testing.T, connection *grpc.ClientConn, image string) {

@@ -32,6 +32,8 @@ type Staged struct {
 	BaseRef string
 	// NeedsBuild is false when the image was there already.
 	NeedsBuild bool
+	// BuildID is the build; empty when none is needed.
+	BuildID string
 
 	logKnown chan struct{}
 	logInfo  *builder.LogInfo
@@ -62,6 +64,7 @@ func Build(ctx context.Context, client builder.ImageBuilderClient, request *buil
 		Ref:        first.GetRef(),
 		BaseRef:    first.GetBaseRef(),
 		NeedsBuild: first.GetStatus() != builder.BuildStatus_done_success,
+		BuildID:    first.GetInfo().GetBuildId(),
 		logKnown:   make(chan struct{}),
 		ended:      make(chan struct{}),
 		stop:       stop,

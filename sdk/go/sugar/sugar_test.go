@@ -42,7 +42,7 @@ func says(t *testing.T, err error, responses ...*builder.BuildResponse) builder.
 }
 
 func running(message string) *builder.BuildResponse {
-	info := &builder.BuildInfo{LogInfo: &builder.LogInfo{Url: "http://localhost/logs/1"}}
+	info := &builder.BuildInfo{BuildId: "id", LogInfo: &builder.LogInfo{Url: "http://localhost/logs/1"}}
 	return &builder.BuildResponse{Ref: "ref", BaseRef: "base", Status: builder.BuildStatus_running, Message: message, Info: info}
 }
 
@@ -62,7 +62,7 @@ func TestAnImageThatIsThereNeedsNoBuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if staged.NeedsBuild || staged.Ref != "ref" || staged.BaseRef != "base" {
+	if staged.NeedsBuild || staged.BuildID != "" || staged.Ref != "ref" || staged.BaseRef != "base" {
 		t.Fatalf("%+v", staged)
 	}
 	if _, err := staged.Result(ctx); err != nil {
@@ -80,7 +80,7 @@ func TestABuildIsFollowedToItsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !staged.NeedsBuild {
+	if !staged.NeedsBuild || staged.BuildID != "id" {
 		t.Fatal("it is built")
 	}
 	info, err := staged.LogInfo(ctx)

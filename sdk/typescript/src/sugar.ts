@@ -39,6 +39,8 @@ export interface StagedBuildResponse {
     baseRef: string;
     /** False when the image was there already. */
     actuallyNeedsBuild: boolean;
+    /** The build; nothing when none is needed. */
+    buildId?: string;
     /** The last message of the build; fails with a {@link BuildFailedError} when it did not end well. */
     buildPromise: Promise<BuildResponse>;
     /** Where the log is; fails when nothing was built, or when the build ended before it was known. */
@@ -161,6 +163,7 @@ class Following {
                 ref: response.ref,
                 baseRef: response.baseRef,
                 actuallyNeedsBuild: response.status !== BuildStatus.done_success,
+                buildId: response.info?.buildId,
                 buildPromise: this.build.promise,
                 logPromise: this.log.promise,
             });

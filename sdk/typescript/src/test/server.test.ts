@@ -3,6 +3,7 @@
 // What the package does with a server that really builds, named by the environment: `npm run test:server`.
 
 import assert from "node:assert/strict";
+import { writeFile } from "node:fs/promises";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -94,6 +95,44 @@ test("a real build, from resolving to the subassembly", { timeout: 120_000 }, as
         const resolved = await client.resolveWorkspaceImage(ResolveWorkspaceImageRequest.fromPartial({ source: request().source, auth }));
         assert.deepEqual([resolved.ref, resolved.status], [staged.ref, BuildStatus.done_success]);
         await subassembly(address, staged.ref);
+    } finally {
+        raw.close();
+    }
+});
+
+// The server is killed while both logs are read, and started again: tests/src/sdk.rs does when it finds the mark.
+test("logs are read across a restart", { timeout: 120_000 }, async () => {
+    const mark = setting("KILN_TEST_MARK");
+    const raw = new ImageBuilderClient(setting("KILN_TEST_ADDRESS"), credentials.createInsecure());
+    const client = new PromisifiedImageBuilderClient(raw);
+    try {
+        const staged = await client.build(request());
+        const ways = [followLog(await staged.logPromise), client.logStream(LogsRequest.fromPartial({ buildId: staged.buildId }))];
+        let waiting = ways.length;
+        const read = async (log: AsyncIterable<Buffer>) => {
+            let seen = "";
+            let isWaiting = true;
+            for await (const piece of log) {
+                seen += piece.toString();
+                if (isWaiting && seen.includes("said at first")) {
+                    isWaiting = false;
+                    waiting -= 1;
+                    if (waiting === 0) {
+                        await writeFile(mark, "");
+                    }
+                }
+            }
+            return seen;
+        };
+        const logs = await Promise.all(ways.map(read));
+        assert.equal(logs[0], logs[1]);
+        for (const said of ["said at first", "said at last"]) {
+            assert.equal(logs[0].split(said).length, 2, logs[0]);
+        }
+        await assert.rejects(staged.buildPromise, (error: { code?: number }) => error.code === status.UNAVAILABLE);
+        const again = await client.build(request());
+        assert.equal(again.ref, staged.ref);
+        assert.equal((await again.buildPromise).status, BuildStatus.done_success);
     } finally {
         raw.close();
     }

@@ -19,14 +19,14 @@ const running = (message: string) =>
         baseRef: "base",
         status: BuildStatus.running,
         message,
-        info: { logInfo: { url: "http://localhost/logs/1" } },
+        info: { buildId: "id", logInfo: { url: "http://localhost/logs/1" } },
     });
 const ended = (status: BuildStatus, message = "") => BuildResponse.fromPartial({ ref: "ref", baseRef: "base", status, message });
 
 test("an image that is there needs no build", async () => {
     const client = new PromisifiedImageBuilderClient(scripted({ build: [ended(BuildStatus.done_success)] }));
     const staged = await client.build(request);
-    assert.deepEqual([staged.ref, staged.baseRef, staged.actuallyNeedsBuild], ["ref", "base", false]);
+    assert.deepEqual([staged.ref, staged.baseRef, staged.actuallyNeedsBuild, staged.buildId], ["ref", "base", false, undefined]);
     assert.equal((await staged.buildPromise).status, BuildStatus.done_success);
     await assert.rejects(staged.logPromise, /no log/);
 });
@@ -34,7 +34,7 @@ test("an image that is there needs no build", async () => {
 test("a build is followed to its end", async () => {
     const client = new PromisifiedImageBuilderClient(scripted({ build: [running("one"), running("two"), ended(BuildStatus.done_success)] }));
     const staged = await client.build(request);
-    assert.equal(staged.actuallyNeedsBuild, true);
+    assert.deepEqual([staged.actuallyNeedsBuild, staged.buildId], [true, "id"]);
     assert.equal((await staged.logPromise).url, "http://localhost/logs/1");
     assert.equal((await staged.buildPromise).status, BuildStatus.done_success);
 });
