@@ -22,7 +22,7 @@ pub struct Repository {
 pub struct File {
     /// Where in the repository.
     pub path: String,
-    /// The content; the target when it is a symbolic link.
+    /// The content; the target of a symbolic link, the commit of a submodule.
     pub content: Vec<u8>,
     /// What it is.
     pub mode: FileMode,
@@ -37,6 +37,8 @@ pub enum FileMode {
     Executable,
     /// A symbolic link.
     Symlink,
+    /// A commit of another repository.
+    Submodule,
 }
 
 impl File {
@@ -63,6 +65,15 @@ impl File {
         Self {
             mode: FileMode::Symlink,
             ..Self::new(path, target)
+        }
+    }
+
+    /// Makes a submodule at this commit of another repository.
+    #[must_use]
+    pub fn submodule(path: &str, commit: &str) -> Self {
+        Self {
+            mode: FileMode::Submodule,
+            ..Self::new(path, commit)
         }
     }
 }
@@ -114,6 +125,12 @@ impl Repository {
                 FileMode::Regular => "100644",
                 FileMode::Executable => "100755",
                 FileMode::Symlink => "120000",
+                FileMode::Submodule => {
+                    let commit = String::from_utf8_lossy(&file.content);
+                    let line = format!("M 160000 {commit} {}\n", quoted(&file.path));
+                    stream.extend_from_slice(line.as_bytes());
+                    continue;
+                }
             };
             stream.extend_from_slice(
                 format!(

@@ -18,7 +18,9 @@ use dockerfile::{
 };
 use oci::Digest;
 use serde::{Deserialize, Serialize};
-use source::git::{FetchOptions, GitAuth, GitDirectory, GitSource, RemoteUrl, TargetMode};
+use source::git::{
+    FetchOptions, GitAuth, GitDirectory, GitSource, RemoteUrl, Submodules, TargetMode,
+};
 use source::http::{self, Algorithm, Fetched, FileUrl, HttpError, HttpErrorKind, HttpOptions};
 use source::path::RelPath;
 
@@ -413,6 +415,8 @@ async fn fetch(execution: &Execution, git: &GitFolder) -> Result<Repository, Fai
     let limits = &execution.limits;
     options.limits.size_bytes = options.limits.size_bytes.min(limits.context_bytes);
     options.limits.n_files = options.limits.n_files.min(limits.context_files);
+    // `?submodules=1` is refused in words, so that none are fetched by configuration either.
+    options.submodules = Submodules::Off;
     options.git_directory = match git.git_directory {
         Some(true) => GitDirectory::Keep,
         Some(false) | None => GitDirectory::Remove,

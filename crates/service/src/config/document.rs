@@ -82,6 +82,9 @@ http_hosts = []
 secret_hosts = []
 # Certificate authorities in PEM form, instead of the system's.
 #ca_file = "/etc/kiln/git-ca.pem"
+# Which submodules are fetched: "off", "same-host" (those at the repository's own scheme, host and port), or "all" (those at any host that
+# may be connected to; only the repository's own host gets its credential). The log says which are not. At most 64, four levels deep.
+submodules = "off"
 
 # What one build may use up.
 [limits]

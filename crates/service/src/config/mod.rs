@@ -21,7 +21,7 @@ use engine::subassembly::Format;
 use oci::Reference;
 use registry::hosts::Hosts;
 use serde::Deserialize;
-use source::git::FetchOptions;
+use source::git::{FetchOptions, Submodules};
 
 pub use self::document::print_documented;
 
@@ -184,6 +184,8 @@ pub struct Git {
     pub secret_hosts: Vec<String>,
     /// Certificate authorities in PEM form, instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Which submodules are fetched.
+    pub submodules: Submodules,
 }
 
 impl Git {
@@ -193,6 +195,7 @@ impl Git {
             http_hosts: self.http_hosts.clone(),
             secret_hosts: self.secret_hosts.clone(),
             ca_file: self.ca_file.clone(),
+            submodules: self.submodules,
             ..FetchOptions::default()
         }
     }

@@ -7,11 +7,15 @@ use super::command::{Git, Reach};
 use super::error::FetchError;
 use super::limits::Limits;
 use super::resolve::{Found, SMALL_OUTPUT_BYTES};
+use super::submodules::Link;
 use super::{GitDirectory, GitSource};
 use crate::path::RelPath;
 
 /// Most bytes of a commit object: one with more is no message but a bomb.
 const MAX_COMMIT_BYTES: usize = 4 << 20;
+
+/// The mode of a tree's entry that is a commit of another repository.
+const SUBMODULE: &str = "160000";
 
 /// What in `.git` tells when and how it was made, and nothing that git needs.
 const VOLATILE: &[&str] = &[
@@ -75,18 +79,23 @@ pub(super) async fn init(git: &Git<'_>, source: &GitSource) -> Result<(), FetchE
     Ok(())
 }
 
-/// Counts what `commit` would put on disk, from the trees alone, and stops at the first limit.
-pub(super) async fn count(git: &Git<'_>, commit: &str, limits: &Limits) -> Result<(), FetchError> {
+/// Counts what `commit` would put on disk, from the trees alone, stops at the first limit, and returns the submodules.
+pub(super) async fn count(
+    git: &Git<'_>,
+    commit: &str,
+    limits: &Limits,
+) -> Result<Vec<Link>, FetchError> {
     let mut tally = Tally {
         limits,
         entry: Vec::new(),
         size_bytes: 0,
         n_files: 0,
+        links: Vec::new(),
     };
     let mut sink = |chunk: &[u8]| tally.take(chunk);
     let arguments = ["ls-tree", "-r", "-t", "-z", "--long", "--full-tree", commit];
     match git.stream(Reach::Local, &arguments, &mut sink).await? {
-        None => Ok(()),
+        None => Ok(tally.links),
         Some(failure) => Err(git.explain(&failure)),
     }
 }
@@ -97,6 +106,7 @@ struct Tally<'a> {
     entry: Vec<u8>,
     size_bytes: u64,
     n_files: u64,
+    links: Vec<Link>,
 }
 
 impl Tally<'_> {
@@ -112,13 +122,22 @@ impl Tally<'_> {
             }
             let mut halves = self.entry.splitn(2, |byte| *byte == b'\t');
             let head = String::from_utf8_lossy(halves.next().unwrap_or_default());
-            if halves.next().unwrap_or_default().len() > self.limits.path_bytes {
+            let path = halves.next().unwrap_or_default();
+            if path.len() > self.limits.path_bytes {
                 return Err(self.path_too_long());
             }
+            let mut fields = head.split_ascii_whitespace();
+            if let (Some(SUBMODULE), _, Some(commit)) =
+                (fields.next(), fields.next(), fields.next())
+            {
+                self.links.push(Link {
+                    path: path.to_vec(),
+                    commit: commit.to_owned(),
+                });
+            }
             // Directories and submodules have `-` for a size.
-            let size = head
-                .split_ascii_whitespace()
-                .nth(3)
+            let size = fields
+                .next()
                 .and_then(|size| size.parse::<u64>().ok())
                 .unwrap_or(0);
             self.size_bytes = self.size_bytes.saturating_add(size);

@@ -198,6 +198,14 @@ pub enum FetchError {
     /// The caller cancelled.
     #[error("fetch was cancelled")]
     Cancelled,
+    /// A submodule could not be fetched.
+    #[error("fetch submodule {path}")]
+    Submodule {
+        /// Where in the workspace.
+        path: String,
+        /// What failed.
+        source: Box<FetchError>,
+    },
     /// Git failed for a reason that none of the others names.
     #[error("git {command} failed: {detail}")]
     Git {
@@ -238,6 +246,7 @@ impl FetchError {
             Self::CommitNotFound { .. } => FetchErrorKind::NotFound(Missing::Commit),
             Self::Limit { .. } | Self::TimedOut { .. } => FetchErrorKind::Limit,
             Self::Cancelled => FetchErrorKind::Cancelled,
+            Self::Submodule { source, .. } => source.kind(),
         }
     }
 }

@@ -7,9 +7,11 @@
 //! 3. make the checkout location and an empty repository in it, with the remotes and the harmless settings asked for;
 //! 4. find out and fetch what the target names, retrying what may pass;
 //! 5. count what the commit holds, against the limits, before a file of it is written;
-//! 6. check it out, compare HEAD with what was asked for, and remove what differs from one fetch to the next.
+//! 6. check it out and compare HEAD with what was asked for;
+//! 7. do the same, from step 3, for each submodule that [`Submodules`] allows;
+//! 8. remove what differs from one fetch to the next.
 //!
-//! What it does not do: no submodules, no LFS, no hooks, no filters, no protocol but https (and http where it is
+//! What it does not do: no LFS, no hooks, no filters, no protocol but https (and http where it is
 //! allowed), no fallback from a branch that is missing to another one. Where it may connect to is decided by [`egress`]: the
 //! hosts are resolved here, once, and git is told what they are.
 //!
@@ -29,6 +31,7 @@ mod pin;
 mod refname;
 mod remote;
 mod resolve;
+mod submodules;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,8 +45,11 @@ pub use self::config::ConfigError;
 pub use self::error::{FetchError, FetchErrorKind, Missing, RequestError, SecretError};
 pub use self::limits::Limits;
 pub use self::remote::{ParseRemoteUrlError, RemoteUrl};
+pub use self::submodules::Submodules;
 
+use self::auth::Credential;
 use self::command::Git;
+use self::submodules::Allowance;
 use crate::path::RelPath;
 
 /// What to fetch, and where to put it.
@@ -143,6 +149,9 @@ pub struct FetchOptions {
     pub ca_file: Option<PathBuf>,
     /// Whether `.git` stays.
     pub git_directory: GitDirectory,
+    /// Which submodules are fetched.
+    #[serde(default)]
+    pub submodules: Submodules,
 }
 
 impl Default for FetchOptions {
@@ -161,6 +170,7 @@ impl Default for FetchOptions {
             no_proxy: None,
             ca_file: None,
             git_directory: GitDirectory::Keep,
+            submodules: Submodules::Off,
         }
     }
 }
@@ -256,17 +266,7 @@ pub async fn fetch(
     cancel: &CancellationToken,
 ) -> Result<Checkout, FetchError> {
     source.check(options).map_err(FetchError::Request)?;
-    let plain_http = std::iter::once(&source.remote)
-        .chain(&source.upstream)
-        .any(|url| url.url().scheme() == "http");
-    let session = Session {
-        options,
-        remote: &source.remote,
-        plain_http,
-        pins: pin::pins(source, options).await?,
-        log,
-        stop: cancel.child_token(),
-    };
+    let session = session(source, options, log, cancel.child_token()).await?;
     let work = Box::pin(run(&session, source, workspace));
     tokio::pin!(work);
     let ended = tokio::select! {
@@ -282,7 +282,27 @@ pub async fn fetch(
     Err(ended)
 }
 
-/// Steps 2 to 6.
+/// Finds out where the hosts of `source` are, which was checked, and gathers what its fetch needs.
+async fn session<'a>(
+    source: &'a GitSource,
+    options: &'a FetchOptions,
+    log: &'a (dyn Fn(&str) + Send + Sync),
+    stop: CancellationToken,
+) -> Result<Session<'a>, FetchError> {
+    let plain_http = std::iter::once(&source.remote)
+        .chain(&source.upstream)
+        .any(|url| url.url().scheme() == "http");
+    Ok(Session {
+        options,
+        remote: &source.remote,
+        plain_http,
+        pins: pin::pins(source, options).await?,
+        log,
+        stop,
+    })
+}
+
+/// Steps 2 to 8.
 async fn run(
     session: &Session<'_>,
     source: &GitSource,
@@ -292,25 +312,94 @@ async fn run(
         credential = auth::credential(&source.auth, session.options) => credential.map_err(FetchError::Secret)?,
         () = session.stop.cancelled() => return Err(FetchError::Cancelled),
     };
-    let location = checkout::make_location(workspace, &source.checkout_location)?;
-    let git = Git::new(
-        session,
-        location.clone(),
-        credential
-            .clone()
-            .map(|credential| (source.remote.origin(), credential)),
-    );
+    let whole = Whole {
+        workspace,
+        top: &source.remote,
+        credential,
+    };
+    populate(session, source, &whole, &mut Allowance::default()).await
+}
+
+/// What a repository and all its submodules have in common.
+struct Whole<'a> {
+    workspace: &'a Path,
+    /// The repository that the request names; the credential is for its origin.
+    top: &'a RemoteUrl,
+    credential: Option<Credential>,
+}
+
+impl Whole<'_> {
+    /// Returns the credential if it is one for `remote`.
+    fn credential_for(&self, remote: &RemoteUrl) -> Option<&Credential> {
+        let is_its_own = remote.origin() == self.top.origin();
+        self.credential.as_ref().filter(|_| is_its_own)
+    }
+}
+
+/// Steps 3 to 8, for one repository.
+async fn populate(
+    session: &Session<'_>,
+    source: &GitSource,
+    whole: &Whole<'_>,
+    allowance: &mut Allowance,
+) -> Result<Checkout, FetchError> {
+    let credential = whole.credential_for(&source.remote);
+    let location = checkout::make_location(whole.workspace, &source.checkout_location)?;
+    let scoped = credential.map(|credential| (source.remote.origin(), credential.clone()));
+    let git = Git::new(session, location.clone(), scoped);
     checkout::init(&git, source).await?;
-    let found = resolve::fetch_target(&git, session, source, credential.as_ref()).await?;
+    let found = resolve::fetch_target(&git, session, source, credential).await?;
     if let Some(upstream) = &source.upstream {
         resolve::fetch_upstream(&git, session, upstream, source.depth).await?;
     }
-    checkout::count(&git, &found.commit, &session.options.limits).await?;
+    let links = checkout::count(&git, &found.commit, &session.options.limits).await?;
     checkout::check_out(&git, &found).await?;
+    let pair = (whole.top, source);
+    let wanted = submodules::wanted(&git, session, pair, &found.commit, &links).await?;
+    allowance.take(wanted.len())?;
+    for submodule in &wanted {
+        let populated = Box::pin(populate_submodule(session, submodule, whole, allowance)).await;
+        match populated {
+            Ok(()) => {}
+            // As with addresses that can be judged without asking where they are.
+            Err(FetchError::Egress(refused)) => {
+                let path = &submodule.checkout_location;
+                git.remark(&format!("submodule {path} is not fetched: {refused}"));
+            }
+            Err(error) => return Err(in_submodule(submodule, error)),
+        }
+    }
+    allowance.come_up(wanted.len());
     let commit_time_unix = checkout::commit_time(&git, &found.commit).await?;
     checkout::tidy(&git, &location, session.options.git_directory).await?;
     Ok(Checkout {
         commit: found.commit,
         commit_time_unix,
     })
+}
+
+/// Step 7, for one submodule.
+async fn populate_submodule(
+    session: &Session<'_>,
+    source: &GitSource,
+    whole: &Whole<'_>,
+    allowance: &mut Allowance,
+) -> Result<(), FetchError> {
+    let stop = session.stop.clone();
+    let session = tokio::select! {
+        session = self::session(source, session.options, session.log, stop.clone()) => session?,
+        () = stop.cancelled() => return Err(FetchError::Cancelled),
+    };
+    populate(&session, source, whole, allowance).await.map(drop)
+}
+
+/// Says in which submodule something failed; what ends the whole fetch stays what it is.
+fn in_submodule(source: &GitSource, error: FetchError) -> FetchError {
+    match error {
+        FetchError::Cancelled | FetchError::Limit { .. } | FetchError::Submodule { .. } => error,
+        error => FetchError::Submodule {
+            path: source.checkout_location.to_string(),
+            source: Box::new(error),
+        },
+    }
 }

@@ -6,6 +6,7 @@ mod auth;
 mod hostile;
 mod limits;
 mod modes;
+mod submodules;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
