@@ -11,6 +11,7 @@
 //! | `words` | what a caller is told: codes and texts of the published API, failed steps, syntax errors |
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
+//! | `mounts` | `RUN --mount` |
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
@@ -29,6 +30,7 @@ mod durability;
 mod http;
 mod isolation;
 mod language;
+mod mounts;
 mod ordinary_user;
 mod reader;
 mod scene;

@@ -69,9 +69,10 @@ pub use ast::Dockerfile;
 pub use diagnostic::{Diagnostic, Severity, Span, render};
 pub use parse::parse;
 pub use plan::{
-    Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, ContextNameError, CopyFrom,
-    CopyOp, CopySource, Environment, GitFolder, GraphArgument, GraphBase, GraphStage, InlineFile,
-    InlineScript, Link, NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome,
-    PlanStage, RemoteFile, Replaced, RunNetwork, RunOp, Scope, StageGraph, StageIndex, Step,
-    Unpack, context_name, plan, stages,
+    Base, BaseKey, BaseNeed, BaseRef, BindMount, CacheMount, Checksum, ChecksumAlgorithm,
+    ContextNameError, CopyFrom, CopyOp, CopySource, Environment, GitFolder, GraphArgument,
+    GraphBase, GraphStage, InlineFile, InlineScript, Link, Mount, MountAccess, MountOwner,
+    NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile,
+    Replaced, RunNetwork, RunOp, RunSecurity, Scope, SecretMount, Sharing, SshMount, StageGraph,
+    StageIndex, Step, TmpfsMount, Unpack, context_name, plan, size_in_bytes, stages,
 };

@@ -15,6 +15,8 @@ pub const STAGES_MAX: usize = 200;
 pub const HEREDOCS_MAX: usize = 100;
 /// Most comments right above an instruction that are kept.
 pub const COMMENTS_MAX: usize = 100;
+/// Most mounts that one RUN may have.
+pub const MOUNTS_MAX: usize = 64;
 /// Errors after which parsing stops: nobody reads more.
 pub const DIAGNOSTICS_MAX: usize = 50;
 

@@ -21,8 +21,9 @@ use std::sync::Arc;
 use dockerfile::ignore::IgnoreFile;
 use dockerfile::lint::Settings;
 use dockerfile::{
-    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, CopySource, Diagnostic, Link, NamedContext,
-    Op, Plan, PlanOptions, PlanOutcome, PlanStage, RunNetwork, RunOp, Scope, Step, Unpack,
+    Base, BaseKey, BaseNeed, BaseRef, CopyFrom, CopyOp, CopySource, Diagnostic, Link, Mount,
+    MountOwner, NamedContext, Op, Plan, PlanOptions, PlanOutcome, PlanStage, RunNetwork, RunOp,
+    RunSecurity, Scope, Step, Unpack,
 };
 use oci::{ImageConfig, Platform};
 use serde_json::Value;
@@ -254,15 +255,76 @@ fn show_run(out: &mut String, run: &RunOp) {
     if run.network != RunNetwork::Default {
         writeln!(out, "      network {:?}", run.network).unwrap();
     }
+    if run.security != RunSecurity::Sandbox {
+        writeln!(out, "      security {:?}", run.security).unwrap();
+    }
+    for mount in &run.mounts {
+        show_mount(out, mount);
+    }
 }
 
-fn show_copy(out: &mut String, copy: &CopyOp) {
-    let from = match &copy.from {
+fn show_mount(out: &mut String, mount: &Mount) {
+    let from = match mount.from() {
+        Some(from) => origin(from),
+        None => "nothing".to_owned(),
+    };
+    match mount {
+        Mount::Bind(bind) => writeln!(
+            out,
+            "      mount {} of {from} at {} {:?}",
+            bind.source, bind.target, bind.access
+        ),
+        Mount::Cache(cache) => writeln!(
+            out,
+            "      cache {:?} {:?} {} of {from} at {} {:?}{}",
+            cache.id,
+            cache.sharing,
+            cache.source,
+            cache.target,
+            cache.access,
+            cache.owner.as_ref().map(owner).unwrap_or_default()
+        ),
+        Mount::Tmpfs(tmpfs) => writeln!(
+            out,
+            "      memory {:?} at {} {:?}",
+            tmpfs.size_bytes, tmpfs.target, tmpfs.access
+        ),
+        Mount::Secret(secret) => writeln!(
+            out,
+            "      secret {:?} required {} at {:?} in {:?}{}",
+            secret.id,
+            secret.required,
+            secret.target,
+            secret.env,
+            owner(&secret.owner)
+        ),
+        Mount::Ssh(ssh) => writeln!(
+            out,
+            "      ssh {:?} required {} at {:?}{}",
+            ssh.id,
+            ssh.required,
+            ssh.target,
+            owner(&ssh.owner)
+        ),
+    }
+    .unwrap();
+}
+
+fn owner(owner: &MountOwner) -> String {
+    format!(" {}:{} {:o}", owner.uid, owner.gid, owner.mode)
+}
+
+fn origin(from: &CopyFrom) -> String {
+    match from {
         CopyFrom::Context => "context".to_owned(),
         CopyFrom::Stage(stage) => format!("stage {}", stage.0),
         CopyFrom::Image(key) => image(key),
         CopyFrom::Named(name) => format!("named context {name}"),
-    };
+    }
+}
+
+fn show_copy(out: &mut String, copy: &CopyOp) {
+    let from = origin(&copy.from);
     let kind = if copy.destination_is_directory {
         "directory"
     } else {

@@ -24,7 +24,7 @@ use crate::resolve::bases::Library;
 use crate::resolve::context::{self, BuildContext, Places, work_folder};
 use crate::resolve::{self, Resolved};
 use crate::sandbox::Sandbox;
-use crate::spec::{BuildSpec, Context, LayoutImage, NamedContext, Source};
+use crate::spec::{BuildSpec, CacheMountScope, Context, LayoutImage, NamedContext, Source};
 
 /// What a build works with.
 pub struct Rig {
@@ -196,6 +196,16 @@ fn execution(
         options: spec.options.clone(),
         limits: spec.limits.clone(),
         fetch: spec.fetch.clone(),
+        secrets: spec.secrets.clone(),
+        ssh: spec.ssh.clone(),
+        mounts_of: (
+            spec.tenant.clone(),
+            match spec.options.cache_mounts {
+                CacheMountScope::Project => Some(workspace.project.clone()),
+                CacheMountScope::Tenant => None,
+            },
+        ),
+        context_copies: tokio::sync::Mutex::default(),
         cache: Cache::new(rig.store.clone(), scope, workspace.project),
         depot: publisher.depot.clone(),
         recorder: rig.recorder.clone(),

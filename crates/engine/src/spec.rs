@@ -4,6 +4,7 @@
 //! stored of a build is its [`Record`].
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,11 @@ use serde::{Deserialize, Serialize};
 use source::git::{FetchOptions, GitAuth, GitSource};
 
 use crate::id::BuildId;
+use crate::sandbox::SecretBytes;
+pub use crate::sandbox::{Ulimit, UlimitName};
+
+/// Shortest line of a secret of several lines that is looked for alone.
+const SECRET_LINE_MIN_BYTES: usize = 16;
 use crate::subassembly::Format;
 
 /// Everything a worker needs to know.
@@ -31,6 +37,12 @@ pub struct BuildSpec {
     /// What stands for stages and images of these names ([`dockerfile::context_name`]).
     #[serde(default)]
     pub contexts: BTreeMap<String, NamedContext>,
+    /// Secrets that steps may ask for, by id.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, SecretBytes>,
+    /// Sockets of SSH agents that steps may ask for, by id. The worker can open them.
+    #[serde(default)]
+    pub ssh: BTreeMap<String, PathBuf>,
     /// What to do with the image.
     pub outputs: Vec<Output>,
     /// How registries are reached.
@@ -50,6 +62,7 @@ impl BuildSpec {
             .flat_map(|keychain| keychain.secrets())
             .map(|secret| secret.reveal().to_owned())
             .collect();
+        secrets.extend(self.secrets.values().flat_map(spelled));
         let main = match &self.source {
             Source::Dockerfile { context, .. } => Some(context),
             Source::Image { .. } => None,
@@ -86,6 +99,7 @@ impl BuildSpec {
                 NamedContext::Scratch | NamedContext::Image { .. } => {}
             }
         }
+        paths.extend(self.ssh.values_mut());
         paths
     }
 }
@@ -97,6 +111,18 @@ impl Context {
             Self::Git(_) => None,
         }
     }
+}
+
+/// Returns what of a secret may be met: all of it, without its last line end, and each of its longer lines.
+fn spelled(secret: &SecretBytes) -> Vec<String> {
+    let text = String::from_utf8_lossy(secret.reveal());
+    let lines = text
+        .lines()
+        .filter(|line| line.len() >= SECRET_LINE_MIN_BYTES);
+    let mut forms: Vec<String> = lines.map(str::to_owned).collect();
+    forms.push(text.trim_end().to_owned());
+    forms.push(text.into_owned());
+    forms
 }
 
 /// What to build from.
@@ -213,6 +239,12 @@ pub struct BuildOptions {
     pub annotations: BTreeMap<String, String>,
     /// Network of the steps that do not say.
     pub network: NetworkMode,
+    /// What steps get beside their files.
+    #[serde(default)]
+    pub steps: StepOptions,
+    /// Who else sees what this build's cache mounts hold.
+    #[serde(default)]
+    pub cache_mounts: CacheMountScope,
     /// Unix seconds that the image and its newer files are dated with; else the commit's date.
     pub source_date_epoch: Option<i64>,
     /// How new layers are compressed.
@@ -232,6 +264,8 @@ impl Default for BuildOptions {
             no_cache_stages: Vec::new(),
             annotations: BTreeMap::new(),
             network: NetworkMode::Default,
+            steps: StepOptions::default(),
+            cache_mounts: CacheMountScope::Project,
             source_date_epoch: None,
             compression: Compression::Gzip,
             media_types: MediaTypes::Oci,
@@ -247,6 +281,29 @@ pub enum CacheMode {
     Use,
     /// Every step runs; its result is kept for later.
     Ignore,
+}
+
+/// What steps get beside their files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StepOptions {
+    /// Names in `/etc/hosts`, with their addresses.
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    /// Limits of processes.
+    pub ulimits: Vec<Ulimit>,
+    /// Size of `/dev/shm`.
+    pub shm_bytes: Option<u64>,
+}
+
+/// Who shares cache mounts of one id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheMountScope {
+    /// Builds of the same Dockerfile of the same repository or folder: what one leaves there runs in the other.
+    #[default]
+    Project,
+    /// All builds of the tenant.
+    Tenant,
 }
 
 /// What network a step has.

@@ -93,6 +93,8 @@ impl Bench {
             cancel: CancellationToken::new(),
         };
         let spec = BuildSpec {
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
             id,
             tenant: "t".to_owned(),
             source: Source::Dockerfile {

@@ -292,6 +292,8 @@ impl Service {
             .collect::<Result<Vec<Output>, oci::reference::ReferenceError>>()
             .map_err(|error| Failure::platform("cannot produce workspace image ref", error))?;
         let spec = BuildSpec {
+            secrets: std::collections::BTreeMap::new(),
+            ssh: std::collections::BTreeMap::new(),
             contexts: std::collections::BTreeMap::new(),
             id: id.clone(),
             tenant: tenant.as_str().to_owned(),

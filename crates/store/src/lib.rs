@@ -6,6 +6,7 @@
 //! | [`upload`] | [`Upload`]: a blob that arrives over several requests |
 //! | [`repository`] | links from repositories to blobs and manifests, and tags |
 //! | [`snapshot`] | unpacked layers |
+//! | [`cache_mount`] | directories that commands find again |
 //! | [`record`] | small checksummed documents |
 //! | [`lock`] | named locks across threads and processes |
 //! | [`tree`] | [`remove_tree`], for trees that hostile programs have made |
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blob;
+pub mod cache_mount;
 mod dir;
 pub mod lock;
 pub mod record;
@@ -39,6 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use blob::{BlobError, CommitError, Ingest};
+pub use cache_mount::{CacheMountError, CacheMountGuard, CacheUse};
 pub use lock::{LockError, LockGuard};
 pub use record::RecordError;
 pub use repository::RepositoryError;
@@ -138,11 +141,12 @@ pub enum OpenError {
     },
 }
 
-const LAYOUT: [&str; 11] = [
+const LAYOUT: [&str; 12] = [
     "blobs/sha256",
     "blobs/sha512",
     "ingest/uploads",
     "locks",
+    "mounts",
     "quarantine",
     "records",
     "repositories",

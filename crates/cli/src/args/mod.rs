@@ -5,6 +5,7 @@ pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod pair;
 pub(crate) mod refused;
+pub(crate) mod steps;
 pub(crate) mod subassembly;
 
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use self::named::NamedArg;
 use self::output::OutputOption;
 use self::pair::{Annotation, BuildArg, Label};
 use self::refused::RefusedArgs;
+use self::steps::StepArgs;
 use self::subassembly::SubassemblyCommand;
 
 const EXIT_CODES: &str = "\
@@ -160,6 +162,9 @@ pub(crate) struct BuildArgs {
     /// Network of RUN steps [default: the configuration's]
     #[arg(long, value_enum, value_name = "NETWORK")]
     pub(crate) network: Option<Network>,
+    /// What steps get.
+    #[command(flatten)]
+    pub(crate) steps: StepArgs,
     /// What docker has and kiln has not.
     #[command(flatten)]
     pub(crate) refused: RefusedArgs,
@@ -319,6 +324,11 @@ mod tests {
             &["build", "-t", "name/UPPER", "."],
             &["build", "--output", "type=nothing", "."],
             &["build", "--progress", "loud", "."],
+            &["build", "--secret", "src=x", "."],
+            &["build", "--ulimit", "files=1", "."],
+            &["build", "--add-host", "a:host-gateway", "."],
+            &["build", "--cgroup-parent", "x", "."],
+            &["build", "--allow", "security.insecure", "."],
             &["serve", "--listen", "nowhere"],
             &["frobnicate"],
         ] {

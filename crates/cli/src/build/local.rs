@@ -13,10 +13,11 @@ use source::git::{FetchOptions, GitDirectory};
 use tokio::signal::unix::{SignalKind, signal};
 use worker::WorkerHandle;
 
+use super::agent::{self, Agents};
 use super::context::{self, Input};
 use super::import::{self, Prepared, Reader};
 use super::outputs::{self, Outputs};
-use super::{named, options, report};
+use super::{named, options, report, secrets};
 use crate::args::BuildArgs;
 use crate::environment;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
@@ -57,7 +58,8 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
         args,
     );
     let built = match spec {
-        Ok(spec) => carry_out(&ready, &spec, style).await,
+        // The agents are served until the build has ended.
+        Ok((spec, _agents)) => carry_out(&ready, &spec, style).await,
         Err(failure) => Err(failure),
     };
     let state = match built {
@@ -109,12 +111,13 @@ fn spec(
     (options, limits): (BuildOptions, Limits),
     (found, ready, folder): (&Found, &Ready, &Path),
     args: &BuildArgs,
-) -> Outcome<BuildSpec> {
+) -> Outcome<(BuildSpec, Agents)> {
     let scratch = folder.join(worker::folder::WORK);
     let reader = match ready.command.owner {
         Some(owner) => Reader::Other(owner.uid, owner.gid),
         None => Reader::Caller,
     };
+    let agents = agent::serve(&args.steps.ssh, folder, reader)?;
     let contexts = named::prepare(&args.contexts, &scratch, reader, &limits)?;
     let (context, dockerfile, context_path) = match input {
         Input::Git(git) => (
@@ -139,7 +142,9 @@ fn spec(
             (context, dockerfile, Some(".".to_owned()))
         }
     };
-    Ok(BuildSpec {
+    let spec = BuildSpec {
+        secrets: secrets::read(&args.steps.secrets)?,
+        ssh: agents.sockets.clone(),
         id: id.clone(),
         tenant: TENANT.to_owned(),
         source: Source::Dockerfile {
@@ -159,7 +164,8 @@ fn spec(
             ..fetch_options(found)
         },
         limits,
-    })
+    };
+    Ok((spec, agents))
 }
 
 /// As with docker, COPY sees the files of a commit, and its history only if that is asked for.

@@ -3,6 +3,7 @@
 //! Without a server this process takes the server's place for one build: it writes what the build starts from, starts the worker,
 //! and follows the journal. The worker is a process of its own, in a user namespace of its own, here as there.
 
+mod agent;
 mod answer;
 mod call;
 pub(crate) mod context;
@@ -13,6 +14,7 @@ mod options;
 pub(crate) mod outputs;
 mod remote;
 pub(crate) mod report;
+mod secrets;
 
 use crate::args::BuildArgs;
 use crate::failure::Outcome;

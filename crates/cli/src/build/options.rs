@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use engine::spec::{BuildOptions, CacheMode, Limits, NetworkMode};
+use engine::spec::{BuildOptions, CacheMode, CacheMountScope, Limits, NetworkMode, StepOptions};
 use oci::Platform;
 use service::config::Config;
 
+use crate::args::steps::{Entitlement, StepArgs};
 use crate::args::{BuildArgs, Network};
 use crate::environment;
 use crate::failure::{Exit, Failure, Outcome};
@@ -58,6 +59,9 @@ pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOption
             Some(Network::Host) => NetworkMode::Host,
             None => defaults.network,
         },
+        // One user's own builds: what one leaves for the next is no risk that running it here was not.
+        cache_mounts: CacheMountScope::Tenant,
+        steps: steps(&args.steps),
         compression: defaults.compression,
         source_date_epoch: date,
         ..BuildOptions::default()
@@ -67,8 +71,21 @@ pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOption
 /// Returns the limits of a build that the user of this machine starts: asking for the machine's network is allowing it.
 pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
     Limits {
-        allow_host_network: configured.allow_host_network || args.network == Some(Network::Host),
+        allow_host_network: configured.allow_host_network
+            || args.network == Some(Network::Host)
+            || args.steps.allowed.contains(&Entitlement::HostNetwork),
         ..configured.clone()
+    }
+}
+
+fn steps(args: &StepArgs) -> StepOptions {
+    let hosts = args.hosts.iter();
+    StepOptions {
+        extra_hosts: hosts
+            .map(|host| (host.name.clone(), host.address))
+            .collect(),
+        ulimits: args.ulimits.iter().map(|ulimit| ulimit.0).collect(),
+        shm_bytes: args.shm_size.map(|size| size.0),
     }
 }
 
@@ -153,6 +170,7 @@ mod tests {
     fn asking_for_the_hosts_network_allows_it() {
         let limits = |line: &[&str]| limits(&args(line), &Limits::default()).allow_host_network;
         assert!(!limits(&[]) && limits(&["--network", "host"]));
+        assert!(limits(&["--allow", "network.host"]));
     }
 
     #[test]

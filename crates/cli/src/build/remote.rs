@@ -76,6 +76,12 @@ fn refuse_unsupported(args: &BuildArgs) -> Outcome {
         ("--iidfile", args.iidfile.is_some()),
         ("--platform", args.platform.is_some()),
         ("--network", args.network.is_some()),
+        ("--secret", !args.steps.secrets.is_empty()),
+        ("--ssh", !args.steps.ssh.is_empty()),
+        ("--allow", !args.steps.allowed.is_empty()),
+        ("--add-host", !args.steps.hosts.is_empty()),
+        ("--ulimit", !args.steps.ulimits.is_empty()),
+        ("--shm-size", args.steps.shm_size.is_some()),
     ];
     match unsupported.iter().find(|(_, is_used)| *is_used) {
         Some((name, _)) => {

@@ -33,6 +33,8 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
     };
     worker::prepare(&ready.command, &record).or_exit(Exit::Machine)?;
     let spec = BuildSpec {
+        secrets: std::collections::BTreeMap::new(),
+        ssh: std::collections::BTreeMap::new(),
         id,
         tenant: TENANT.to_owned(),
         source: Source::Image {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oci::Platform;
 
-use super::origin::{Known, Origin, SCRATCH, is_later, origin};
+use super::origin::{Known, Origin, SCRATCH, is_later, origins};
 use super::types::{
     BaseKey, BaseNeed, GraphArgument, GraphBase, GraphStage, NeedKind, PlanOptions, Replaced,
     Scope, StageGraph,
@@ -364,12 +364,8 @@ impl Builder<'_> {
             let mut edges = Vec::new();
             let instructions = self.file.instructions.get(stage.instructions.clone());
             for instruction in instructions.unwrap_or_default() {
-                match origin(instruction, &known) {
-                    Ok(None | Some(Origin::Context)) => {}
-                    Ok(Some(origin)) => {
-                        let span = instruction.flag("from").map(|flag| flag.span);
-                        edges.push(Ok((origin, span.unwrap_or(instruction.keyword))));
-                    }
+                match origins(instruction, &known) {
+                    Ok(origins) => edges.extend(origins.into_iter().map(Ok)),
                     Err(error) if is_later(instruction, &known) => edges.push(Err(error)),
                     Err(error) => self.errors.push(error),
                 }

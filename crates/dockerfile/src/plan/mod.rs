@@ -14,6 +14,7 @@ mod copy;
 mod environment;
 mod graph;
 mod lint;
+mod mount;
 mod named;
 mod notation;
 mod origin;
@@ -31,12 +32,16 @@ mod user;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use mount::{
+    BindMount, CacheMount, Mount, MountAccess, MountOwner, SecretMount, Sharing, SshMount,
+    TmpfsMount, size_in_bytes,
+};
 pub use named::{ContextNameError, context_name};
 pub use types::{
     Base, BaseKey, BaseNeed, BaseRef, Checksum, ChecksumAlgorithm, CopyFrom, CopyOp, CopySource,
     Environment, GitFolder, GraphArgument, GraphBase, GraphStage, InlineFile, InlineScript, Link,
     NamedContext, NeedKind, Op, PathSource, Plan, PlanOptions, PlanOutcome, PlanStage, RemoteFile,
-    Replaced, RunNetwork, RunOp, Scope, StageGraph, StageIndex, Step, Unpack,
+    Replaced, RunNetwork, RunOp, RunSecurity, Scope, StageGraph, StageIndex, Step, Unpack,
 };
 
 use crate::ast::{Body, Dockerfile};

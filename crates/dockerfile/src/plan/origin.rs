@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::named;
 use super::types::{BaseKey, PlanOptions};
+use super::{mount, named};
 use crate::ast::{Body, Instruction};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::suggest::did_you_mean;
@@ -53,15 +53,34 @@ pub(super) fn origin(
     }
 }
 
-/// Tells whether `instruction` copies from a stage that comes later.
+/// Returns everything that `instruction` takes files from but the context, and where it says so.
+pub(super) fn origins(
+    instruction: &Instruction,
+    known: &Known<'_>,
+) -> Result<Vec<(Origin, Span)>, Diagnostic> {
+    let mut origins = Vec::new();
+    for (name, span) in mount::froms(instruction)? {
+        origins.push((named_origin(&name, span, known)?, span));
+    }
+    if let Some(origin) = origin(instruction, known)? {
+        let span = instruction.flag("from").map(|flag| flag.span);
+        origins.push((origin, span.unwrap_or(instruction.keyword)));
+    }
+    origins.retain(|(origin, _)| *origin != Origin::Context);
+    Ok(origins)
+}
+
+/// Tells whether `instruction` takes files from a stage that comes later.
 pub(super) fn is_later(instruction: &Instruction, known: &Known<'_>) -> bool {
-    let name = instruction
-        .flag("from")
-        .and_then(|flag| flag.value.as_deref());
-    let name = name.unwrap_or_default();
-    let index = name.parse::<usize>().ok();
-    let index = index.or_else(|| known.names.get(&name.to_ascii_lowercase()).copied());
-    index.is_some_and(|index| index > known.current && index < known.n_stages)
+    let flag = instruction.flag("from").and_then(|flag| flag.value.clone());
+    let mounts = mount::froms(instruction).unwrap_or_default().into_iter();
+    flag.into_iter()
+        .chain(mounts.map(|(name, _)| name))
+        .any(|name| {
+            let index = name.parse::<usize>().ok();
+            let index = index.or_else(|| known.names.get(&name.to_ascii_lowercase()).copied());
+            index.is_some_and(|index| index > known.current && index < known.n_stages)
+        })
 }
 
 /// Returns what `name` means where files are to be taken from it; `span` is where it stands.
@@ -75,7 +94,7 @@ pub(super) fn named_origin(
         return Ok(Origin::Context);
     }
     if name.contains('$') {
-        return Err(error("--from cannot hold variables".to_owned())
+        return Err(error("from cannot hold variables".to_owned())
             .with_hint("name a stage after it: FROM ${IMAGE} AS name, and copy from that"));
     }
     let index = match name.parse::<i64>() {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::mount;
 use super::stage::{Layer, Stage, shown};
-use super::types::{InlineScript, Op, RunNetwork, RunOp};
+use super::types::{InlineScript, Op, RunNetwork, RunOp, RunSecurity};
 use super::user;
 use crate::ast::{CommandLine, Instruction, Word};
 use crate::diagnostic::Diagnostic;
@@ -34,8 +35,9 @@ impl Stage<'_> {
         instruction: &Instruction,
         command: &CommandLine,
     ) -> Result<(), Diagnostic> {
-        let network = check_run_flags(instruction)?;
+        let (network, security) = check_run_flags(instruction)?;
         self.check_can_run(instruction)?;
+        let mounts = mount::parse(self, instruction)?;
         let mut script = None;
         let mut text = shown(instruction);
         let args = match command {
@@ -61,6 +63,8 @@ impl Stage<'_> {
             proxy: self.proxy(),
             script,
             network,
+            security,
+            mounts,
         });
         self.add_step(instruction, op, text, created_by);
         Ok(())
@@ -157,28 +161,30 @@ impl Stage<'_> {
     }
 }
 
-fn check_run_flags(instruction: &Instruction) -> Result<RunNetwork, Diagnostic> {
-    let mut network = RunNetwork::Default;
+fn check_run_flags(instruction: &Instruction) -> Result<(RunNetwork, RunSecurity), Diagnostic> {
+    let (mut network, mut security) = (RunNetwork::Default, RunSecurity::Sandbox);
     for flag in &instruction.flags {
         let value = flag.value.as_deref().unwrap_or_default();
+        let error = |message: String| Diagnostic::error(flag.span, message);
+        let invalid = || error(format!("invalid {} {value:?}", flag.name));
         match (flag.name.as_str(), value) {
             ("network", "default") => network = RunNetwork::Default,
             ("network", "none") => network = RunNetwork::None,
             ("network", "host") => network = RunNetwork::Host,
-            ("network", _) => {
-                let message = format!("invalid network {value:?}");
-                return Err(
-                    Diagnostic::error(flag.span, message).with_hint("default, none or host")
-                );
+            ("network", _) => return Err(invalid().with_hint("default, none or host")),
+            ("security", "sandbox") => security = RunSecurity::Sandbox,
+            ("security", "insecure") => security = RunSecurity::Insecure,
+            ("security", _) => return Err(invalid().with_hint("sandbox or insecure")),
+            ("device", _) => {
+                let message = "commands are given no devices here".to_owned();
+                let hint = "leave --device out: /dev/null and the like are there anyway";
+                return Err(error(message).with_hint(hint));
             }
-            ("security", "sandbox") => {}
-            (name, _) => {
-                let message = format!("RUN --{name} is not supported yet");
-                return Err(Diagnostic::error(flag.span, message));
-            }
+            // Mounts have a parser of their own.
+            _ => {}
         }
     }
-    Ok(network)
+    Ok((network, security))
 }
 
 /// Returns what the shell is to run, and the file that has to be there for it.

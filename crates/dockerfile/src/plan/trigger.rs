@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::origin::{Known, Origin, origin};
+use super::origin::{Known, Origin, origins};
 use super::types::{
     Base, BaseKey, BaseNeed, GraphBase, NeedKind, PlanOptions, Replaced, StageGraph,
 };
@@ -122,13 +122,12 @@ impl Collector<'_> {
             n_stages: self.graph.stages.len(),
             current,
         };
-        match origin(instruction, &known)? {
-            Some(Origin::Stage(index)) => self.mark(index),
-            Some(Origin::Image(key)) => {
-                let span = instruction.flag("from").map(|flag| flag.span);
-                self.need(key, span.unwrap_or(instruction.keyword), NeedKind::CopyFrom);
+        for (origin, span) in origins(instruction, &known)? {
+            match origin {
+                Origin::Stage(index) => self.mark(index),
+                Origin::Image(key) => self.need(key, span, NeedKind::CopyFrom),
+                Origin::Context | Origin::Named(_) | Origin::Nothing => {}
             }
-            _ => {}
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use oci::{ImageConfig, Platform, Reference};
 
+use super::mount::Mount;
 use crate::chmod::Chmod;
 use crate::diagnostic::{Diagnostic, Span};
 use crate::ignore::IgnoreFile;
@@ -214,7 +215,7 @@ impl Plan {
     /// Returns the names of the contexts whose files are needed.
     pub fn named_files(&self) -> BTreeSet<&str> {
         let steps = self.stages.iter().flat_map(|stage| &stage.steps);
-        steps.filter_map(|step| step.op.named_files()).collect()
+        steps.flat_map(|step| step.op.named_files()).collect()
     }
 }
 
@@ -316,15 +317,18 @@ pub enum Op {
 }
 
 impl Op {
-    /// Returns the named context whose files it needs.
-    fn named_files(&self) -> Option<&str> {
-        match self {
-            Self::Copy(copy) => match &copy.from {
-                CopyFrom::Named(name) => Some(name),
-                _ => None,
-            },
+    /// Returns the named contexts whose files it needs.
+    fn named_files(&self) -> Vec<&str> {
+        let froms: Vec<&CopyFrom> = match self {
+            Self::Copy(copy) => vec![&copy.from],
+            Self::Run(run) => run.mounts.iter().filter_map(Mount::from).collect(),
+            Self::Workdir { .. } => Vec::new(),
+        };
+        let named = froms.into_iter().filter_map(|from| match from {
+            CopyFrom::Named(name) => Some(name.as_str()),
             _ => None,
-        }
+        });
+        named.collect()
     }
 }
 
@@ -340,6 +344,10 @@ pub struct RunOp {
     pub script: Option<InlineScript>,
     /// What it may reach.
     pub network: RunNetwork,
+    /// What it may do.
+    pub security: RunSecurity,
+    /// What it sees besides the files of its stage.
+    pub mounts: Vec<Mount>,
 }
 
 /// A heredoc that names its own interpreter.
@@ -360,6 +368,15 @@ pub enum RunNetwork {
     None,
     /// What the host may; only if the operator allows it.
     Host,
+}
+
+/// What a command may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunSecurity {
+    /// What every command may.
+    Sandbox,
+    /// What the one who started the worker may; only if the operator allows it.
+    Insecure,
 }
 
 /// Files to copy.

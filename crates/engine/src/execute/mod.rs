@@ -1,13 +1,15 @@
 //! Carries out a plan: stages side by side, steps of a stage one after another, results from the cache where there are any.
 //!
-//! A stage waits for another only where it needs it: for its base, or for the files that a COPY takes from it. Layers are written
+//! A stage waits for another only where it needs it: for its base, or for the files that a COPY or a mount takes from it. Layers are written
 //! behind the following step's back ([`layers`]), and a step whose operation was never seen does not even wait to know what
 //! it is built on ([`cache`]).
 
+mod allowed;
 pub(crate) mod cache;
 mod copy;
 mod export;
 pub(crate) mod layers;
+mod mounts;
 mod place;
 mod remote;
 mod run;
@@ -33,7 +35,7 @@ use crate::failure::{failure, platform};
 use crate::recorder::Recorder;
 use crate::resolve::bases::BaseImage;
 use crate::resolve::context::BuildContext;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, SecretBytes};
 use crate::spec::{BuildOptions, Limits};
 
 /// Everything that the steps of one build share.
@@ -47,6 +49,14 @@ pub(crate) struct Execution {
     pub(crate) limits: Limits,
     /// How ADD fetches.
     pub(crate) fetch: FetchOptions,
+    /// Secrets that steps may ask for.
+    pub(crate) secrets: BTreeMap<String, SecretBytes>,
+    /// Sockets of SSH agents that steps may ask for.
+    pub(crate) ssh: BTreeMap<String, PathBuf>,
+    /// Whose cache mounts are used: tenant, and project unless they are the tenant's.
+    pub(crate) mounts_of: (String, Option<String>),
+    /// Copies of what mounts take from contexts: a directory and the path in it, by context and source.
+    pub(crate) context_copies: tokio::sync::Mutex<BTreeMap<String, (PathBuf, String)>>,
     pub(crate) cache: Cache,
     pub(crate) depot: Depot,
     pub(crate) recorder: Recorder,
@@ -113,6 +123,7 @@ impl Execution {
 
 /// Carries out the plan; returns what its target is made of.
 pub(crate) async fn execute(execution: &Arc<Execution>) -> Result<StageResult, Failure> {
+    allowed::check(execution)?;
     let mut tasks = JoinSet::new();
     let mut stages: Vec<StageFuture> = Vec::new();
     for index in 0..execution.plan.stages.len() {

@@ -13,6 +13,7 @@ use dockerfile::{Op, RunNetwork, RunOp, Step};
 use super::Execution;
 use super::cache::Operation;
 use super::export::Directory;
+use super::mounts::{self, Attached, Fetched, Inputs};
 use super::stage::{Prepared, located};
 use crate::event::{Failure, FailureKind, Stream};
 use crate::failure::{chain, dockerfile as dockerfile_failure, failure, platform};
@@ -21,7 +22,7 @@ use crate::rootfs::overlay::{self, Upper};
 use crate::rootfs::root::Root;
 use crate::rootfs::user;
 use crate::sandbox::{self, Network, SandboxError, StepCommand, StepExit, StepLimits, UserIds};
-use crate::spec::NetworkMode;
+use crate::spec::{NetworkMode, StepOptions};
 
 /// Lines of a failed command's output that its failure repeats.
 const TAIL_LINES: usize = 10;
@@ -37,12 +38,23 @@ const HOST_NAME_MAX_BYTES: usize = 64;
 const SCRIPTS: &str = ".kiln";
 
 /// Returns what decides the result of a RUN.
-pub(super) fn operation(execution: &Execution, step: &Step, op: &RunOp) -> Operation {
+pub(super) fn operation(
+    execution: &Execution,
+    step: &Step,
+    op: &RunOp,
+    inputs: Option<&Inputs>,
+) -> Operation {
     let mut settings = place(step);
     if let Some(name) = execution.options.build_args.get(HOST_NAME_ARGUMENT) {
         settings.insert("the host name".to_owned(), name.clone());
     }
-    settings.insert("the network".to_owned(), format!("{:?}", op.network));
+    let network = network_mode(execution, op.network);
+    settings.insert("the network".to_owned(), format!("{network:?}"));
+    if !op.mounts.is_empty() {
+        let mounts: Vec<String> = op.mounts.iter().map(mounts::describe).collect();
+        settings.insert("the mounts".to_owned(), format!("{mounts:?}"));
+    }
+    settings.extend(options(&execution.options.steps));
     if let Some(script) = &op.script {
         settings.insert("the script".to_owned(), script.content.clone());
     }
@@ -50,7 +62,9 @@ pub(super) fn operation(execution: &Execution, step: &Step, op: &RunOp) -> Opera
         instruction: format!("RUN {}", serde_json::json!(op.args)),
         variables: step.env.iter().cloned().collect(),
         settings,
-        files: Vec::new(),
+        files: inputs
+            .map(|inputs| inputs.named.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -72,6 +86,23 @@ fn host_name(execution: &Execution) -> Result<String, Failure> {
         return Err(failure(FailureKind::Dockerfile, message));
     }
     Ok(name.clone())
+}
+
+/// Returns what counts of the options of all steps: of hosts their names and not where they are, as with `BuildKit`.
+fn options(options: &StepOptions) -> Vec<(String, String)> {
+    let mut settings = Vec::new();
+    let mut add = |name: &str, value: String| settings.push((name.to_owned(), value));
+    if !options.extra_hosts.is_empty() {
+        let hosts = options.extra_hosts.iter().map(|(name, _)| name.as_str());
+        add("the added hosts", hosts.collect::<Vec<_>>().join(" "));
+    }
+    if !options.ulimits.is_empty() {
+        add("the limits", format!("{:?}", options.ulimits));
+    }
+    if let Some(size) = options.shm_bytes {
+        add("the size of /dev/shm", size.to_string());
+    }
+    settings
 }
 
 /// Returns what decides the result of a WORKDIR.
@@ -133,14 +164,25 @@ pub(super) fn prospect(
 pub(super) async fn run(
     execution: &Arc<Execution>,
     prepared: &Prepared<'_>,
-    op: &RunOp,
+    (op, inputs): (&RunOp, Option<&Inputs>),
     reason: String,
 ) -> Result<Directory, Failure> {
     let lowers = execution.depot.directories(prepared.parents).await?;
+    // Before the slot: who waits for a cache mount does not keep others from running, one of whom may hold it.
+    let fetched = match inputs {
+        Some(inputs) => mounts::fetch(execution, op, inputs)
+            .await
+            .map_err(|f| located(execution, prepared.step, f))?,
+        None => Fetched::default(),
+    };
+    let fetched = Arc::new(fetched);
     let _slot = execution.slots.acquire().await;
     let vertex = execution.recorder.begin(&prepared.name, Some(reason));
     let (shared, step, run) = (Arc::clone(execution), prepared.step.clone(), op.clone());
-    let ready = tokio::task::spawn_blocking(move || command(&shared, &step, &run, lowers)).await;
+    let mounted = Arc::clone(&fetched);
+    let ready =
+        tokio::task::spawn_blocking(move || command(&shared, &step, (&run, &mounted), lowers));
+    let ready = ready.await;
     let ready = ready.unwrap_or_else(|e| Err(platform("prepare a step", &e)));
     let (command, upper) = match ready {
         Ok(ready) => ready,
@@ -158,6 +200,8 @@ pub(super) async fn run(
         .sandbox
         .run(command, output, execution.cancel.clone())
         .await;
+    // Locks and sockets, kept until no process of the step is alive.
+    drop(fetched);
     let id = vertex.id;
     match verdict(execution, exit) {
         Ok(()) => {
@@ -174,11 +218,13 @@ pub(super) async fn run(
 fn command(
     execution: &Execution,
     step: &Step,
-    op: &RunOp,
+    (op, fetched): (&RunOp, &Fetched),
     lowers: Vec<PathBuf>,
 ) -> Result<(StepCommand, PathBuf), Failure> {
+    let mut attached = Attached::default();
     let prospect = prospect(execution, lowers, |view, scratch| {
-        init_layer(view, scratch, op)
+        attached = mounts::attach(execution, &op.mounts, fetched, view)?;
+        init_layer(view, scratch, op, &attached.places)
     })?;
     let user = user_ids(&prospect.view, &step.user)?;
     let mut env: Vec<(String, String)> = (*step.env).clone();
@@ -189,27 +235,40 @@ fn command(
             }
         }
     }
+    for (name, value) in attached.env {
+        env.retain(|(known, _)| *known != name);
+        env.push((name, value));
+    }
     complete_env(&mut env, &prospect.view, &user);
     let scripts = |arg: &String| match &op.script {
         Some(script) => arg.replace(&script.path, &format!("/{SCRIPTS}/script")),
         None => arg.clone(),
     };
-    let limits = &execution.limits;
+    let (limits, asked) = (&execution.limits, &execution.options.steps);
+    let usual = StepLimits::default();
     let command = StepCommand {
         root: prospect.root,
         args: op.args.iter().map(scripts).collect(),
         env,
         cwd: step.workdir.clone(),
         user,
-        network: network(execution, op.network)?,
+        network: network(execution, op.network),
         hostname: host_name(execution)?,
-        extra_hosts: Vec::new(),
+        extra_hosts: asked
+            .extra_hosts
+            .iter()
+            .map(|(name, address)| (name.clone(), address.to_string()))
+            .collect(),
         limits: StepLimits {
             memory_bytes: limits.step_memory_bytes,
             processes: Some(limits.step_pids),
             wall_time: Duration::from_secs(limits.step_time_s),
-            ..StepLimits::default()
+            shm_bytes: asked.shm_bytes.unwrap_or(usual.shm_bytes),
+            ulimits: asked.ulimits.clone(),
+            ..usual
         },
+        mounts: attached.mounts,
+        held: attached.held,
         stdin: None,
     };
     Ok((command, prospect.upper))
@@ -219,10 +278,11 @@ fn init_layer(
     view: &Root,
     scratch: &std::path::Path,
     op: &RunOp,
+    places: &[sandbox::Place],
 ) -> Result<Option<PathBuf>, Failure> {
     let init = scratch.join("init");
     fs::create_dir(&init).map_err(|e| platform("create the init layer", &e))?;
-    sandbox::prepare_init_layer(view.as_fd(), &init)
+    sandbox::prepare_init_layer(view.as_fd(), &init, places)
         .map_err(|e| platform("create the init layer", &e))?;
     if let Some(script) = &op.script {
         let write = || {
@@ -282,20 +342,20 @@ pub(super) fn user_ids(view: &Root, user: &str) -> Result<UserIds, Failure> {
     })
 }
 
-fn network(execution: &Execution, asked: RunNetwork) -> Result<Network, Failure> {
-    let mode = match asked {
+fn network_mode(execution: &Execution, asked: RunNetwork) -> NetworkMode {
+    match asked {
         RunNetwork::Default => execution.options.network,
         RunNetwork::None => NetworkMode::None,
         RunNetwork::Host => NetworkMode::Host,
-    };
-    match mode {
-        NetworkMode::Default => Ok(Network::Default),
-        NetworkMode::None => Ok(Network::Isolated),
-        NetworkMode::Host if execution.limits.allow_host_network => Ok(Network::Host),
-        NetworkMode::Host => Err(failure(
-            FailureKind::Dockerfile,
-            "the network of the host is not allowed here (the operator's setting allow_host_network)",
-        )),
+    }
+}
+
+fn network(execution: &Execution, asked: RunNetwork) -> Network {
+    match network_mode(execution, asked) {
+        NetworkMode::Default => Network::Default,
+        NetworkMode::None => Network::Isolated,
+        // Whether it may was asked before anything ran, and the sandbox asks again.
+        NetworkMode::Host => Network::Host,
     }
 }
 
@@ -325,6 +385,9 @@ fn verdict(execution: &Execution, exit: Result<StepExit, SandboxError>) -> Resul
             FailureKind::Timeout,
             format!("timed out after {} s", execution.limits.step_time_s),
         )),
+        Err(error @ SandboxError::MountPoint { .. }) => {
+            Err(failure(FailureKind::Dockerfile, chain(&error)))
+        }
         Err(error) => Err(failure(FailureKind::Platform, chain(&error))),
     }
 }

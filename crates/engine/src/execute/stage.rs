@@ -7,7 +7,7 @@ use dockerfile::{BaseRef, Op, PlanStage, Step};
 
 use super::cache::{CachedStep, Operation};
 use super::layers::{Layer, StageResult, content, shared};
-use super::{Execution, StageFuture, copy, export, run};
+use super::{Execution, StageFuture, copy, export, mounts, run};
 use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
 use crate::failure::failure;
@@ -116,11 +116,19 @@ async fn carry_out_step(
         ),
         Op::Run(_) | Op::Workdir { .. } => None,
     };
+    let inputs = match &step.op {
+        Op::Run(op) => Some(
+            mounts::inputs(execution, op, earlier)
+                .await
+                .map_err(|f| located(execution, step, f))?,
+        ),
+        Op::Copy(_) | Op::Workdir { .. } => None,
+    };
     let operation = match (&step.op, &source) {
         (Op::Copy(op), Some(source)) => copy::operation(execution, op, source)
             .await
             .map_err(|f| located(execution, step, f))?,
-        (Op::Run(op), _) => run::operation(execution, step, op),
+        (Op::Run(op), _) => run::operation(execution, step, op, inputs.as_ref()),
         _ => run::workdir_operation(step),
     };
     // What is linked stands on nothing: neither its files nor its key know of the layers below.
@@ -144,7 +152,7 @@ async fn carry_out_step(
     execution.counters.run.fetch_add(1, Ordering::Relaxed);
     let directory = match (&step.op, source) {
         (Op::Copy(op), Some(source)) => copy::run(execution, &prepared, op, source, reason).await?,
-        (Op::Run(op), _) => run::run(execution, &prepared, op, reason).await?,
+        (Op::Run(op), _) => run::run(execution, &prepared, (op, inputs.as_ref()), reason).await?,
         (Op::Workdir { path }, _) => run::workdir(execution, &prepared, path, reason).await?,
         (Op::Copy(_), None) => return Err(failure(FailureKind::Platform, "a COPY has no source")),
     };

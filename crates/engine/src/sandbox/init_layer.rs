@@ -6,8 +6,10 @@
 //! a base redirects it.
 //!
 //! It never becomes part of an image: everything in it is mounted over while a command runs, and so cannot be copied up;
-//! only `/` and `/etc` can, which is why they carry the attributes of the base's own.
+//! only the directories above can, which is why they carry the attributes of the base's own. So the places of a step's own mounts are
+//! made here as well: what was not there before the mount is not there after it, and nobody has to clean up after a command.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -29,7 +31,7 @@ pub enum InitLayerError {
     #[error("look at /{path} of the base")]
     Look {
         /// Where, relative to the root.
-        path: &'static str,
+        path: String,
         /// What the system answered.
         #[source]
         source: io::Error,
@@ -38,25 +40,47 @@ pub enum InitLayerError {
     #[error("make /{path} of the init layer")]
     Make {
         /// Where, relative to the root.
-        path: &'static str,
+        path: String,
         /// What the system answered.
         #[source]
         source: io::Error,
     },
 }
 
-/// Fills the empty directory `dir` with the init layer for a base, which `view` shows merged and read-only.
+/// Something that has to be there to be mounted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// From the root, without links, `.`, `..` and a leading slash.
+    pub path: String,
+    /// What it has to be.
+    pub kind: PlaceKind,
+}
+
+/// What is mounted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlaceKind {
+    /// A directory.
+    Directory,
+    /// A file.
+    File,
+}
+
+/// Fills the empty directory `dir` with the init layer for a base, which `view` shows merged and read-only, and with those of `places`
+/// that the base does not have.
 ///
 /// No link of the base is followed and no file of it opened for its data.
-pub fn prepare_init_layer(view: BorrowedFd<'_>, dir: &Path) -> Result<(), InitLayerError> {
-    let layer =
-        open_directory(CWD, dir).map_err(|source| InitLayerError::Make { path: "", source })?;
+pub fn prepare_init_layer(
+    view: BorrowedFd<'_>,
+    dir: &Path,
+    places: &[Place],
+) -> Result<(), InitLayerError> {
+    let layer = open_directory(CWD, dir).map_err(made(""))?;
     for path in DIRECTORIES {
         let like = look(view, path)?.filter(is_directory);
         make_directory(layer.as_fd(), path, like.as_ref())?;
     }
     let etc = look(view, "etc")?.filter(is_directory);
-    let made = make_directory(layer.as_fd(), "etc", etc.as_ref())?;
+    let made_etc = make_directory(layer.as_fd(), "etc", etc.as_ref())?;
     for name in FILES {
         // Only what is wrong is hidden: a file of the base that is one may serve as the place to mount on itself.
         let found = if etc.is_some() {
@@ -66,22 +90,71 @@ pub fn prepare_init_layer(view: BorrowedFd<'_>, dir: &Path) -> Result<(), InitLa
         };
         if !found.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
         {
-            make_file(made.as_fd(), name).map_err(|source| InitLayerError::Make {
-                path: "etc",
-                source,
-            })?;
+            make_file(made_etc.as_fd(), name).map_err(made("etc"))?;
         }
+    }
+    let mut parents = BTreeMap::new();
+    for place in places {
+        make_place(view, layer.as_fd(), place, &mut parents)?;
+    }
+    for (path, like) in &parents {
+        let mirrored = open_directory(layer.as_fd(), path.as_str())
+            .and_then(|parent| mirror(parent.as_fd(), like));
+        mirrored.map_err(made(path))?;
     }
     // Last: making entries has changed the times.
     if let Some(etc) = etc {
-        mirror(made.as_fd(), &etc).map_err(|source| InitLayerError::Make {
-            path: "etc",
-            source,
-        })?;
+        mirror(made_etc.as_fd(), &etc).map_err(made("etc"))?;
     }
     let root = look(view, ".")?;
     if let Some(root) = root {
-        mirror(layer.as_fd(), &root).map_err(|source| InitLayerError::Make { path: "", source })?;
+        mirror(layer.as_fd(), &root).map_err(made(""))?;
+    }
+    Ok(())
+}
+
+fn made(path: &str) -> impl FnOnce(io::Error) -> InitLayerError {
+    let path = path.to_owned();
+    move |source| InitLayerError::Make { path, source }
+}
+
+/// Makes `place` unless the base has it; adds directories above it that the base has to `parents`.
+fn make_place(
+    view: BorrowedFd<'_>,
+    layer: BorrowedFd<'_>,
+    place: &Place,
+    parents: &mut BTreeMap<String, Stat>,
+) -> Result<(), InitLayerError> {
+    if look(view, &place.path)?.is_some() {
+        return Ok(());
+    }
+    let fail = || made(&place.path);
+    let mut directory = open_directory(layer, ".").map_err(fail())?;
+    let mut here = String::new();
+    let mut names = place.path.split('/').peekable();
+    while let Some(name) = names.next() {
+        here.push_str(name);
+        if names.peek().is_none() && place.kind == PlaceKind::File {
+            return match make_file(directory.as_fd(), name) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                other => other.map_err(fail()),
+            };
+        }
+        match rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {
+                directory = open_directory(directory.as_fd(), name).map_err(fail())?;
+                match look(view, &here)?.filter(is_directory) {
+                    Some(stat) => drop(parents.insert(here.clone(), stat)),
+                    None => rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o755))
+                        .map_err(|errno| fail()(errno.into()))?,
+                }
+            }
+            Err(Errno::EXIST) => {
+                directory = open_directory(directory.as_fd(), name).map_err(fail())?;
+            }
+            Err(errno) => return Err(fail()(errno.into())),
+        }
+        here.push('/');
     }
     Ok(())
 }
@@ -90,13 +163,16 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-fn look(view: BorrowedFd<'_>, path: &'static str) -> Result<Option<Stat>, InitLayerError> {
-    stat_without_links(view, path).map_err(|source| InitLayerError::Look { path, source })
+fn look(view: BorrowedFd<'_>, path: &str) -> Result<Option<Stat>, InitLayerError> {
+    stat_without_links(view, path).map_err(|source| InitLayerError::Look {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn look_in_etc(view: BorrowedFd<'_>, name: &str) -> Result<Option<Stat>, InitLayerError> {
     stat_without_links(view, &format!("etc/{name}")).map_err(|source| InitLayerError::Look {
-        path: "etc",
+        path: "etc".to_owned(),
         source,
     })
 }
@@ -118,20 +194,20 @@ fn open_directory(at: BorrowedFd<'_>, path: impl rustix::path::Arg) -> io::Resul
 
 fn make_directory(
     layer: BorrowedFd<'_>,
-    path: &'static str,
+    path: &str,
     like: Option<&Stat>,
 ) -> Result<OwnedFd, InitLayerError> {
     let make = || {
         rustix::fs::mkdirat(layer, path, Mode::from_raw_mode(0o755))?;
-        let made = open_directory(layer, path)?;
+        let directory = open_directory(layer, path)?;
         match like {
-            Some(stat) => mirror(made.as_fd(), stat)?,
+            Some(stat) => mirror(directory.as_fd(), stat)?,
             // The umask had its say in the mode above.
-            None => rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?,
+            None => rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o755))?,
         }
-        Ok(made)
+        Ok(directory)
     };
-    make().map_err(|source| InitLayerError::Make { path, source })
+    make().map_err(made(path))
 }
 
 fn make_file(etc: BorrowedFd<'_>, name: &str) -> io::Result<()> {
@@ -189,7 +265,7 @@ mod tests {
 
         fn prepare(&self) {
             let view = open_directory(CWD, self.path("base").as_path()).unwrap();
-            prepare_init_layer(view.as_fd(), &self.path("init")).unwrap();
+            prepare_init_layer(view.as_fd(), &self.path("init"), &[]).unwrap();
             let canary: Vec<_> = std::fs::read_dir(self.path("canary"))
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
@@ -261,6 +337,39 @@ mod tests {
             let metadata = std::fs::symlink_metadata(case.path("init/etc").join(file)).unwrap();
             assert!(metadata.is_file() && !metadata.file_type().is_fifo());
         }
+    }
+
+    #[test]
+    fn places_of_mounts_are_made_below_directories_that_look_like_the_base_s_own() {
+        let case = Case::new();
+        std::fs::create_dir_all(case.path("base/srv/there")).unwrap();
+        let srv = std::fs::Permissions::from_mode(0o2751);
+        std::fs::set_permissions(case.path("base/srv"), srv).unwrap();
+        let place = |path: &str, kind| Place {
+            path: path.to_owned(),
+            kind,
+        };
+        let view = open_directory(CWD, case.path("base").as_path()).unwrap();
+        let places = [
+            place("srv/there", PlaceKind::Directory),
+            place("srv/new/file", PlaceKind::File),
+            place("srv/new/dir", PlaceKind::Directory),
+            place("etc/token", PlaceKind::File),
+        ];
+        prepare_init_layer(view.as_fd(), &case.path("init"), &places).unwrap();
+        assert!(!case.path("init/srv/there").exists());
+        assert!(case.path("init/srv/new/file").is_file() && case.path("init/etc/token").is_file());
+        assert!(case.path("init/srv/new/dir").is_dir());
+        let (made, base) = (case.path("init/srv"), case.path("base/srv"));
+        let (made, base) = (
+            std::fs::metadata(made).unwrap(),
+            std::fs::metadata(base).unwrap(),
+        );
+        assert_eq!(made.mode(), base.mode());
+        assert_eq!(
+            (made.mtime(), made.mtime_nsec()),
+            (base.mtime(), base.mtime_nsec())
+        );
     }
 
     #[test]

@@ -24,7 +24,10 @@ mod init_layer;
 mod launcher;
 mod namespaces;
 mod network;
+mod plan;
 mod scripted;
+mod step_mounts;
+mod ulimit;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -36,11 +39,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use cgroup::{CgroupError, CgroupMode, CgroupParent, prepare_cgroups};
 pub use image::{ImageError, LauncherImage};
-pub use init_layer::{InitLayerError, prepare_init_layer};
+pub use init_layer::{InitLayerError, Place, PlaceKind, prepare_init_layer};
 pub use launcher::{STEP_INIT, step_init_main};
 pub use namespaces::{HostNetwork, Namespaces, NamespacesOptions};
 pub use network::{NetworkError, NetworkPool, NetworkProgram};
 pub use scripted::{Script, Scripted};
+pub use step_mounts::{Access, Mounted, SecretBytes, StepMount, detached_copy};
+pub use ulimit::{NoSuchLimit, Ulimit, UlimitName};
 
 /// Runs commands over root filesystems.
 pub trait Sandbox: Send + Sync {
@@ -94,6 +99,10 @@ pub struct StepCommand {
     pub extra_hosts: Vec<(String, String)>,
     /// What the command may use.
     pub limits: StepLimits,
+    /// What the command sees besides its root filesystem.
+    pub mounts: Vec<StepMount>,
+    /// Descriptors, of locks, that are kept open until no process of the step is alive, even if this process dies first.
+    pub held: Vec<OwnedFd>,
     /// What the command reads from descriptor 0; `/dev/null` when absent.
     pub stdin: Option<File>,
 }
@@ -135,6 +144,8 @@ pub struct StepLimits {
     pub open_files: u64,
     /// The size of `/dev/shm`.
     pub shm_bytes: u64,
+    /// Limits of its processes, over those above.
+    pub ulimits: Vec<Ulimit>,
 }
 
 impl Default for StepLimits {
@@ -146,6 +157,7 @@ impl Default for StepLimits {
             wall_time: Duration::from_hours(1),
             open_files: 1_048_576,
             shm_bytes: 64 * 1024 * 1024,
+            ulimits: Vec::new(),
         }
     }
 }
@@ -191,6 +203,14 @@ pub enum SandboxError {
     SetUp {
         /// What was attempted.
         attempt: String,
+        /// What the system answered.
+        reason: String,
+    },
+    /// The place for one of the step's mounts cannot be made.
+    #[error("mount at {target}: {reason}")]
+    MountPoint {
+        /// Where.
+        target: String,
         /// What the system answered.
         reason: String,
     },

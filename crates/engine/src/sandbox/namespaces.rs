@@ -22,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::cgroup::{CgroupParent, StepCgroup};
 use super::image::LauncherImage;
+use super::launcher::step_mounts::MOUNT_POINT;
 use super::launcher::wire::{self, Plan, PlanNetwork, Report};
 use super::launcher::{PLAN_MESSAGE, STEP_INIT};
 use super::network::{Lease, NetworkPool, NetworkProgram};
 use super::{
-    MAX_CHUNK_BYTES, Network, OutputSink, Sandbox, SandboxError, StepCommand, StepExit, StepLimits,
-    Stream,
+    MAX_CHUNK_BYTES, Mounted, Network, OutputSink, Sandbox, SandboxError, StepCommand, StepExit,
+    StepLimits, Stream, plan,
 };
 
 /// How long output may still arrive after every process of the step is dead.
@@ -110,7 +111,7 @@ impl Namespaces {
             network = self.network(step.network) => network?,
         };
         let cgroup = self.cgroup(&step.limits)?;
-        let plan = plan(&step, &network, cgroup.as_ref());
+        let plan = plan::plan(&step, &network, cgroup.as_ref());
         let (launched, pipes) = self.launch(&plan, step, network.lease.as_ref())?;
         let pump = pipes.pump(output);
         let exit = launched.supervise(pump, deadline, &cancel).await?;
@@ -200,7 +201,12 @@ impl Namespaces {
             stdout.as_fd(),
             stderr.as_fd(),
         ];
+        fds.extend(step.mounts.iter().filter_map(|mount| match &mount.what {
+            Mounted::Files { mount, .. } => Some(mount.as_fd()),
+            Mounted::Memory { .. } | Mounted::Secret { .. } => None,
+        }));
         fds.extend(lease.and_then(Lease::namespace));
+        fds.extend(step.held.iter().map(AsFd::as_fd));
         // The message waits in the socket for the process that is started next.
         wire::send(ours.as_fd(), PLAN_MESSAGE, &fds).map_err(talk)?;
         drop(fds);
@@ -239,29 +245,11 @@ impl Sandbox for Namespaces {
     }
 }
 
-fn plan(step: &StepCommand, network: &StepNetwork, cgroup: Option<&StepCgroup>) -> Plan {
-    Plan {
-        args: step.args.clone(),
-        env: step.env.clone(),
-        cwd: step.cwd.clone(),
-        uid: step.user.uid,
-        gid: step.user.gid,
-        groups: step.user.groups.clone(),
-        network: network.kind,
-        hostname: step.hostname.clone(),
-        hosts_file: hosts_file(&step.hostname, &step.extra_hosts),
-        resolv_file: network.resolv_conf.clone(),
-        open_files: step.limits.open_files,
-        processes: step.limits.processes,
-        shm_bytes: step.limits.shm_bytes,
-        cgroup_procs: cgroup.map(StepCgroup::procs_files).unwrap_or_default(),
-    }
-}
-
-struct StepNetwork {
-    kind: PlanNetwork,
+/// The network of one step.
+pub(super) struct StepNetwork {
+    pub(super) kind: PlanNetwork,
     lease: Option<Lease>,
-    resolv_conf: String,
+    pub(super) resolv_conf: String,
 }
 
 fn check(step: &StepCommand) -> Result<(), SandboxError> {
@@ -316,18 +304,6 @@ fn is_host_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-}
-
-fn hosts_file(hostname: &str, extra: &[(String, String)]) -> String {
-    use std::fmt::Write as _;
-    let mut text =
-        String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "127.0.0.1\t{hostname}");
-    for (name, address) in extra {
-        let _ = writeln!(text, "{address}\t{name}");
-    }
-    text
 }
 
 /// The reading ends of the command's output.
@@ -450,7 +426,13 @@ impl Launched {
             (None, Some(Report::Exited(code))) => Ok(StepExit::Code(code)),
             (None, Some(Report::Killed(signal))) => Ok(StepExit::Signal(signal)),
             (None, Some(Report::Failed { attempt, reason })) => {
-                Err(SandboxError::SetUp { attempt, reason })
+                Err(match attempt.strip_prefix(MOUNT_POINT) {
+                    Some(target) => SandboxError::MountPoint {
+                        target: target.to_owned(),
+                        reason,
+                    },
+                    None => SandboxError::SetUp { attempt, reason },
+                })
             }
             (None, Some(Report::Started) | None) => Err(SandboxError::LauncherDied),
         }

@@ -112,6 +112,8 @@ impl Bench {
 
     fn spec(&self, id: BuildId) -> BuildSpec {
         BuildSpec {
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
             id,
             tenant: "t".to_owned(),
             source: Source::Dockerfile {

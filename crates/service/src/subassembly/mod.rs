@@ -218,6 +218,8 @@ impl Subassemblies {
             .map_err(|error| Failure::platform("cannot make a build id", error))?;
         let keychains = service.images.keychains(&rights()).await?;
         let spec = BuildSpec {
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
             id: id.clone(),
             tenant: wish.tenant.clone(),
             source: Source::Image {

@@ -172,6 +172,8 @@ impl Run<'_> {
             hostname: "step".to_owned(),
             extra_hosts: vec![("extra".to_owned(), "192.0.2.77".to_owned())],
             limits: self.limits,
+            mounts: Vec::new(),
+            held: Vec::new(),
             stdin: self.stdin,
         };
         let begun = Instant::now();
@@ -195,7 +197,12 @@ pub(crate) fn root_over(base: &Path, scratch: &Path) -> OwnedFd {
         fs::create_dir(scratch.join(directory)).unwrap();
     }
     fs::set_permissions(scratch.join("upper"), fs::Permissions::from_mode(0o755)).unwrap();
-    prepare_init_layer(File::open(base).unwrap().as_fd(), &scratch.join("init")).unwrap();
+    prepare_init_layer(
+        File::open(base).unwrap().as_fd(),
+        &scratch.join("init"),
+        &[],
+    )
+    .unwrap();
     let lowers = format!("{}:{}", scratch.join("init").display(), base.display());
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
     rustix::mount::fsconfig_set_string(context.as_fd(), "lowerdir", lowers.as_str()).unwrap();

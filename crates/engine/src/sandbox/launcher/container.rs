@@ -78,9 +78,12 @@ fn become_ready(
         stdout,
         stderr,
         network,
+        mounts,
+        held,
     } = descriptors;
-    drop(network);
-    filesystem::enter(plan, root, sysfs)?;
+    // The launcher keeps what is held.
+    drop((network, held));
+    filesystem::enter(plan, root, mounts, sysfs)?;
     rustix::system::sethostname(plan.hostname.as_bytes()).attempt("set the host name")?;
     set_limits(plan)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -123,7 +126,12 @@ fn set_limits(plan: &Plan) -> Result<(), Failed> {
             maximum: Some(0),
         },
     )
-    .attempt("forbid core files")
+    .attempt("forbid core files")?;
+    for ulimit in &plan.ulimits {
+        rustix::process::setrlimit(ulimit.name.resource(), ulimit.rlimit())
+            .attempt(format!("limit {}", ulimit.name.as_str()))?;
+    }
+    Ok(())
 }
 
 /// Makes the working directory where it is missing and enters it, never through a magic link such as `/proc/self/fd/3`.

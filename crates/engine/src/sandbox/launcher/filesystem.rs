@@ -11,7 +11,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use super::mounts::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 use super::wire::Plan;
-use super::{Attempt as _, Failed};
+use super::{Attempt as _, Failed, step_mounts};
 
 /// The device nodes every program may expect, with the numbers they must have.
 const DEVICES: [(&str, u32, u32); 6] = [
@@ -63,7 +63,12 @@ const DEV_BYTES: &str = "64k";
 const SCRATCH_BYTES: &str = "1m";
 
 /// Mounts the container's filesystems over `root` and makes it the root directory.
-pub(super) fn enter(plan: &Plan, root: OwnedFd, sysfs: Option<OwnedFd>) -> Result<(), Failed> {
+pub(super) fn enter(
+    plan: &Plan,
+    root: OwnedFd,
+    mounts: Vec<OwnedFd>,
+    sysfs: Option<OwnedFd>,
+) -> Result<(), Failed> {
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
@@ -102,6 +107,7 @@ pub(super) fn enter(plan: &Plan, root: OwnedFd, sysfs: Option<OwnedFd>) -> Resul
             .attempt(format!("find /{path}"))?;
         mounts::attach(copy.as_fd(), place.as_fd()).attempt(format!("mount /{path}"))?;
     }
+    step_mounts::attach(&plan.mounts, mounts, root.as_fd(), scratch.fd())?;
     pivot(root)
 }
 
@@ -229,7 +235,12 @@ fn make_read_only(root: BorrowedFd<'_>, path: &str) -> Result<(), Failed> {
         .attempt(format!("make /{path} read-only"))
 }
 
-fn create_file(directory: BorrowedFd<'_>, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn create_file(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode))?;
     std::fs::File::from(fd).write_all(content)

@@ -13,6 +13,7 @@ mod filesystem;
 pub(crate) mod mounts;
 mod privileges;
 mod seccomp;
+pub(super) mod step_mounts;
 pub(crate) mod wire;
 
 use std::fmt;
@@ -92,6 +93,10 @@ pub(crate) struct Descriptors {
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
     pub(crate) network: Option<OwnedFd>,
+    /// What mounts take their files from.
+    pub(crate) mounts: Vec<OwnedFd>,
+    /// To be kept open until the container is gone.
+    pub(crate) held: Vec<OwnedFd>,
 }
 
 fn serve(socket: &OwnedFd) -> Result<Report, Failed> {
@@ -130,7 +135,8 @@ fn serve_step(socket: &OwnedFd, fds: Vec<OwnedFd>) -> Result<Report, Failed> {
             container::run(&plan, descriptors, sysfs, go_reader, error_writer)
         }
         Cloned::Parent { pid, pidfd } => {
-            drop((descriptors, sysfs, go_reader, error_writer));
+            let Descriptors { held, .. } = descriptors;
+            drop((sysfs, go_reader, error_writer));
             let begun = begin(pid, &plan, go_writer).and_then(|()| {
                 wire::send_report(socket.as_fd(), &Report::Started, Some(pidfd.as_fd()))
                     .attempt("report the start")
@@ -139,7 +145,9 @@ fn serve_step(socket: &OwnedFd, fds: Vec<OwnedFd>) -> Result<Report, Failed> {
                 kill_and_reap(&pidfd);
                 return Err(failed);
             }
-            supervise(socket.as_fd(), &pidfd, error_reader)
+            let report = supervise(socket.as_fd(), &pidfd, error_reader);
+            drop(held);
+            report
         }
     }
 }
@@ -152,13 +160,20 @@ fn open_plan(fds: Vec<OwnedFd>) -> Result<(Plan, Descriptors), Failed> {
             .ok_or_else(incomplete)
             .attempt("receive the step's descriptors")
     };
-    let plan = wire::unseal(next()?).attempt("read the step's plan")?;
+    let plan: Plan = wire::unseal(next()?).attempt("read the step's plan")?;
     let descriptors = Descriptors {
         root: next()?,
         stdin: next()?,
         stdout: next()?,
         stderr: next()?,
-        network: fds.next(),
+        mounts: (0..plan.n_file_mounts())
+            .map(|_| next())
+            .collect::<Result<_, _>>()?,
+        network: match plan.network {
+            PlanNetwork::Given => Some(next()?),
+            PlanNetwork::New | PlanNetwork::Inherited => None,
+        },
+        held: fds.collect(),
     };
     Ok((plan, descriptors))
 }

@@ -13,8 +13,11 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-/// The most descriptors one message carries.
-const MAX_FDS: usize = 8;
+use crate::sandbox::step_mounts::{Access, SecretBytes};
+use crate::sandbox::ulimit::Ulimit;
+
+/// The most descriptors one message carries: a step's own, two for each of its mounts. The kernel's limit is 253.
+const MAX_FDS: usize = 8 + 2 * dockerfile::limits::MOUNTS_MAX;
 /// The largest datagram: a report holds a short text at most.
 const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 
@@ -34,8 +37,47 @@ pub(crate) struct Plan {
     pub(crate) open_files: u64,
     pub(crate) processes: Option<u32>,
     pub(crate) shm_bytes: u64,
+    pub(crate) ulimits: Vec<Ulimit>,
+    pub(crate) mounts: Vec<PlanMount>,
     /// Files into which the container's process id is written.
     pub(crate) cgroup_procs: Vec<std::path::PathBuf>,
+}
+
+/// One mount; the descriptors of those with files come after the standard ones.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PlanMount {
+    /// From the root, without links.
+    pub(crate) target: String,
+    pub(crate) what: PlanMounted,
+}
+
+/// What is mounted.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum PlanMounted {
+    /// Something in the next of the mounts that came along.
+    Files { source: String, access: Access },
+    /// A new filesystem in memory.
+    Memory {
+        size_bytes: Option<u64>,
+        access: Access,
+    },
+    /// A file in memory.
+    Secret {
+        content: SecretBytes,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
+}
+
+impl Plan {
+    /// Returns how many mounts come along as descriptors.
+    pub(crate) fn n_file_mounts(&self) -> usize {
+        let mounts = self.mounts.iter();
+        mounts
+            .filter(|mount| matches!(mount.what, PlanMounted::Files { .. }))
+            .count()
+    }
 }
 
 /// Which network namespace the container gets.
@@ -43,7 +85,7 @@ pub(crate) struct Plan {
 pub(crate) enum PlanNetwork {
     /// A new one with nothing but loopback.
     New,
-    /// The one whose descriptor comes last in the message.
+    /// The one whose descriptor comes after those of the mounts.
     Given,
     /// The one the launcher is in.
     Inherited,
