@@ -151,6 +151,25 @@ fn with_pull_an_image_that_was_kept_here_does_not_count() {
 }
 
 #[test]
+fn a_base_that_is_not_there_is_told_with_its_line() {
+    let bench = Bench::new();
+    let (host, _) = bench.base.split_once('/').unwrap();
+    let text = format!(
+        "FROM {0} AS builder\n\nFROM {host}/none:1 AS x\nRUN true\n",
+        bench.base
+    );
+    bench.scratch.write("context/Dockerfile", text);
+    bench.build(&["context"]).with(
+        1,
+        &[
+            "build failed: base image does not exist: ",
+            "--> Dockerfile:3:1",
+            "none:1 AS x",
+        ],
+    );
+}
+
+#[test]
 fn annotations_are_in_the_manifest() {
     let bench = Bench::new();
     let line = [

@@ -24,7 +24,7 @@ use source::{Joined, Physical, Piece, Source};
 pub(crate) use words::Opener;
 
 /// The newest minor version of the dialect whose instructions are all known here.
-const SYNTAX_MINOR: u32 = 25;
+const SYNTAX_MINOR: u32 = 27;
 /// The only dialect there is; newer minor versions of it only add to it.
 const SYNTAX: [&str; 2] = ["docker/dockerfile", "docker.io/docker/dockerfile"];
 

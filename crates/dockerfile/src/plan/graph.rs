@@ -401,6 +401,13 @@ impl Builder<'_> {
         }
     }
 
+    /// Returns the stage whose name is near that of an image.
+    fn near(&self, key: &BaseKey) -> Option<String> {
+        let name = key.reference.familiar();
+        let name = name.split(':').next().unwrap_or_default();
+        did_you_mean(name, self.names.keys().map(String::as_str))
+    }
+
     fn needs(&self, edges: &Edges) -> Vec<BaseNeed> {
         let mut needs: Vec<BaseNeed> = Vec::new();
         let mut add = |need: BaseNeed| {
@@ -417,6 +424,7 @@ impl Builder<'_> {
                     key: key.clone(),
                     span: stage.span,
                     kind: NeedKind::From,
+                    hint: self.near(key),
                 });
             }
             for (origin, span) in edges.iter().flatten() {
@@ -425,6 +433,7 @@ impl Builder<'_> {
                         key: key.clone(),
                         span: *span,
                         kind: NeedKind::CopyFrom,
+                        hint: self.near(key),
                     });
                 }
             }

@@ -76,6 +76,18 @@ fn bases_of_triggers_are_asked_for_before_there_is_a_plan() {
 }
 
 #[test]
+fn an_image_that_was_perhaps_meant_to_be_a_stage_comes_with_a_hint() {
+    let (file, _) = crate::parse(b"FROM a AS builder\nFROM bulider\nCOPY --from=nginx / /\n");
+    let graph = stages(&file, &options()).unwrap();
+    let hints: Vec<_> = graph
+        .needs
+        .iter()
+        .map(|need| need.hint.as_deref())
+        .collect();
+    assert_eq!(hints, [Some("did you mean builder?"), None]);
+}
+
+#[test]
 fn environments_are_shared_until_they_change() {
     let plan = planned("FROM a\nRUN 1\nRUN 2\nENV A=1\nRUN 3\n", &[]).unwrap();
     let steps = &plan.stages[0].steps;

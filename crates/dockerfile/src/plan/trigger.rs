@@ -140,7 +140,12 @@ impl Collector<'_> {
 
     fn need(&mut self, key: BaseKey, span: Span, kind: NeedKind) {
         if !self.missing.iter().any(|need| need.key == key) {
-            self.missing.push(BaseNeed { key, span, kind });
+            self.missing.push(BaseNeed {
+                key,
+                span,
+                kind,
+                hint: None,
+            });
         }
     }
 

@@ -100,6 +100,8 @@ pub struct BaseNeed {
     pub span: Span,
     /// What for.
     pub kind: NeedKind,
+    /// The stage that was perhaps meant, in words.
+    pub hint: Option<String>,
 }
 
 /// A resolved base image.

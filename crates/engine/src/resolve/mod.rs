@@ -106,7 +106,7 @@ pub(crate) async fn resolve(
     let mut bases = BTreeMap::new();
     let mut needs = graph.needs.clone();
     for _ in 0..ROUNDS_MAX {
-        bases.extend(pin_all(&needs, library).await?);
+        bases.extend(pin_all(&needs, library, text).await?);
         recorder.event(&Event::Phase {
             phase: Phase::Planning,
         });
@@ -185,9 +185,16 @@ impl Findings<'_> {
 async fn pin_all(
     needs: &[BaseNeed],
     library: &Library,
+    text: &DockerfileText,
 ) -> Result<Vec<(BaseKey, BaseImage)>, Failure> {
     let pins = needs.iter().map(|need| async {
-        let image = library.pin(&need.key).await?;
+        let image = library.pin(&need.key).await.map_err(|failure| {
+            let error = Diagnostic::error(need.span, failure.message.as_str());
+            let hint = need.hint.clone();
+            let hint = hint.filter(|_| failure.kind == FailureKind::BaseImageMissing);
+            let message = text.render(&error.with_hint_if(hint));
+            Failure { message, ..failure }
+        })?;
         Ok::<_, Failure>((need.key.clone(), image))
     });
     try_join_all(pins).await
