@@ -116,9 +116,8 @@ impl Placer {
         let is_absolute = path.starts_with(b"/");
         for part in path.split(|byte| *byte == b'/') {
             match part {
-                b"" | b"." => {}
                 b".." if parts.pop().is_none() && !is_absolute => return None,
-                b".." => {}
+                b"" | b"." | b".." => {}
                 part => parts.push(part),
             }
         }
@@ -312,10 +311,9 @@ impl Placer {
         if self.policy == Policy::Layer {
             return Ok(());
         }
-        if tree::kind(&target) != FileType::Symlink {
-            self.set_pipe_metadata(entry, place)
-        } else {
-            self.set_link_metadata(entry, place)
+        match tree::kind(&target) {
+            FileType::Symlink => self.set_link_metadata(entry, place),
+            _ => self.set_pipe_metadata(entry, place),
         }
     }
 
