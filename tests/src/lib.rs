@@ -14,6 +14,7 @@
 //! | `mounts` | `RUN --mount` |
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
+//! | `copying` | the same: COPY and ADD |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
@@ -25,6 +26,7 @@
 
 mod c_program;
 mod command;
+mod copying;
 mod corpus;
 mod durability;
 mod http;

@@ -232,9 +232,10 @@ fn cached(execution: &Execution, prepared: &Prepared<'_>, hit: CachedStep) -> (L
     )
 }
 
-/// Adds the place in the Dockerfile to a failure that the Dockerfile caused.
+/// Adds the place in the Dockerfile to a failure that the Dockerfile, or something that it names, caused.
 pub(super) fn located(execution: &Execution, step: &Step, failure: Failure) -> Failure {
-    if failure.kind != FailureKind::Dockerfile || failure.exit_code.is_some() {
+    let is_named = matches!(failure.kind, FailureKind::Dockerfile | FailureKind::Source);
+    if !is_named || failure.exit_code.is_some() {
         return failure;
     }
     let message = execution.dockerfile.excerpt(&step.span, &failure.message);
