@@ -149,6 +149,7 @@ fn git(remote: String, fragment: &str, query: &str) -> Result<GitFolder, String>
         folder: clean_folder(&decode(folder)),
         commit: None,
         git_directory: None,
+        submodules: None,
     };
     let mut named = None;
     let mut seen: Vec<String> = Vec::new();
@@ -222,10 +223,10 @@ impl GitFolder {
                 self.git_directory = Some(switch()?);
                 Ok(())
             }
-            "submodules" if switch()? => {
-                Err("submodules are not fetched by ADD; add each repository".to_owned())
+            "submodules" => {
+                self.submodules = Some(switch()?);
+                Ok(())
             }
-            "submodules" => Ok(()),
             // Says only how to get there.
             "fetch-by-commit" => switch().map(drop),
             "mtime" if value == "commit" => Ok(()),
@@ -302,7 +303,10 @@ mod tests {
             panic!("is no repository");
         };
         assert_eq!(git.commit.as_deref(), Some("ab"));
-        assert_eq!(git.git_directory, Some(true));
+        assert_eq!(
+            (git.git_directory, git.submodules),
+            (Some(true), Some(false))
+        );
     }
 
     #[test]
@@ -321,7 +325,7 @@ mod tests {
             ("https://a.b/c.git?ref=", "has no value"),
             ("https://a.b/c.git?commit=xyz", "a commit"),
             ("https://a.b/c.git?ref=a&ref=a", "given twice"),
-            ("https://a.b/c.git?submodules", "submodules"),
+            ("https://a.b/c.git?submodules=x", "true or false"),
             ("https://a.b/c.git?mtime=checkout", "as old as its commit"),
             ("https://a.b/c.git?keep-git-dir=maybe", "true or false"),
         ] {

@@ -470,6 +470,8 @@ pub struct GitFolder {
     pub commit: Option<String>,
     /// True when `.git` is copied too; it is not without a word about it.
     pub git_directory: Option<bool>,
+    /// Whether submodules are part of it; the operator's choice without a word about them.
+    pub submodules: Option<bool>,
 }
 
 /// Which tar archives among the sources are unpacked.

@@ -335,13 +335,9 @@ async fn resolve_git(
     };
     // What a full commit holds never changes: told once, it need not be fetched again to know.
     let key = is_commit(&git.reference).then_some({
-        (
-            &git.remote,
-            &git.reference,
-            &git.folder,
-            with_directory,
-            exclude,
-        )
+        let submodules = (git.submodules, execution.fetch.submodules);
+        let place = (&git.remote, &git.reference, &git.folder);
+        (place, with_directory, submodules, exclude)
     });
     let known = key
         .as_ref()
@@ -421,6 +417,14 @@ async fn fetch(execution: &Execution, git: &GitFolder) -> Result<Repository, Fai
         Some(true) => GitDirectory::Keep,
         Some(false) | None => GitDirectory::Remove,
     };
+    match git.submodules {
+        Some(false) => options.submodules = Submodules::Off,
+        Some(true) if options.submodules == Submodules::Off => {
+            let message = "submodules are not fetched here (the operator's setting git.submodules)";
+            return Err(failure(FailureKind::Dockerfile, message));
+        }
+        Some(true) | None => {}
+    }
     let workspace = execution.scratch()?;
     let name = format!("[internal] fetch {}", git.remote);
     let vertex = execution.recorder.begin(&name, None);
