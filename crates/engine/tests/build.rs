@@ -360,6 +360,52 @@ async fn a_link_in_the_context_leads_nowhere_outside_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dockerfile_is_a_file_of_the_context_and_of_sensible_size() {
+    type Make = fn(&Path);
+    let makers: [(&str, Make); 7] = [
+        ("a pipe", |path| {
+            rustix::fs::mkfifoat(rustix::fs::CWD, path, Mode::RUSR).unwrap();
+        }),
+        ("a folder", |path| fs::create_dir(path).unwrap()),
+        ("a device", |path| {
+            std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+        }),
+        ("the host's", |path| {
+            std::os::unix::fs::symlink("/etc/passwd", path).unwrap();
+        }),
+        ("above", |path| {
+            std::os::unix::fs::symlink("../../../../../../../etc/passwd", path).unwrap();
+        }),
+        ("a circle", |path| {
+            std::os::unix::fs::symlink("Dockerfile", path).unwrap();
+        }),
+        ("too large", |path| {
+            fs::File::create(path).unwrap().set_len(3 << 30).unwrap();
+        }),
+    ];
+    for (what, make) in makers {
+        let mut bench = Bench::new(&[("a", "1")]);
+        make(&bench.context.path().join("Dockerfile"));
+        let outcome = bench.build(succeed).await;
+        let failure = outcome.failure();
+        assert_eq!(failure.kind, FailureKind::Dockerfile, "{what}");
+        assert!(
+            failure
+                .message
+                .contains("could not find Dockerfile at \"Dockerfile\""),
+            "{what}: {}",
+            failure.message
+        );
+        assert!(!failure.message.contains("root:"), "{what}");
+    }
+    // A link that stays inside is as good as the file.
+    let mut bench = Bench::new(&[("docker/real", "FROM scratch\nCOPY a /\n"), ("a", "1")]);
+    std::os::unix::fs::symlink("docker/real", bench.context.path().join("Dockerfile")).unwrap();
+    let outcome = bench.build(succeed).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_syntax_error_shows_its_line() {
     let mut bench = Bench::new(&[("Dockerfile", "FROM scratch\nCOYP a b\n")]);
     let outcome = bench.build(succeed).await;

@@ -1,17 +1,21 @@
-//! docs/seed-coverage.md against the tests: every statement names a test, and every test that is named is there.
+//! Documents that say which test shows what, against the tests: every row names a test, and every test that is named is there.
 //!
 //! Whether the test shows what the row says is for readers. That it exists is for this file, so that no row outlives its test.
 
 use super::code::strip;
 
-/// The document that is looked at.
-pub(super) const DOCUMENT: &str = "docs/seed-coverage.md";
+/// The documents that are looked at.
+pub(super) const DOCUMENTS: [&str; 2] = ["docs/seed-coverage.md", "docs/hostile-inputs.md"];
 
 /// What runs the checks that are no tests of a language.
 const RUNNER: &str = ".ci/run";
 
 /// Returns every row that names no test, and every test that a row names and that is not there.
-pub(super) fn check(document: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
+pub(super) fn check(
+    name: &str,
+    document: &str,
+    read: impl Fn(&str) -> Option<String>,
+) -> Vec<String> {
     let mut findings = Vec::new();
     let mut n_rows = 0_usize;
     for (index, line) in document.lines().enumerate() {
@@ -19,7 +23,7 @@ pub(super) fn check(document: &str, read: impl Fn(&str) -> Option<String>) -> Ve
             continue;
         }
         n_rows += 1;
-        let at = format!("{DOCUMENT}:{}", index + 1);
+        let at = format!("{name}:{}", index + 1);
         let tests: Vec<(&str, &str)> = tests(line).collect();
         if tests.is_empty() {
             findings.push(format!("{at}: names no test, as `path::name`"));
@@ -30,7 +34,7 @@ pub(super) fn check(document: &str, read: impl Fn(&str) -> Option<String>) -> Ve
         findings.extend(gone.map(|(path, name)| format!("{at}: there is no test {path}::{name}")));
     }
     if n_rows == 0 {
-        findings.push(format!("{DOCUMENT}: has no rows"));
+        findings.push(format!("{name}: has no rows"));
     }
     findings
 }
@@ -40,7 +44,7 @@ fn is_row(line: &str) -> bool {
     let Some(first) = line.strip_prefix("| ") else {
         return false;
     };
-    !first.starts_with("What is said")
+    !first.starts_with("What is said") && !first.starts_with("Row")
 }
 
 /// Returns the tests that a line names in back quotes.
@@ -114,7 +118,7 @@ mod tests {
 
     fn findings(row: &str) -> Vec<String> {
         let head = "# Title\n\n| What is said | shown by |\n|---|---|\n";
-        check(&format!("{head}| It works | {row} |\n"), read)
+        check(DOCUMENTS[0], &format!("{head}| It works | {row} |\n"), read)
     }
 
     #[test]
@@ -143,7 +147,7 @@ mod tests {
             "Makefile::x",
             "README.md::a",
         ] {
-            let told = [format!("{DOCUMENT}:5: there is no test {test}")];
+            let told = [format!("{}:5: there is no test {test}", DOCUMENTS[0])];
             assert_eq!(findings(&format!("`a/x.rs::a`, `{test}`")), told);
         }
     }
@@ -151,6 +155,6 @@ mod tests {
     #[test]
     fn a_row_without_a_test_is_told_and_so_is_a_document_without_rows() {
         assert_eq!(findings("`words`").len(), 1);
-        assert_eq!(check("# Title\n", read).len(), 1);
+        assert_eq!(check(DOCUMENTS[1], "# Title\n", read).len(), 1);
     }
 }

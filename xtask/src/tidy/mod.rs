@@ -5,7 +5,7 @@
 //! | `ranks` | which crate may name which; which stay without tokio; licence and publishing |
 //! | `files` | sizes, module docs, white space, test names, `unsafe`, forbidden macros |
 //! | `map` | what ARCHITECTURE.md says is there, and what is there is in ARCHITECTURE.md |
-//! | `coverage` | each statement of docs/seed-coverage.md names tests that are there |
+//! | `coverage` | each row of docs/seed-coverage.md and docs/hostile-inputs.md names tests that are there |
 //!
 //! Each check is a pure function from texts to findings; only this file reads.
 
@@ -46,9 +46,11 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
             .ok()
             .filter(|_| is_ours)
     };
-    match read(coverage::DOCUMENT) {
-        Some(text) => findings.extend(coverage::check(&text, read)),
-        None => findings.push(format!("{}: missing", coverage::DOCUMENT)),
+    for name in coverage::DOCUMENTS {
+        match read(name) {
+            Some(text) => findings.extend(coverage::check(name, &text, read)),
+            None => findings.push(format!("{name}: missing")),
+        }
     }
     findings.sort();
     Ok(findings)

@@ -271,6 +271,7 @@ async fn trees_that_reach_into_the_git_directory_are_refused() {
         ".git/config",
         ".GIT/config",
         "git~1/config",
+        ".git\u{200c}/config",
         "a/../../x",
         "a/./b",
     ]
@@ -286,44 +287,63 @@ async fn trees_that_reach_into_the_git_directory_are_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_link_and_a_folder_of_one_name_are_refused() {
+    let server = GitServer::start();
+    let outside = Scratch::new();
+    let repository = server.repository("project");
+    let target = outside.path().to_str().unwrap();
+    let link = write(&repository, "blob", target.as_bytes());
+    let file = write(&repository, "blob", b"evil\n");
+    let folder = write(&repository, "tree", &entry("100644", "x", &file));
+    let both = [entry("120000", "a", &link), entry("40000", "a", &folder)].concat();
+    let tree = write(&repository, "tree", &both);
+    commit_tree(&repository, &tree);
+    let fetched = run(&source_of(&server.url("project")), &quick()).await;
+    assert!(fetched.result.is_err(), "{}", fetched.log);
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
 /// Writes a commit whose tree holds `path`, which no honest git writes.
 fn plant(repository: &testkit::git_server::Repository, path: &str) {
-    use std::process::Stdio;
-    let write = |kind: &str, content: &[u8]| {
-        let mut command = repository.git();
-        command
-            .args(["hash-object", "-t", kind, "-w", "--stdin", "--literally"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), content).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
-    let raw = |name: &str| -> Vec<u8> {
-        (0..20)
-            .map(|index| u8::from_str_radix(&name[2 * index..2 * index + 2], 16).unwrap())
-            .collect()
-    };
-    let mut object = write("blob", b"evil\n");
+    let mut object = write(repository, "blob", b"evil\n");
     let mut mode = "100644";
     for component in path.rsplit('/') {
-        let mut tree = format!("{mode} {component}\0").into_bytes();
-        tree.extend(raw(&object));
-        object = write("tree", &tree);
+        object = write(repository, "tree", &entry(mode, component, &object));
         mode = "40000";
     }
-    let commit = write(
-        "commit",
-        format!("tree {object}\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nm\n")
-            .as_bytes(),
-    );
-    testkit::process::run(
-        repository
-            .git()
-            .args(["update-ref", "refs/heads/main", &commit]),
-    );
+    commit_tree(repository, &object);
+}
+
+/// Returns an entry of a tree.
+fn entry(mode: &str, name: &str, object: &str) -> Vec<u8> {
+    let mut entry = format!("{mode} {name}\0").into_bytes();
+    let raw = |index: usize| u8::from_str_radix(&object[2 * index..2 * index + 2], 16).unwrap();
+    entry.extend((0..20).map(raw));
+    entry
+}
+
+/// Makes a commit of `tree` the head of main.
+fn commit_tree(repository: &testkit::git_server::Repository, tree: &str) {
+    let text = format!("tree {tree}\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\nm\n");
+    let commit = write(repository, "commit", text.as_bytes());
+    let mut git = repository.git();
+    testkit::process::run(git.args(["update-ref", "refs/heads/main", &commit]));
+}
+
+/// Writes an object as it is, and returns its name.
+fn write(repository: &testkit::git_server::Repository, kind: &str, content: &[u8]) -> String {
+    use std::process::Stdio;
+    let mut command = repository.git();
+    command
+        .args(["hash-object", "-t", kind, "-w", "--stdin", "--literally"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), content).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod hostile;
 mod limits;
 mod modes;
 mod submodules;
+mod tricks;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
