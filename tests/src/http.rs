@@ -23,6 +23,17 @@ impl Answer {
 
 /// Asks `url` (`http://host:port/path`) with these header lines.
 pub(crate) fn ask(method: &str, url: &str, headers: &[&str]) -> Answer {
+    exchange(method, url, headers, b"")
+}
+
+/// Sends a body to `url`.
+pub(crate) fn send(method: &str, url: &str, headers: &[&str], body: &[u8]) -> Answer {
+    let length = format!("Content-Length: {}", body.len());
+    let headers = [headers, &[&length]].concat();
+    exchange(method, url, &headers, body)
+}
+
+fn exchange(method: &str, url: &str, headers: &[&str], body: &[u8]) -> Answer {
     let rest = url.strip_prefix("http://").unwrap();
     let (host, path) = rest.split_once('/').unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
@@ -36,6 +47,7 @@ pub(crate) fn ask(method: &str, url: &str, headers: &[&str]) -> Answer {
     }
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     let end = bytes

@@ -9,6 +9,7 @@
 //! | `reader` | skopeo, umoci and runc: what others make of our images |
 //! | `c_program` | the story of the README: a C program in two stages |
 //! | `words` | what a caller is told: codes and texts of the published API, failed steps, syntax errors |
+//! | `initializers` | what a workspace can be filled with beside a repository |
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
 //! | `mounts` | `RUN --mount` |
@@ -30,6 +31,7 @@ mod copying;
 mod corpus;
 mod durability;
 mod http;
+mod initializers;
 mod isolation;
 mod language;
 mod mounts;

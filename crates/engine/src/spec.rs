@@ -13,7 +13,8 @@ use registry::client::ProxyOptions;
 use registry::hosts::Hosts;
 use registry::keychain::Keychain;
 use serde::{Deserialize, Serialize};
-use source::git::{FetchOptions, GitAuth, GitSource};
+use source::git::{FetchOptions, GitSource};
+use source::initializer::Initializer;
 
 use crate::id::BuildId;
 use crate::sandbox::SecretBytes;
@@ -72,12 +73,10 @@ impl BuildSpec {
             _ => None,
         });
         for context in main.into_iter().chain(named) {
-            if let Context::Git(git) = context {
-                match &git.auth {
-                    GitAuth::None => {}
-                    GitAuth::Basic { password, .. } => secrets.push(password.clone()),
-                    GitAuth::OneTimeSecret { url } => secrets.push(url.clone()),
-                }
+            match context {
+                Context::Git(git) => secrets.extend(git.secret()),
+                Context::Filled { initializer } => secrets.extend(initializer.secrets()),
+                Context::Directory { .. } | Context::Archive { .. } => {}
             }
         }
         secrets
@@ -108,7 +107,7 @@ impl Context {
     fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::Archive { path } | Self::Directory { path, .. } => Some(path),
-            Self::Git(_) => None,
+            Self::Git(_) | Self::Filled { .. } => None,
         }
     }
 }
@@ -202,6 +201,11 @@ pub enum LayoutImage {
 pub enum Context {
     /// A git repository, fetched by the worker.
     Git(GitSource),
+    /// Anything else that a workspace can be filled with.
+    Filled {
+        /// With what.
+        initializer: Initializer,
+    },
     /// An archive that the worker can read: tar, plain or packed.
     Archive {
         /// Absolute path.

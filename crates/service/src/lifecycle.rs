@@ -21,6 +21,7 @@ use oci::{Platform, Reference};
 use registry::client::ProxyOptions;
 use registry::hosts::Hosts;
 use source::git::FetchOptions;
+use source::initializer::Initializer;
 
 use crate::access::{Rights, Tenant};
 use crate::builds::build::Build;
@@ -352,7 +353,10 @@ fn spec_source(source: Source) -> SpecSource {
     match source {
         Source::Image(reference) => SpecSource::Image { reference },
         Source::File(file) => SpecSource::Dockerfile {
-            context: Context::Git(file.git),
+            context: match file.initializer {
+                Initializer::Git(git) => Context::Git(*git),
+                initializer => Context::Filled { initializer },
+            },
             dockerfile: file.dockerfile,
             context_path: file.context_path,
         },

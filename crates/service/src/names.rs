@@ -6,7 +6,7 @@
 
 use oci::{Digest, Reference};
 use serde::Serialize;
-use source::git::GitSource;
+use source::initializer::Initializer;
 
 use crate::access::Tenant;
 use crate::request::Source;
@@ -31,15 +31,31 @@ pub struct NamedFields {
 
 /// Returns the tag of a base image: of the trusted caller's as published; of any other tenant's over all inputs and the tenant.
 pub fn base_tag(fields: &NamedFields, tenant: &Tenant, inputs: &Inputs<'_>) -> String {
+    let initializer = match inputs.source {
+        Source::File(file) => Some(&file.initializer),
+        Source::Image(_) => None,
+    };
     let mut lines = vec![
-        ("CloneTarget", fields.clone_target.as_str()),
-        ("ContextPath", &fields.context_path),
+        ("ContextPath", fields.context_path.as_str()),
         ("DockerfilePath", &fields.dockerfile_path),
         ("DockerfileVersion", &fields.dockerfile_version),
-        ("RemoteURI", &fields.remote_uri),
-        ("Source", "git"),
     ];
-    let identity;
+    let (identity, text);
+    match initializer {
+        None | Some(Initializer::Git(_)) => lines.extend([
+            ("CloneTarget", fields.clone_target.as_str()),
+            ("RemoteURI", &fields.remote_uri),
+            ("Source", "git"),
+        ]),
+        // The published service names nothing but git. Of the same shape, over everything that decides what comes of it; nobody can read
+        // what it was made of.
+        Some(other) => {
+            // Strings, numbers and lists: writing them down cannot fail.
+            text = sha256_hex(&serde_json::to_string(&other.identity()).unwrap_or_default());
+            lines.extend([("Initializer", text.as_str()), ("Source", other.name())]);
+        }
+    }
+    lines.sort_unstable();
     if !tenant.is_default() {
         identity = inputs.identity(tenant);
         lines.push(("Identity", &identity));
@@ -75,10 +91,16 @@ pub struct Inputs<'a> {
 enum Canonical<'a> {
     Image(String),
     File {
-        git: Box<GitSource>,
+        git: Box<source::git::GitSource>,
         dockerfile: Option<&'a str>,
         context_path: Option<&'a str>,
         fields: &'a NamedFields,
+    },
+    Filled {
+        initializer: Initializer,
+        dockerfile: Option<&'a str>,
+        context_path: Option<&'a str>,
+        version: &'a str,
     },
 }
 
@@ -92,14 +114,19 @@ impl<'a> Inputs<'a> {
     pub fn identity(&self, tenant: &Tenant) -> String {
         let canonical = match self.source {
             Source::Image(reference) => Canonical::Image(reference.to_string()),
-            Source::File(file) => Canonical::File {
-                git: Box::new(GitSource {
-                    auth: source::git::GitAuth::None,
-                    ..file.git.clone()
-                }),
-                dockerfile: file.dockerfile.as_deref(),
-                context_path: file.context_path.as_deref(),
-                fields: &file.fields,
+            Source::File(file) => match file.initializer.identity() {
+                Initializer::Git(git) => Canonical::File {
+                    git,
+                    dockerfile: file.dockerfile.as_deref(),
+                    context_path: file.context_path.as_deref(),
+                    fields: &file.fields,
+                },
+                initializer => Canonical::Filled {
+                    initializer,
+                    dockerfile: file.dockerfile.as_deref(),
+                    context_path: file.context_path.as_deref(),
+                    version: &file.fields.dockerfile_version,
+                },
             },
         };
         // A value made of strings, maps of strings and enums: writing it down cannot fail.
@@ -113,7 +140,10 @@ impl<'a> Inputs<'a> {
             // The name of its workspace image is made of the digest.
             Source::Image(_) => true,
             Source::File(file) => {
-                let git = &file.git;
+                // The name of anything else is made of all of it.
+                let Initializer::Git(git) = &file.initializer else {
+                    return true;
+                };
                 git.custom_config.is_empty()
                     && git.upstream.is_none()
                     && git.checkout_location.is_root()
@@ -154,8 +184,18 @@ fn sha256_hex(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use source::git::GitSource;
+
     use super::*;
     use crate::request::tests::file_source;
+
+    fn change(source: &mut Source, change: &dyn Fn(&mut GitSource)) {
+        if let Source::File(file) = source
+            && let Initializer::Git(git) = &mut file.initializer
+        {
+            change(git);
+        }
+    }
 
     fn golden_fields() -> NamedFields {
         NamedFields {
@@ -191,21 +231,19 @@ mod tests {
         let of_one = base_tag(&fields, &one, &Inputs::of(&source));
         assert_ne!(of_one, GOLDEN_BASE);
         assert_ne!(of_one, base_tag(&fields, &two, &Inputs::of(&source)));
-        if let Source::File(file) = &mut source {
-            let config = &mut file.git.custom_config;
+        change(&mut source, &|git| {
+            let config = &mut git.custom_config;
             config.insert("core.eol".to_owned(), "crlf".to_owned());
-        }
+        });
         assert_ne!(of_one, base_tag(&fields, &one, &Inputs::of(&source)));
     }
 
     #[test]
     fn the_identity_covers_what_the_name_does_not_but_no_credential() {
         let tenant = Tenant::default();
-        let identity = |change: &dyn Fn(&mut GitSource)| {
+        let identity = |by: &dyn Fn(&mut GitSource)| {
             let mut source = file_source();
-            if let Source::File(file) = &mut source {
-                change(&mut file.git);
-            }
+            change(&mut source, by);
             Inputs::of(&source).identity(&tenant)
         };
         let plain = identity(&|_| ());
@@ -230,6 +268,71 @@ mod tests {
         }
         let other = Tenant::new("other").unwrap();
         assert_ne!(plain, Inputs::of(&file_source()).identity(&other));
+    }
+
+    #[test]
+    fn workspaces_that_are_filled_otherwise_have_names_over_everything_that_fills_them() {
+        let of = |initializer: serde_json::Value, path: &str| {
+            let mut source = file_source();
+            let Source::File(file) = &mut source else {
+                panic!("not a file");
+            };
+            file.initializer = serde_json::from_value(initializer).unwrap();
+            let fields = NamedFields {
+                dockerfile_path: path.to_owned(),
+                ..NamedFields::default()
+            };
+            let inputs = Inputs::of(&source);
+            assert!(inputs.are_plain());
+            base_tag(&fields, &Tenant::default(), &inputs)
+        };
+        let git = |password: &str, target: &str| serde_json::json!({"kind": "git", "remote": "https://example.com/a.git", "target_mode": "remote_branch", "target": target, "auth": {"basic": {"user": "u", "password": password}}});
+        let file = |url: &str, digest: char| {
+            let digest = format!("sha256:{}", digest.to_string().repeat(64));
+            serde_json::json!({"kind": "download", "target": ".", "files": [{"url": url, "path": "Dockerfile", "digest": digest}]})
+        };
+        let all = |password: &str, target: &str, url: &str, digest: char| {
+            let parts = [git(password, target), file(url, digest)];
+            serde_json::json!({"kind": "composite", "parts": parts})
+        };
+        let plain = of(
+            all("one", "main", "https://a.example/x?s=1", 'a'),
+            "Dockerfile",
+        );
+        assert_eq!(
+            plain, "3bc335ecc085944b578a140a2c64882281547c79c9ef5dee3b46bfcc4b6753d9",
+            "a name is for ever"
+        );
+        assert_eq!(
+            plain,
+            of(
+                all("two", "main", "https://b.example/x?s=2", 'a'),
+                "Dockerfile"
+            ),
+            "who may and from where"
+        );
+        for other in [
+            of(
+                all("one", "dev", "https://a.example/x?s=1", 'a'),
+                "Dockerfile",
+            ),
+            of(
+                all("one", "main", "https://a.example/x?s=1", 'b'),
+                "Dockerfile",
+            ),
+            of(all("one", "main", "https://a.example/x?s=1", 'a'), "other"),
+            of(file("https://a.example/x", 'a'), "Dockerfile"),
+            of(
+                serde_json::json!({"kind": "snapshot", "key": "a.tar"}),
+                "Dockerfile",
+            ),
+            of(
+                serde_json::json!({"kind": "snapshot", "key": "b.tar"}),
+                "Dockerfile",
+            ),
+        ] {
+            assert_ne!(plain, other);
+        }
     }
 
     #[test]

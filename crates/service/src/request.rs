@@ -1,7 +1,7 @@
 //! What a request asks for, in our words: decoded, checked, nothing looked up yet. [`crate::grpc`] makes these.
 
 use oci::Reference;
-use source::git::GitSource;
+use source::initializer::Initializer;
 
 use crate::access::Rights;
 use crate::names::{NamedFields, Rebuild};
@@ -11,15 +11,15 @@ use crate::names::{NamedFields, Rebuild};
 pub enum Source {
     /// An image that exists. Has a digest once it is resolved.
     Image(Reference),
-    /// A Dockerfile in a git repository.
+    /// A Dockerfile in a workspace.
     File(Box<FileSource>),
 }
 
-/// A Dockerfile in a git repository.
+/// A Dockerfile in a workspace.
 #[derive(Debug, Clone)]
 pub struct FileSource {
-    /// The repository.
-    pub git: GitSource,
+    /// What the workspace is filled with.
+    pub initializer: Initializer,
     /// Path of the Dockerfile within the workspace, normalised.
     pub dockerfile: Option<String>,
     /// Folder within the workspace that COPY sees, normalised.
@@ -57,7 +57,7 @@ pub(crate) mod tests {
             "target": "deadbeef",
         });
         Source::File(Box::new(FileSource {
-            git: serde_json::from_value(git).unwrap(),
+            initializer: Initializer::Git(Box::new(serde_json::from_value(git).unwrap())),
             dockerfile: Some("Dockerfile".to_owned()),
             context_path: None,
             fields: NamedFields::default(),

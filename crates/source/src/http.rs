@@ -4,8 +4,7 @@
 //! the caller opens. What comes is what is written: no encoding is asked for, and none is undone.
 //!
 //! It keeps nothing, knows no name for the file, and reads no environment. Addresses may hold a password: no text of an error and no
-//! [`FileUrl::shown`] does. Every connection goes through [`client`] and every address through [`hop`]: what else has to be true of
-//! either is to be checked there.
+//! [`FileUrl::shown`] does. Where it connects to is judged by [`egress`], for each address that it is sent to.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
+use egress::Resolver;
 use reqwest::header::{ACCEPT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
 use reqwest::{Certificate, Client, Response, StatusCode, redirect};
 use tokio_util::sync::CancellationToken;
@@ -97,6 +97,8 @@ pub struct HttpOptions {
     pub no_proxy: Option<String>,
     /// Certificate authorities in PEM form, instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Where connections may lead.
+    pub egress: egress::Policy,
 }
 
 /// How a checksum is computed.
@@ -165,6 +167,9 @@ pub enum HttpError {
         #[source]
         source: reqwest::Error,
     },
+    /// The address, or one that it redirects to, leads where nothing is connected to.
+    #[error(transparent)]
+    Egress(egress::Refused),
     /// Nothing came for too long.
     #[error("{url} did not answer for {} s", STALL_TIMEOUT.as_secs())]
     Stalled {
@@ -223,6 +228,7 @@ impl HttpError {
                 HttpErrorKind::Unavailable
             }
             Self::Status { .. }
+            | Self::Egress(_)
             | Self::Redirect { .. }
             | Self::TooLarge { .. }
             | Self::Checksum { .. } => HttpErrorKind::Refused,
@@ -268,7 +274,8 @@ fn client(options: &HttpOptions) -> Option<Client> {
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
         .user_agent("kiln")
-        .no_proxy();
+        .no_proxy()
+        .dns_resolver(Resolver::new(options.egress.clone()));
     if let Some(path) = &options.ca_file {
         let bytes = std::fs::read(path).ok()?;
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(&bytes).ok()?);
@@ -287,8 +294,10 @@ async fn once<W: Write>(
     options: &HttpOptions,
     open: &mut (dyn FnMut() -> io::Result<W> + Send),
 ) -> Result<Fetched<W>, HttpError> {
+    let resolver = Resolver::new(options.egress.clone());
     let mut url = request.url.0.clone();
     for _ in 0..=REDIRECTS_MAX {
+        resolver.judge(&url).await.map_err(HttpError::Egress)?;
         let mut asked = client.get(url.clone());
         asked = asked.header(ACCEPT_ENCODING, "identity");
         if let Some(tag) = request.tag {
@@ -430,6 +439,9 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn failed(url: &Url, error: reqwest::Error) -> HttpError {
+    if let Some(refused) = egress::refusal_in(&error) {
+        return HttpError::Egress(refused);
+    }
     HttpError::Request {
         url: shown(url),
         source: error.without_url(),

@@ -3,6 +3,7 @@
 //! * [`path`]: the one type for paths that come from requests.
 //! * [`git`]: a commit of a remote repository, checked out into a directory.
 //! * [`http`]: one file over http or https.
+//! * [`initializer`]: everything that a workspace can be filled with.
 //!
 //! This crate does not read the context, does not look for a Dockerfile and keeps nothing between calls. It runs in the
 //! data plane only. Everything that arrives here is hostile until parsed: URLs, names, configuration, servers' answers.
@@ -11,4 +12,5 @@
 
 pub mod git;
 pub mod http;
+pub mod initializer;
 pub mod path;

@@ -96,6 +96,7 @@ fn options() -> HttpOptions {
         proxy: None,
         no_proxy: None,
         ca_file: None,
+        egress: egress::Policy::default(),
     }
 }
 

@@ -133,7 +133,7 @@ func (GitAuthMethod) EnumDescriptor() ([]byte, []int) {
 	return file_content_service_api_initializer_proto_rawDescGZIP(), []int{1}
 }
 
-// What a workspace is filled with. Builds take `git` only at present; the others are refused by name.
+// What a workspace is filled with.
 type WorkspaceInitializer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Spec:

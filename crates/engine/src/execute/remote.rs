@@ -255,6 +255,7 @@ fn http_options(execution: &Execution) -> HttpOptions {
         proxy: fetch.proxy.clone(),
         no_proxy: fetch.no_proxy.clone(),
         ca_file: fetch.ca_file.clone(),
+        egress: fetch.egress.clone(),
     }
 }
 

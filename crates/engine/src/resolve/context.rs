@@ -12,10 +12,12 @@ use dockerfile::chmod::Node;
 use dockerfile::ignore::{self, IgnoreError, IgnoreFile};
 use dockerfile::limits::IGNORE_FILE_MAX_BYTES;
 use source::git::{Checkout, FetchOptions};
+use source::initializer::Initializer;
 use source::path::RelPath;
 use tokio_util::sync::CancellationToken;
 
 use super::DockerfileText;
+use super::workspace::Filling;
 use crate::event::{Event, Failure, FailureKind};
 use crate::failure::{
     chain, dockerfile as dockerfile_failure, failure, platform, source as source_failure,
@@ -127,6 +129,18 @@ pub(crate) async fn load(
                 }
             }
         }
+        Context::Filled { initializer } => {
+            let folder = work.0.join("workspace");
+            std::fs::create_dir(&folder).map_err(|e| platform("create the workspace", &e))?;
+            let filled = fill(spec, initializer, &folder, &step, work).await;
+            match filled {
+                Ok(checkout) => (folder, None, checkout, name_of(initializer)),
+                Err(failure) => {
+                    step.fail(&failure.message);
+                    return Err(failure);
+                }
+            }
+        }
         Context::Directory {
             path,
             dockerfile_text,
@@ -204,6 +218,12 @@ pub(crate) async fn load_named(
                 let into = work.0.join(format!("context-{index}"));
                 unpack(spec, path, into, work.1).await
             }
+            Context::Filled { initializer } => {
+                let into = work.0.join(format!("context-{index}"));
+                std::fs::create_dir(&into).map_err(|e| platform("create a workspace", &e))?;
+                let filled = fill(spec, initializer, &into, &step, work).await;
+                filled.map(|_| into)
+            }
             Context::Git(git) => {
                 let into = work.0.join(format!("context-{index}"));
                 std::fs::create_dir(&into).map_err(|e| platform("create a workspace", &e))?;
@@ -240,6 +260,39 @@ fn open_named(files: &Path, folder: &str) -> Result<BuildContext, Failure> {
     })
 }
 
+/// Fills a workspace with something else than one repository.
+async fn fill(
+    spec: &BuildSpec,
+    initializer: &Initializer,
+    folder: &Path,
+    step: &crate::recorder::Step,
+    (work, cancel): (&Path, &CancellationToken),
+) -> Result<Option<Checkout>, Failure> {
+    let filling = Filling {
+        tenant: &spec.tenant,
+        options: fetch_options(spec),
+        folder,
+        work,
+        step,
+        cancel,
+    };
+    filling.fill(initializer).await
+}
+
+/// Returns what explanations are kept under: the first repository, or else the kind.
+fn name_of(initializer: &Initializer) -> String {
+    let repositories = initializer.repositories();
+    let first = repositories.first().map(|git| git.remote.as_str());
+    first.unwrap_or(initializer.name()).to_owned()
+}
+
+fn fetch_options(spec: &BuildSpec) -> FetchOptions {
+    let mut options: FetchOptions = spec.fetch.clone();
+    options.limits.size_bytes = options.limits.size_bytes.min(spec.limits.context_bytes);
+    options.limits.n_files = options.limits.n_files.min(spec.limits.context_files);
+    options
+}
+
 async fn fetch(
     spec: &BuildSpec,
     git: &source::git::GitSource,
@@ -247,9 +300,7 @@ async fn fetch(
     step: &crate::recorder::Step,
     cancel: &CancellationToken,
 ) -> Result<Checkout, Failure> {
-    let mut options: FetchOptions = spec.fetch.clone();
-    options.limits.size_bytes = options.limits.size_bytes.min(spec.limits.context_bytes);
-    options.limits.n_files = options.limits.n_files.min(spec.limits.context_files);
+    let options = fetch_options(spec);
     let say = |line: &str| step.say(line);
     let fetched = source::git::fetch(git, folder, &options, &say, cancel).await;
     fetched.map_err(|e| source_failure(&e))

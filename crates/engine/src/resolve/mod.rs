@@ -3,6 +3,7 @@
 pub(crate) mod bases;
 pub(crate) mod context;
 mod layout;
+mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -324,6 +324,7 @@ fn service(
                 proxy: proxy.as_ref().and_then(|proxy| proxy.https.clone()),
                 no_proxy: proxy.as_ref().map(|proxy| proxy.no_proxy.clone()),
                 egress: egress.clone(),
+                snapshots: config.snapshots.folder.clone(),
                 ..config.git.fetch_options()
             },
             proxy,

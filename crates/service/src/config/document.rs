@@ -108,6 +108,11 @@ layer_bytes = 68719476736
 # Whether steps may use this machine's network.
 allow_host_network = false
 
+# Archives for the initializers snapshot, prebuild and backup: tar, plain or compressed, named by their path in the folder. A tenant's
+# backup is TENANT/full.tar. Workers, who are another user, must be able to read them.
+[snapshots]
+#folder = "/srv/kiln/snapshots"
+
 # How subassemblies are made: one image's root filesystem as one file.
 [subassembly]
 # What the file is: "tar+zstd", an archive that needs no other program, or "squashfs", which Linux mounts (made by tar2sqfs, Debian

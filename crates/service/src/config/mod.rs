@@ -66,6 +66,8 @@ pub struct Config {
     pub limits: Limits,
     /// How subassemblies are made.
     pub subassembly: Subassembly,
+    /// Where archives for workspaces are.
+    pub snapshots: Snapshots,
     /// How workers are started.
     pub worker: Worker,
     /// How each registry is reached.
@@ -91,6 +93,7 @@ impl Default for Config {
             git: Git::default(),
             limits: Limits::default(),
             subassembly: Subassembly::default(),
+            snapshots: Snapshots::default(),
             worker: Worker::default(),
             registry: Hosts::default(),
         }
@@ -199,6 +202,14 @@ impl Git {
             ..FetchOptions::default()
         }
     }
+}
+
+/// Where archives for workspaces are: snapshots, prebuilds and backups.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Snapshots {
+    /// A folder with tar archives, plain or compressed; workers must be able to read it. There are none when not given.
+    pub folder: Option<PathBuf>,
 }
 
 /// How subassemblies are made, and handed out.

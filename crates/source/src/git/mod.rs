@@ -141,6 +141,9 @@ pub struct FetchOptions {
     /// Where connections may lead.
     #[serde(default)]
     pub egress: egress::Policy,
+    /// Folder of the archives that snapshots and backups are; none when there are none.
+    #[serde(default)]
+    pub snapshots: Option<PathBuf>,
     /// The http proxy, as in `https_proxy`.
     pub proxy: Option<String>,
     /// Hosts reached without the proxy, as in `no_proxy`.
@@ -166,6 +169,7 @@ impl Default for FetchOptions {
             http_hosts: Vec::new(),
             secret_hosts: Vec::new(),
             egress: egress::Policy::default(),
+            snapshots: None,
             proxy: None,
             no_proxy: None,
             ca_file: None,
@@ -177,7 +181,7 @@ impl Default for FetchOptions {
 
 impl FetchOptions {
     /// Returns whether `url` may be spoken to without TLS.
-    fn allows_plain_http(&self, url: &url::Url) -> bool {
+    pub fn allows_plain_http(&self, url: &url::Url) -> bool {
         let Some(host) = url.host_str() else {
             return false;
         };
@@ -202,6 +206,15 @@ pub struct Checkout {
 }
 
 impl GitSource {
+    /// Returns what is secret in it: a password, or the address of a one-time secret.
+    pub fn secret(&self) -> Option<String> {
+        match &self.auth {
+            GitAuth::None => None,
+            GitAuth::Basic { password, .. } => Some(password.clone()),
+            GitAuth::OneTimeSecret { url } => Some(url.clone()),
+        }
+    }
+
     /// Checks what can be checked without contacting anything.
     pub fn check(&self, options: &FetchOptions) -> Result<(), RequestError> {
         for url in std::iter::once(&self.remote).chain(&self.upstream) {

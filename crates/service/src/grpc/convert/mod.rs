@@ -3,6 +3,8 @@
 //! What a request says is checked here, all of it, before anything is looked up. What is refused is refused with `INVALID_ARGUMENT`
 //! and the name of the field.
 
+mod initializer;
+
 use std::collections::HashMap;
 
 use api::builder as wire;
@@ -10,7 +12,7 @@ use api::contentservice as content;
 use engine::state::BuildState;
 use oci::Reference;
 use registry::keychain::Keychain;
-use source::git::{Depth, FetchOptions, GitAuth, GitSource, RemoteUrl, TargetMode};
+use source::git::FetchOptions;
 use source::path::RelPath;
 
 use crate::access::{Grant, Rights, parse_hosts};
@@ -76,98 +78,33 @@ fn file_source(
     fetch: &FetchOptions,
 ) -> Result<FileSource, Failure> {
     let missing = || Failure::new(Blame::Request, "file source has no context initializer");
-    let initializer = file.source.and_then(|source| source.spec);
-    let git = match initializer.ok_or_else(missing)? {
-        content::workspace_initializer::Spec::Git(git) => git,
-        other => return Err(unsupported(&other)),
+    let from = file.source.and_then(|source| source.spec);
+    let from = from.ok_or_else(missing)?;
+    let (clone_target, remote_uri) = match &from {
+        content::workspace_initializer::Spec::Git(git) => {
+            let target = short("clone_taget", git.clone_taget.clone())?;
+            (target, git.remote_uri.clone())
+        }
+        content::workspace_initializer::Spec::Empty(_) => {
+            let text = "context initializer empty has no Dockerfile to build; name a git repository, or an image with ref";
+            return Err(Failure::new(Blame::Request, text));
+        }
+        _ => (String::new(), String::new()),
     };
+    let initializer = initializer::of(from, fetch)?;
     let fields = NamedFields {
-        clone_target: short("clone_taget", git.clone_taget.clone())?,
-        context_path: file.context_path,
-        dockerfile_path: file.dockerfile_path,
+        clone_target,
+        context_path: short("context_path", file.context_path)?,
+        dockerfile_path: short("dockerfile_path", file.dockerfile_path)?,
         dockerfile_version: short("dockerfile_version", file.dockerfile_version)?,
-        remote_uri: git.remote_uri.clone(),
+        remote_uri,
     };
     Ok(FileSource {
         dockerfile: path("dockerfile_path", &fields.dockerfile_path)?,
         context_path: path("context_path", &fields.context_path)?,
-        git: git_source(git, fetch)?,
+        initializer,
         fields,
     })
-}
-
-fn unsupported(spec: &content::workspace_initializer::Spec) -> Failure {
-    use content::workspace_initializer::Spec;
-    let kind = match spec {
-        Spec::Git(_) => "git",
-        Spec::Empty(_) => {
-            let text = "context initializer empty has no Dockerfile to build; name a git repository, or an image with ref";
-            return Failure::new(Blame::Request, text);
-        }
-        Spec::Snapshot(_) => "snapshot",
-        Spec::Prebuild(_) => "prebuild",
-        Spec::Composite(_) => "composite",
-        Spec::Download(_) => "download",
-        Spec::Backup(_) => "backup",
-    };
-    let text = format!("context initializer {kind} is not supported yet; git is");
-    Failure::new(Blame::Request, text)
-}
-
-fn git_source(git: content::GitInitializer, fetch: &FetchOptions) -> Result<GitSource, Failure> {
-    let target_mode = match git.target_mode() {
-        _ if content::CloneTargetMode::try_from(git.target_mode).is_err() => {
-            let text = format!("target_mode: {} is not known", git.target_mode);
-            return Err(Failure::new(Blame::Request, text));
-        }
-        content::CloneTargetMode::RemoteHead => TargetMode::RemoteHead,
-        content::CloneTargetMode::RemoteCommit => TargetMode::RemoteCommit,
-        content::CloneTargetMode::RemoteBranch => TargetMode::RemoteBranch,
-        content::CloneTargetMode::LocalBranch => TargetMode::LocalBranch,
-    };
-    let url =
-        |name, text: &str| RemoteUrl::parse(text).map_err(|error| Failure::field(name, &error));
-    let upstream = match git.upstream_remote_uri.as_str() {
-        "" => None,
-        text => Some(url("upstream_Remote_uri", text)?),
-    };
-    let config = git.config.unwrap_or_default();
-    let source = GitSource {
-        remote: url("remote_uri", &git.remote_uri)?,
-        upstream,
-        target_mode,
-        target: git.clone_taget,
-        depth: if git.full_clone {
-            Depth::Full
-        } else {
-            Depth::Shallow
-        },
-        checkout_location: RelPath::parse_in_workspace(&git.checkout_location)
-            .map_err(|error| Failure::field("checkout_location", &error))?,
-        auth: git_auth(&config)?,
-        custom_config: config.custom_config.into_iter().collect(),
-    };
-    source
-        .check(fetch)
-        .map_err(|error| Failure::field("git initializer", &error))?;
-    Ok(source)
-}
-
-fn git_auth(config: &content::GitConfig) -> Result<GitAuth, Failure> {
-    match content::GitAuthMethod::try_from(config.authentication) {
-        Ok(content::GitAuthMethod::NoAuth) => Ok(GitAuth::None),
-        Ok(content::GitAuthMethod::BasicAuth) => Ok(GitAuth::Basic {
-            user: config.auth_user.clone(),
-            password: config.auth_password.clone(),
-        }),
-        Ok(content::GitAuthMethod::BasicAuthOts) => Ok(GitAuth::OneTimeSecret {
-            url: config.auth_ots.clone(),
-        }),
-        Err(_) => {
-            let text = format!("authentication: {} is not known", config.authentication);
-            Err(Failure::new(Blame::Request, text))
-        }
-    }
 }
 
 /// Returns a path within the workspace, normalised; `None` when none was given.

@@ -1,3 +1,6 @@
+use source::git::GitAuth;
+use source::initializer::Initializer;
+
 use super::*;
 
 fn fetch() -> FetchOptions {
@@ -56,36 +59,193 @@ fn a_source_that_is_missing_is_named_as_callers_expect() {
     }
 }
 
+fn of_spec(spec: content::workspace_initializer::Spec) -> Result<FileSource, Failure> {
+    let source = Some(content::WorkspaceInitializer { spec: Some(spec) });
+    let options = FetchOptions {
+        snapshots: Some("/srv/snapshots".into()),
+        egress: egress::Policy::public(),
+        ..fetch()
+    };
+    let from = Some(wire::build_source::From::File(
+        wire::BuildSourceDockerfile { source, ..file() },
+    ));
+    match super::source(Some(wire::BuildSource { from }), &options)? {
+        Source::File(file) => Ok(*file),
+        Source::Image(_) => panic!("a file became an image"),
+    }
+}
+
+fn download(
+    url: &str,
+    file_path: &str,
+    digest: &str,
+    target: &str,
+) -> content::workspace_initializer::Spec {
+    content::workspace_initializer::Spec::Download(content::FileDownloadInitializer {
+        files: vec![content::file_download_initializer::FileInfo {
+            url: url.to_owned(),
+            file_path: file_path.to_owned(),
+            digest: digest.to_owned(),
+        }],
+        target_location: target.to_owned(),
+    })
+}
+
+fn snapshot(name: &str, volume: Option<()>) -> content::SnapshotInitializer {
+    content::SnapshotInitializer {
+        snapshot: name.to_owned(),
+        from_volume_snapshot: volume.is_some(),
+    }
+}
+
 #[test]
-fn initializers_other_than_git_are_refused_by_name() {
+fn every_initializer_is_understood() {
     use content::workspace_initializer::Spec;
-    for (spec, name) in [
-        (Spec::Empty(content::EmptyInitializer::default()), "empty"),
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let all = Spec::Composite(content::CompositeInitializer {
+        initializer: [
+            Spec::Empty(content::EmptyInitializer {}),
+            Spec::Git(git()),
+            download("https://example.com/a", "a/b", &digest, "/workspace/sub"),
+            Spec::Snapshot(snapshot("one.tar", None)),
+            Spec::Prebuild(content::PrebuildInitializer {
+                prebuild: Some(snapshot("two.tar", None)),
+                git: vec![git()],
+            }),
+            Spec::Backup(content::FromBackupInitializer {
+                checkout_location: "back".to_owned(),
+                from_volume_snapshot: false,
+            }),
+        ]
+        .into_iter()
+        .map(|spec| content::WorkspaceInitializer { spec: Some(spec) })
+        .collect(),
+    });
+    let decoded = of_spec(all).unwrap();
+    let Initializer::Composite { parts } = &decoded.initializer else {
+        panic!("{:?}", decoded.initializer);
+    };
+    let names: Vec<&str> = parts.iter().map(Initializer::name).collect();
+    assert_eq!(
+        names,
+        ["empty", "git", "download", "snapshot", "prebuild", "backup"]
+    );
+    assert_eq!(decoded.initializer.repositories().len(), 2);
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn hopeless() -> Vec<(content::workspace_initializer::Spec, &'static str)> {
+    use content::workspace_initializer::Spec;
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let nested = (0..20).fold(Spec::Empty(content::EmptyInitializer {}), |inner, _| {
+        let part = content::WorkspaceInitializer { spec: Some(inner) };
+        Spec::Composite(content::CompositeInitializer {
+            initializer: vec![part],
+        })
+    });
+    let silent = Spec::Composite(content::CompositeInitializer {
+        initializer: vec![content::WorkspaceInitializer { spec: None }],
+    });
+    vec![
         (
-            Spec::Snapshot(content::SnapshotInitializer::default()),
-            "snapshot",
+            Spec::Empty(content::EmptyInitializer {}),
+            "empty has no Dockerfile",
+        ),
+        (nested, "nested deeper than 8"),
+        (silent, "a part says nothing"),
+        (download("file:///etc/passwd", "a", &digest, ""), "url: "),
+        (
+            download("https://example.com/a", "a", "", ""),
+            "digest: missing",
+        ),
+        (
+            download("https://example.com/a", "a", "md5:abc", ""),
+            "digest: ",
+        ),
+        (
+            download("https://example.com/a", "a", "sha256:../../x", ""),
+            "digest: ",
+        ),
+        (
+            download("https://example.com/a", "../a", &digest, ""),
+            "file_path: ",
+        ),
+        (
+            download("https://example.com/a", "/etc/shadow", &digest, ""),
+            "file_path: ",
+        ),
+        (
+            download("https://example.com/a", "a", &digest, "/workspace-evil"),
+            "target_location: ",
+        ),
+        (
+            download("https://example.com/a", ".git/hooks/x", &digest, ""),
+            "within .git",
+        ),
+        (
+            download("https://example.com/a", "hooks/x", &digest, ".git"),
+            "within .git",
+        ),
+        (
+            download("https://example.com/a", "", &digest, ""),
+            "no path",
+        ),
+        (
+            download("http://example.com/a", "a", &digest, ""),
+            "plain http",
+        ),
+        (
+            download("https://169.254.169.254/a", "a", &digest, ""),
+            "not connected to",
+        ),
+        (
+            download("https://[::ffff:127.0.0.1]/a", "a", &digest, ""),
+            "not connected to",
+        ),
+        (Spec::Snapshot(snapshot("", None)), "snapshot: "),
+        (Spec::Snapshot(snapshot("../x", None)), "snapshot: "),
+        (Spec::Snapshot(snapshot("/etc/shadow", None)), "snapshot: "),
+        (
+            Spec::Snapshot(snapshot("https://example.com/x", None)),
+            "snapshot: ",
+        ),
+        (
+            Spec::Snapshot(snapshot("x", Some(()))),
+            "from_volume_snapshot: ",
         ),
         (
             Spec::Prebuild(content::PrebuildInitializer::default()),
-            "prebuild",
+            "prebuild is missing",
         ),
         (
-            Spec::Composite(content::CompositeInitializer::default()),
-            "composite",
+            Spec::Backup(content::FromBackupInitializer {
+                checkout_location: "../x".to_owned(),
+                from_volume_snapshot: false,
+            }),
+            "checkout_location: ",
         ),
-        (
-            Spec::Download(content::FileDownloadInitializer::default()),
-            "download",
-        ),
-        (
-            Spec::Backup(content::FromBackupInitializer::default()),
-            "backup",
-        ),
-    ] {
-        let source = Some(content::WorkspaceInitializer { spec: Some(spec) });
-        let text = refused(decode(wire::BuildSourceDockerfile { source, ..file() }));
-        assert!(text.contains(&format!("initializer {name} ")), "{text}");
+    ]
+}
+
+#[test]
+fn initializers_that_can_never_work_are_refused_with_the_field() {
+    for (spec, expected) in hopeless() {
+        let text = refused(of_spec(spec));
+        assert!(text.contains(expected), "{expected:?} is not in {text:?}");
     }
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    use content::workspace_initializer::Spec;
+    let without_store = content::WorkspaceInitializer {
+        spec: Some(Spec::Snapshot(snapshot("x", None))),
+    };
+    let text = refused(decode(wire::BuildSourceDockerfile {
+        source: Some(without_store),
+        ..file()
+    }));
+    assert!(text.contains("snapshots.folder"), "{text}");
     for source in [None, Some(content::WorkspaceInitializer { spec: None })] {
         let text = refused(decode(wire::BuildSourceDockerfile { source, ..file() }));
         assert!(text.contains("no context initializer"), "{text}");
@@ -221,7 +381,7 @@ fn every_way_to_authenticate_is_understood_and_no_secret_is_repeated() {
         auth_ots: "https://example.com/once".to_owned(),
         ..content::GitConfig::default()
     };
-    let auth = |method| git_auth(&config(method)).unwrap();
+    let auth = |method| super::initializer::git_auth(&config(method)).unwrap();
     assert_eq!(auth(content::GitAuthMethod::NoAuth), GitAuth::None);
     assert!(matches!(
         auth(content::GitAuthMethod::BasicAuth),

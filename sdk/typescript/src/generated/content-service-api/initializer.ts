@@ -106,7 +106,7 @@ export function gitAuthMethodToJSON(object: GitAuthMethod): string {
   }
 }
 
-/** What a workspace is filled with. Builds take `git` only at present; the others are refused by name. */
+/** What a workspace is filled with. */
 export interface WorkspaceInitializer {
   spec?:
     | { $case: "empty"; value: EmptyInitializer }
