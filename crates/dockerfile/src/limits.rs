@@ -17,6 +17,10 @@ pub const HEREDOCS_MAX: usize = 100;
 pub const COMMENTS_MAX: usize = 100;
 /// Most mounts that one RUN may have.
 pub const MOUNTS_MAX: usize = 64;
+/// Broken rules that one Dockerfile is told about; also those that its text alone breaks.
+pub const LINTS_MAX: usize = 1_000;
+/// Undefined variables for which a near name is looked for.
+pub const SUGGESTIONS_MAX: usize = 20;
 /// Errors after which parsing stops: nobody reads more.
 pub const DIAGNOSTICS_MAX: usize = 50;
 

@@ -14,6 +14,7 @@ pub use settings::{CHECK_ARGUMENT, Settings};
 
 use crate::ast::{Body, Dockerfile, Instruction};
 use crate::diagnostic::Diagnostic;
+use crate::limits::LINTS_MAX;
 
 /// Names that mean something else.
 const RESERVED_STAGES: [&str; 2] = ["scratch", "context"];
@@ -46,6 +47,7 @@ pub fn check(file: &Dockerfile) -> Vec<Diagnostic> {
     }
     casing(file, &mut found);
     found.sort_by_key(|finding| finding.span.start);
+    found.truncate(LINTS_MAX);
     found
 }
 

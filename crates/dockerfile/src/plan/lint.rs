@@ -10,6 +10,7 @@ use super::stage::Stage;
 use crate::ast::{Body, CommandLine, Instruction, Pair, Transfer, Word};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::expand::Expanded;
+use crate::limits::{LINTS_MAX, SUGGESTIONS_MAX};
 use crate::lint::rules::{self, Rule};
 use crate::path;
 use crate::suggest::did_you_mean;
@@ -32,7 +33,7 @@ const HARMLESS_WORDS: [&str; 3] = ["public", "file", "version"];
 /// The variable that says what an image is to run on.
 const TARGET_PLATFORM: &str = "TARGETPLATFORM";
 /// Most undefined variables that one instruction is told about.
-const UNDEFINED_MAX: usize = 20;
+pub(super) const UNDEFINED_MAX: usize = 20;
 
 /// What a stage has had so far, as far as rules care.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +61,9 @@ impl Builder<'_> {
         for name in &expanded.unset {
             if self.declared.contains(name) {
                 continue;
+            }
+            if self.warnings.len() >= SUGGESTIONS_MAX {
+                return;
             }
             let known = self.declared.iter().chain(self.globals.keys());
             let near = did_you_mean(name, known.map(String::as_str));
@@ -115,6 +119,14 @@ impl Builder<'_> {
 }
 
 impl Stage<'_> {
+    fn push_lint(&mut self, lint: Diagnostic) {
+        let n_lints = self.shared.n_lints.get();
+        if n_lints < LINTS_MAX {
+            self.shared.n_lints.set(n_lints + 1);
+            self.warnings.push(lint);
+        }
+    }
+
     /// Holds `instruction` to the rules, as the stage is before it.
     pub(super) fn lint(&mut self, instruction: &Instruction) {
         match &instruction.body {
@@ -131,7 +143,7 @@ impl Stage<'_> {
             Body::Healthcheck(command) => {
                 if let (None, Some(flag)) = (command, instruction.flags.first()) {
                     let message = "times mean nothing to HEALTHCHECK NONE";
-                    self.warnings.push(Diagnostic::warning(flag.span, message));
+                    self.push_lint(Diagnostic::warning(flag.span, message));
                 }
                 let before = self.seen.healthcheck.replace(instruction.span);
                 self.once(instruction, before);
@@ -139,13 +151,15 @@ impl Stage<'_> {
             Body::Env(pairs) => {
                 self.legacy(instruction, pairs);
                 for pair in pairs {
-                    self.secret("ENV", &pair.name);
+                    let name = self.expand_silently(&pair.name);
+                    let name = name.map_or_else(|| pair.name.text.clone(), |name| name.text);
+                    self.secret("ENV", &name, pair.name.span);
                 }
             }
             Body::Label(pairs) => self.legacy(instruction, pairs),
             Body::Arg(arguments) => {
                 for argument in arguments {
-                    self.secret("ARG", &argument.name);
+                    self.secret("ARG", &argument.name.text, argument.name.span);
                 }
             }
             Body::Workdir(word) => self.workdir_is_safe(word),
@@ -159,20 +173,21 @@ impl Stage<'_> {
     pub(super) fn lint_undefined(&mut self) {
         let used = self.undefined.take();
         let mut told = BTreeSet::new();
-        for (name, span) in used.into_iter().take(UNDEFINED_MAX) {
-            let is_declared = self
-                .build_args
-                .iter()
-                .any(|(declared, _)| *declared == name);
-            if is_declared || NOT_VARIABLES.contains(&name.as_str()) || !told.insert(name.clone()) {
+        for (name, span) in used {
+            if NOT_VARIABLES.contains(&name.as_str()) || !told.insert(name.clone()) {
                 continue;
             }
             let pairs = self.scope.snapshot();
             let known = pairs.iter().map(|(name, _)| name.as_str());
             let message = format!("the variable {name:?} is not defined");
             let lint = Diagnostic::lint(&rules::UNDEFINED_VAR, span, message);
-            self.warnings
-                .push(lint.with_hint_if(did_you_mean(&name, known)));
+            let n_suggested = self.shared.n_suggested.get();
+            self.shared.n_suggested.set(n_suggested + 1);
+            if n_suggested >= SUGGESTIONS_MAX {
+                self.push_lint(lint);
+                continue;
+            }
+            self.push_lint(lint.with_hint_if(did_you_mean(&name, known)));
         }
     }
 
@@ -190,7 +205,7 @@ impl Stage<'_> {
     }
 
     fn tell(&mut self, rule: &'static Rule, span: Span, message: String) {
-        self.warnings.push(Diagnostic::lint(rule, span, message));
+        self.push_lint(Diagnostic::lint(rule, span, message));
     }
 
     fn json_args(&mut self, instruction: &Instruction, command: &CommandLine) {
@@ -202,7 +217,7 @@ impl Stage<'_> {
             let message = format!("{keyword} is run by a shell, which does not pass on signals");
             let lint = Diagnostic::lint(&rules::JSON_ARGS_RECOMMENDED, instruction.span, message);
             let hint = format!("{keyword} [\"program\", \"argument\"], or SHELL before it");
-            self.warnings.push(lint.with_hint(hint));
+            self.push_lint(lint.with_hint(hint));
         }
     }
 
@@ -219,19 +234,17 @@ impl Stage<'_> {
             let keyword = instruction.body.keyword();
             let message = format!("{keyword} without an equals sign");
             let lint = Diagnostic::lint(&rules::LEGACY_KEY_VALUE_FORMAT, instruction.span, message);
-            self.warnings
-                .push(lint.with_hint(format!("{keyword} name=value")));
+            self.push_lint(lint.with_hint(format!("{keyword} name=value")));
         }
     }
 
-    fn secret(&mut self, keyword: &str, name: &Word) {
-        let lower = name.text.to_ascii_lowercase();
+    fn secret(&mut self, keyword: &str, name: &str, span: Span) {
+        let lower = name.to_ascii_lowercase();
         let has = |words: &[&str]| lower.split('_').any(|word| words.contains(&word));
         if has(&SECRET_WORDS) && !has(&HARMLESS_WORDS) {
-            let message = format!("{keyword} {} stays in the image", name.text);
-            let lint = Diagnostic::lint(&rules::SECRETS_USED_IN_ARG_OR_ENV, name.span, message);
-            self.warnings
-                .push(lint.with_hint("pass secrets with RUN --mount=type=secret"));
+            let message = format!("{keyword} {name} stays in the image");
+            let lint = Diagnostic::lint(&rules::SECRETS_USED_IN_ARG_OR_ENV, span, message);
+            self.push_lint(lint.with_hint("pass secrets with RUN --mount=type=secret"));
         }
     }
 

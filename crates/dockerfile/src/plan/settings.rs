@@ -87,6 +87,7 @@ impl Stage<'_> {
                 created_by.push('=');
                 created_by.push_str(value);
             }
+            self.declared.insert(name.to_owned());
             self.build_args.push((name.to_owned(), value));
             if created_by.len() > crate::limits::CONFIG_MAX_BYTES || self.is_full() {
                 break;

@@ -8,7 +8,7 @@ use oci::{History, ImageConfig, Platform};
 
 use super::environment::Scope;
 use super::graph::expansion_error;
-use super::lint::Seen;
+use super::lint::{Seen, UNDEFINED_MAX};
 use super::origin::Known;
 use super::trigger::Work;
 use super::types::{
@@ -37,6 +37,10 @@ pub(super) struct Shared<'a> {
     pub(super) lexer: Lexer,
     pub(super) budget: Budget,
     plan_bytes: Cell<usize>,
+    /// Broken rules that were told.
+    pub(super) n_lints: Cell<usize>,
+    /// Undefined variables for which a near name was looked for.
+    pub(super) n_suggested: Cell<usize>,
 }
 
 /// What a stage hands on to those that start from it.
@@ -45,6 +49,7 @@ struct Handed {
     scope: Scope,
     config: ImageConfig,
     build_args: Vec<(String, Option<String>)>,
+    declared: BTreeSet<String>,
     seen: Seen,
 }
 
@@ -64,6 +69,8 @@ pub(super) fn plan_all(
         lexer: Lexer::new(file.escape),
         budget: Budget::default(),
         plan_bytes: Cell::new(0),
+        n_lints: Cell::new(0),
+        n_suggested: Cell::new(0),
     };
     let mut planned: Vec<PlanStage> = Vec::new();
     let needed = work.reachable.iter().enumerate();
@@ -122,7 +129,9 @@ pub(super) struct Stage<'a> {
     pub(super) config: ImageConfig,
     /// ENV of the image; written into the configuration at the end, because that keeps a list, which is slow to search.
     pub(super) image_env: Scope,
-    /// The ARGs declared so far and their values.
+    /// The ARGs declared so far.
+    pub(super) declared: BTreeSet<String>,
+    /// The same and their values, in their order.
     pub(super) build_args: Vec<(String, Option<String>)>,
     pub(super) cmd_is_set: bool,
     pub(super) seen: Seen,
@@ -203,6 +212,9 @@ impl<'a> Stage<'a> {
             cmd_is_set: false,
             seen: parent.map(|parent| parent.seen.clone()).unwrap_or_default(),
             undefined: RefCell::default(),
+            declared: parent
+                .map(|parent| parent.declared.clone())
+                .unwrap_or_default(),
             arguments: Vec::new(),
             inherited: BTreeSet::new(),
             warnings: Vec::new(),
@@ -280,8 +292,15 @@ impl<'a> Stage<'a> {
 
     /// Notes the variables that were asked for at `span` and are not set.
     pub(super) fn note_unset(&self, expanded: &Expanded, span: Span) {
-        let unset = expanded.unset.iter().map(|name| (name.clone(), span));
-        self.undefined.borrow_mut().extend(unset);
+        let mut undefined = self.undefined.borrow_mut();
+        for name in &expanded.unset {
+            if undefined.len() >= UNDEFINED_MAX {
+                return;
+            }
+            if !self.declared.contains(name) {
+                undefined.push((name.clone(), span));
+            }
+        }
     }
 
     /// Sets a variable, for expansion and for commands.
@@ -381,6 +400,7 @@ impl<'a> Stage<'a> {
             scope: self.scope.clone(),
             config: self.config.clone(),
             build_args: self.build_args.clone(),
+            declared: self.declared.clone(),
             seen: self.seen.handed_on(),
         }
     }

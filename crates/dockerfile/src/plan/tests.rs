@@ -159,6 +159,30 @@ fn configurations_and_plans_have_a_largest_size() {
     );
 }
 
+/// D-05: rules cost no more than the rest.
+#[test]
+fn broken_rules_are_told_up_to_a_limit() {
+    let started = Instant::now();
+    let names = lines(4_000, |n| format!("ENV NAME_{n}=1\nARG OTHER_{n}\n"));
+    let text = format!("FROM a\n{names}EXPOSE{}\n", " 1:80/TCP".repeat(5_000));
+    let asks = format!("LABEL a=\"{}\"\n", lines(5_000, |n| format!("$N_{n}")));
+    let plan = planned(&format!("{text}{}", asks.repeat(8)), &[]).unwrap();
+    let n_rules = plan
+        .warnings
+        .iter()
+        .filter(|one| one.rule.is_some())
+        .count();
+    assert_eq!(n_rules, crate::limits::LINTS_MAX);
+    let froms = format!("FROM a:{}\n", lines(4_000, |n| format!("${{N_{n}}}"))).repeat(12);
+    let globals = lines(8_000, |n| format!("ARG N{n}=1\n"));
+    assert!(planned(&format!("{globals}{froms}FROM a\n"), &[]).is_err());
+    assert!(
+        started.elapsed().as_secs() < 60,
+        "took {:?}",
+        started.elapsed()
+    );
+}
+
 /// D-07.
 #[test]
 fn triggers_are_limited() {
