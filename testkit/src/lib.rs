@@ -9,6 +9,7 @@
 //! | [`docker_registry`] | Debian's `docker-registry`, plain or with basic authentication |
 //! | [`proxy`] | a front for any registry that misbehaves by rule, or that asks for bearer tokens |
 //! | [`bases`] | base images made on this machine: busybox, Debian with a C compiler |
+//! | [`s3`] | `SeaweedFS`, a store with the protocol of S3 |
 //! | [`kiln`] | the built `kiln serve`, with gRPC clients |
 //!
 //! Nothing here mocks anything. A tool that is missing is a panic that names the Debian package, never a skipped test.
@@ -28,4 +29,5 @@ pub mod git_server;
 pub mod kiln;
 pub mod process;
 pub mod proxy;
+pub mod s3;
 pub mod scratch;

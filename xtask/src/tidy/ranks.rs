@@ -9,6 +9,7 @@ const RANKS: &[(&str, u8)] = &[
     ("dockerfile", 1),
     ("store", 1),
     ("egress", 1),
+    ("objects", 1),
     ("registry", 2),
     ("source", 2),
     ("engine", 3),
