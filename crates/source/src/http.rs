@@ -430,7 +430,8 @@ fn context_of(algorithm: Algorithm) -> &'static digest::Algorithm {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Returns lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let digit = |n: u8| char::from_digit(n.into(), 16).unwrap_or('0');
     let digits = bytes
         .iter()

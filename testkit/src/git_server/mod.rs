@@ -3,8 +3,10 @@
 //! Dates, names and order are fixed, so the same calls give the same commits on every machine.
 
 mod cgi;
+mod lfs;
 mod repository;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Response, StatusCode, header};
 
+pub use self::lfs::LfsObject;
 pub use self::repository::{File, FileMode, Repository};
 use crate::background::Background;
 use crate::process;
@@ -29,6 +32,7 @@ pub struct GitServer {
     // Before the directory: a request that is being answered reads from it.
     background: Background,
     requests: Arc<Mutex<Vec<GitRequest>>>,
+    objects: Arc<Mutex<BTreeMap<String, LfsObject>>>,
     scratch: Scratch,
 }
 
@@ -50,6 +54,7 @@ struct Site {
     root: PathBuf,
     authorization: Option<String>,
     requests: Arc<Mutex<Vec<GitRequest>>>,
+    objects: Arc<Mutex<BTreeMap<String, LfsObject>>>,
 }
 
 impl GitServer {
@@ -72,15 +77,18 @@ impl GitServer {
         let _git = process::tool("git", "git");
         let scratch = Scratch::new();
         let requests = Arc::new(Mutex::new(Vec::new()));
+        let objects = Arc::new(Mutex::new(BTreeMap::new()));
         let site = Site {
             root: scratch.path().to_path_buf(),
             authorization,
             requests: Arc::clone(&requests),
+            objects: Arc::clone(&objects),
         };
         let router = Router::new().fallback(answer).with_state(Arc::new(site));
         Self {
             background: Background::serve(router),
             requests,
+            objects,
             scratch,
         }
     }
@@ -89,6 +97,12 @@ impl GitServer {
     #[must_use]
     pub fn repository(&self, name: &str) -> Repository {
         Repository::create(self.scratch.join(&format!("{name}.git")))
+    }
+
+    /// Answers for the LFS object `oid` of every repository in this way.
+    pub fn keep(&self, oid: &str, object: LfsObject) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.insert(oid.to_owned(), object);
     }
 
     /// Returns the address of the repository `name`.
@@ -131,7 +145,16 @@ async fn answer(State(site): State<Arc<Site>>, request: Request) -> Response<Bod
         response
     } else {
         match to_bytes(body, MAX_BODY_BYTES).await {
-            Ok(body) => cgi::run(&site.root, &parts, &body).await,
+            Ok(body) => {
+                let answer = {
+                    let objects = site.objects.lock().unwrap_or_else(PoisonError::into_inner);
+                    lfs::answer(&objects, &parts, &body)
+                };
+                match answer {
+                    Some(answer) => answer,
+                    None => cgi::run(&site.root, &parts, &body).await,
+                }
+            }
             Err(_) => status(StatusCode::PAYLOAD_TOO_LARGE),
         }
     };

@@ -19,7 +19,7 @@ use dockerfile::{
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 use source::git::{
-    FetchOptions, GitAuth, GitDirectory, GitSource, RemoteUrl, Submodules, TargetMode,
+    FetchOptions, GitAuth, GitDirectory, GitSource, Lfs, RemoteUrl, Submodules, TargetMode,
 };
 use source::http::{self, Algorithm, Fetched, FileUrl, HttpError, HttpErrorKind, HttpOptions};
 use source::path::RelPath;
@@ -414,6 +414,8 @@ async fn fetch(execution: &Execution, git: &GitFolder) -> Result<Repository, Fai
     options.limits.n_files = options.limits.n_files.min(limits.context_files);
     // `?submodules=1` is refused in words, so that none are fetched by configuration either.
     options.submodules = Submodules::Off;
+    // Nor is LFS used: one line of a Dockerfile means the same on every machine.
+    options.lfs = Lfs::Off;
     options.git_directory = match git.git_directory {
         Some(true) => GitDirectory::Keep,
         Some(false) | None => GitDirectory::Remove,

@@ -85,6 +85,9 @@ secret_hosts = []
 # Which submodules are fetched: "off", "same-host" (those at the repository's own scheme, host and port), or "all" (those at any host that
 # may be connected to; only the repository's own host gets its credential). The log says which are not. At most 64, four levels deep.
 submodules = "off"
+# Whether files kept with LFS are fetched from the repository's own LFS service: "on", or "off", which leaves their pointers and says so in
+# the log.
+lfs = "off"
 
 # What one build may use up.
 [limits]

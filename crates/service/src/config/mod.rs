@@ -21,7 +21,7 @@ use engine::subassembly::Format;
 use oci::Reference;
 use registry::hosts::Hosts;
 use serde::Deserialize;
-use source::git::{FetchOptions, Submodules};
+use source::git::{FetchOptions, Lfs, Submodules};
 
 pub use self::document::print_documented;
 
@@ -189,6 +189,8 @@ pub struct Git {
     pub ca_file: Option<PathBuf>,
     /// Which submodules are fetched.
     pub submodules: Submodules,
+    /// Whether files kept with LFS are fetched.
+    pub lfs: Lfs,
 }
 
 impl Git {
@@ -199,6 +201,7 @@ impl Git {
             secret_hosts: self.secret_hosts.clone(),
             ca_file: self.ca_file.clone(),
             submodules: self.submodules,
+            lfs: self.lfs,
             ..FetchOptions::default()
         }
     }

@@ -198,6 +198,14 @@ pub enum FetchError {
     /// The caller cancelled.
     #[error("fetch was cancelled")]
     Cancelled,
+    /// What is kept with LFS could not be had.
+    #[error("LFS of {url}: {reason}")]
+    Lfs {
+        /// The repository.
+        url: String,
+        /// What was wrong.
+        reason: String,
+    },
     /// A submodule could not be fetched.
     #[error("fetch submodule {path}")]
     Submodule {
@@ -236,6 +244,7 @@ impl FetchError {
             | Self::Hostile { .. }
             | Self::Prepare { .. }
             | Self::Start { .. }
+            | Self::Lfs { .. }
             | Self::Git { .. } => FetchErrorKind::Git,
             Self::Secret(SecretError::Request)
             | Self::Unavailable { .. }

@@ -1,9 +1,9 @@
-//! The two http requests that are made without git: a one-time secret, and the place a remote redirects to.
+//! What is asked for over http without git: a one-time secret, the place a remote redirects to, and clients for what LFS keeps.
 
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderValue, LOCATION};
-use reqwest::{Certificate, Client, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, redirect};
 
 use super::auth::Credential;
 use super::remote::RemoteUrl;
@@ -15,15 +15,26 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for one whole request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time between two pieces of a long answer.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What git asks for first.
 const INFO_REFS: &str = "/info/refs";
 
-/// Returns a client that follows no redirect and reads no environment.
+/// Returns a client for small answers, which follows no redirect and reads no environment.
 pub(super) fn client(options: &FetchOptions) -> Option<Client> {
+    builder(options)?.timeout(REQUEST_TIMEOUT).build().ok()
+}
+
+/// Returns such a client for answers of any length, which may take as long as something comes.
+pub(super) fn transfer_client(options: &FetchOptions) -> Option<Client> {
+    builder(options)?.read_timeout(STALL_TIMEOUT).build().ok()
+}
+
+fn builder(options: &FetchOptions) -> Option<ClientBuilder> {
     let mut builder = Client::builder()
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(REQUEST_TIMEOUT)
         .user_agent("kiln")
         .no_proxy()
         .dns_resolver(egress::Resolver::new(options.egress.clone()));
@@ -38,7 +49,7 @@ pub(super) fn client(options: &FetchOptions) -> Option<Client> {
             .and_then(reqwest::NoProxy::from_string);
         builder = builder.proxy(reqwest::Proxy::all(proxy).ok()?.no_proxy(exceptions));
     }
-    builder.build().ok()
+    Some(builder)
 }
 
 /// Returns where `remote` redirects to, if that is another path at the same scheme, host and port.

@@ -8,10 +8,11 @@
 //! 4. find out and fetch what the target names, retrying what may pass;
 //! 5. count what the commit holds, against the limits, before a file of it is written;
 //! 6. check it out and compare HEAD with what was asked for;
-//! 7. do the same, from step 3, for each submodule that [`Submodules`] allows;
-//! 8. remove what differs from one fetch to the next.
+//! 7. fetch what is kept with LFS, when [`Lfs`] says so;
+//! 8. do the same, from step 3, for each submodule that [`Submodules`] allows;
+//! 9. remove what differs from one fetch to the next.
 //!
-//! What it does not do: no LFS, no hooks, no filters, no protocol but https (and http where it is
+//! What it does not do: no hooks, no filters, no protocol but https (and http where it is
 //! allowed), no fallback from a branch that is missing to another one. Where it may connect to is decided by [`egress`]: the
 //! hosts are resolved here, once, and git is told what they are.
 //!
@@ -26,6 +27,7 @@ mod command;
 mod config;
 mod error;
 mod http;
+mod lfs;
 mod limits;
 mod pin;
 mod refname;
@@ -43,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::auth::GitAuth;
 pub use self::config::ConfigError;
 pub use self::error::{FetchError, FetchErrorKind, Missing, RequestError, SecretError};
+pub use self::lfs::Lfs;
 pub use self::limits::Limits;
 pub use self::remote::{ParseRemoteUrlError, RemoteUrl};
 pub use self::submodules::Submodules;
@@ -155,6 +158,9 @@ pub struct FetchOptions {
     /// Which submodules are fetched.
     #[serde(default)]
     pub submodules: Submodules,
+    /// Whether files kept with LFS are fetched.
+    #[serde(default)]
+    pub lfs: Lfs,
 }
 
 impl Default for FetchOptions {
@@ -175,6 +181,7 @@ impl Default for FetchOptions {
             ca_file: None,
             git_directory: GitDirectory::Keep,
             submodules: Submodules::Off,
+            lfs: Lfs::Off,
         }
     }
 }
@@ -315,7 +322,7 @@ async fn session<'a>(
     })
 }
 
-/// Steps 2 to 8.
+/// Steps 2 to 9.
 async fn run(
     session: &Session<'_>,
     source: &GitSource,
@@ -349,7 +356,7 @@ impl Whole<'_> {
     }
 }
 
-/// Steps 3 to 8, for one repository.
+/// Steps 3 to 9, for one repository.
 async fn populate(
     session: &Session<'_>,
     source: &GitSource,
@@ -367,6 +374,7 @@ async fn populate(
     }
     let links = checkout::count(&git, &found.commit, &session.options.limits).await?;
     checkout::check_out(&git, &found).await?;
+    lfs::fill(&git, session, source, credential, &location).await?;
     let pair = (whole.top, source);
     let wanted = submodules::wanted(&git, session, pair, &found.commit, &links).await?;
     allowance.take(wanted.len())?;
@@ -391,7 +399,7 @@ async fn populate(
     })
 }
 
-/// Step 7, for one submodule.
+/// Step 8, for one submodule.
 async fn populate_submodule(
     session: &Session<'_>,
     source: &GitSource,

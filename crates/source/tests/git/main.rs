@@ -4,6 +4,7 @@
 
 mod auth;
 mod hostile;
+mod lfs;
 mod limits;
 mod modes;
 mod submodules;
