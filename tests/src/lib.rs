@@ -13,6 +13,7 @@
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
 //! | `mounts` | `RUN --mount` |
+//! | `steps` | secrets, agents, names of hosts, limits of steps |
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
 //! | `copying` | the same: COPY and ADD |
@@ -39,5 +40,6 @@ mod ordinary_user;
 mod reader;
 mod scene;
 mod sdk;
+mod steps;
 mod subassembly;
 mod words;
