@@ -41,7 +41,7 @@ fn check_run(op: &RunOp, default: NetworkMode, limits: &Limits) -> Result<(), Fa
     if op.security == RunSecurity::Insecure {
         return Err(failure(
             FailureKind::Dockerfile,
-            "commands run without a sandbox nowhere here: there is no --security=insecure",
+            "security.insecure is not allowed here: no command runs without a sandbox",
         ));
     }
     Ok(())

@@ -49,6 +49,7 @@ pub(crate) const CASES: &[Case] = cases![
     the_launcher_s_binary_cannot_be_written,
     every_system_call_answers_as_the_table_says,
     sockets_namespaces_and_tracing_are_refused,
+    programs_of_32_bits_run_under_the_same_policy,
     nothing_is_left_for_the_next_step,
     a_fork_bomb_hits_its_limit,
     memory_beyond_the_limit_is_out_of_memory,
@@ -526,6 +527,111 @@ async fn sockets_namespaces_and_tracing_are_refused(rig: Arc<Rig>) {
             .text(),
         "refused"
     );
+}
+
+/// A 32-bit program that makes one call with three arguments and exits with what went wrong, 0 when nothing did.
+#[cfg(target_arch = "x86_64")]
+fn program_of_32_bits(call: u32, arguments: [u32; 3]) -> Vec<u8> {
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let (start, header) = (0x0804_8000_u32, 52 + 32);
+    elf.extend([2_u16, 3].map(u16::to_le_bytes).concat());
+    elf.extend([1, start + header, 52, 0, 0].map(u32::to_le_bytes).concat());
+    elf.extend([52_u16, 32, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    elf.extend(
+        [1, 0, start, start, 0x1000, 0x1000, 5, 0x1000]
+            .map(u32::to_le_bytes)
+            .concat(),
+    );
+    // mov eax, ebx, ecx, edx; int 0x80
+    for (register, value) in [
+        (0xb8, call),
+        (0xbb, arguments[0]),
+        (0xb9, arguments[1]),
+        (0xba, arguments[2]),
+    ] {
+        elf.push(register);
+        elf.extend(value.to_le_bytes());
+    }
+    elf.extend([0xcd, 0x80]);
+    // test eax, eax; jns over the next two; neg eax; jmp over; xor eax, eax; mov ebx, eax; mov eax, 1; int 0x80
+    elf.extend([
+        0x85, 0xc0, 0x79, 0x04, 0xf7, 0xd8, 0xeb, 0x02, 0x31, 0xc0, 0x89, 0xc3,
+    ]);
+    elf.extend([0xb8, 1, 0, 0, 0, 0xcd, 0x80]);
+    elf.resize(0x1000, 0);
+    elf
+}
+
+#[cfg(target_arch = "x86_64")]
+async fn programs_of_32_bits_run_under_the_same_policy(rig: Arc<Rig>) {
+    use rustix::io::Errno;
+    let newuser = 0x1000_0000;
+    let cases = [
+        ("getpid", 20, [0; 3], None),
+        ("socket of IPv4", 359, [2, 1, 0], None),
+        ("socket of netlink, routing", 359, [16, 3, 0], None),
+        (
+            "socket of netlink, audit",
+            359,
+            [16, 3, 9],
+            Some(Errno::AFNOSUPPORT),
+        ),
+        (
+            "socket of AF_VSOCK",
+            359,
+            [40, 1, 0],
+            Some(Errno::AFNOSUPPORT),
+        ),
+        (
+            "socketpair of AF_ALG",
+            360,
+            [38, 1, 0],
+            Some(Errno::AFNOSUPPORT),
+        ),
+        ("socketcall", 102, [1, 0, 0], Some(Errno::NOSYS)),
+        (
+            "clone into a user namespace",
+            120,
+            [newuser, 0, 0],
+            Some(Errno::PERM),
+        ),
+        ("unshare", 310, [newuser, 0, 0], Some(Errno::PERM)),
+        ("clone3", 435, [0; 3], Some(Errno::NOSYS)),
+        ("mount", 21, [0; 3], Some(Errno::PERM)),
+        ("ptrace", 26, [0; 3], Some(Errno::PERM)),
+        ("bpf", 357, [0; 3], Some(Errno::PERM)),
+        ("io_uring_setup", 425, [0; 3], Some(Errno::PERM)),
+        ("ioctl TIOCSTI", 54, [0, 0x5412, 0], Some(Errno::PERM)),
+        (
+            "personality of nothing known",
+            136,
+            [0x10, 0, 0],
+            Some(Errno::PERM),
+        ),
+        ("an unknown call", 9999, [0; 3], Some(Errno::NOSYS)),
+    ];
+    let outcome = rig.command(&["/bin/true"]).go().await;
+    assert_eq!(outcome.exit(), StepExit::Code(0));
+    for (index, (name, call, arguments, expected)) in cases.into_iter().enumerate() {
+        let path = format!("/bin/call-{index}");
+        let file = rig.base().join(path.trim_start_matches('/'));
+        fs::write(&file, program_of_32_bits(call, arguments)).unwrap();
+        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let outcome = rig.command(&[&path]).go().await;
+        let code = expected.map_or(0, Errno::raw_os_error);
+        assert_eq!(
+            outcome.exit(),
+            StepExit::Code(code),
+            "{name}: {}",
+            outcome.stderr
+        );
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+async fn programs_of_32_bits_run_under_the_same_policy(rig: Arc<Rig>) {
+    // There are none here; that native ones run is what is left of it.
+    assert_eq!(rig.sh("exit 0").go().await.exit(), StepExit::Code(0));
 }
 
 async fn nothing_is_left_for_the_next_step(rig: Arc<Rig>) {

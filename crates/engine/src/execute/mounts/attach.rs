@@ -73,7 +73,9 @@ impl Attached {
     ) -> Result<(), Failure> {
         let (target, access) = (mount.target(), access_of(mount));
         match (mount, source) {
-            (_, Source::NoSecret | Source::NoAgent) => {}
+            (_, Source::NoSecret) => {}
+            // As with BuildKit, the variable is there without a socket too.
+            (_, Source::NoAgent) => drop(self.name_agent(target)),
             (Mount::Secret(secret), Source::Secret(content)) => {
                 if let Some(name) = &secret.env {
                     self.env
@@ -90,12 +92,7 @@ impl Attached {
                 }
             }
             (_, Source::Agent(socket)) => {
-                let target =
-                    target.map_or_else(|| format!("{AGENTS}.{}", self.n_agents), str::to_owned);
-                if self.n_agents == 0 {
-                    self.env.push(("SSH_AUTH_SOCK".to_owned(), target.clone()));
-                }
-                self.n_agents += 1;
+                let target = self.name_agent(target);
                 let what = Mounted::Files {
                     mount: directory(&socket.directory)?,
                     source: agent::NAME.to_owned(),
@@ -129,6 +126,16 @@ impl Attached {
             }
         }
         Ok(())
+    }
+
+    /// Returns where the next socket of an agent is; the first one has a variable.
+    fn name_agent(&mut self, target: Option<&str>) -> String {
+        let target = target.map_or_else(|| format!("{AGENTS}.{}", self.n_agents), str::to_owned);
+        if self.n_agents == 0 {
+            self.env.push(("SSH_AUTH_SOCK".to_owned(), target.clone()));
+        }
+        self.n_agents += 1;
+        target
     }
 
     /// Adds a file or directory of `mount`, which has to be there.

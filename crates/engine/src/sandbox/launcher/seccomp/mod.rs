@@ -9,7 +9,10 @@
 //! | sockets | address families and netlink protocols other than the usual | `EAFNOSUPPORT` |
 //!
 //! `clone3` is among the unknown: its flags lie in memory a filter cannot see, and the C libraries fall back to `clone`
-//! when told `ENOSYS`. Calls of another architecture (32-bit programs) kill the process.
+//! when told `ENOSYS`. 32-bit programs on x86-64 have the same policy ([`i386`]); calls of any other architecture kill the process.
+
+#[cfg(target_arch = "x86_64")]
+mod i386;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -207,7 +210,23 @@ pub(super) fn compile() -> io::Result<Filters> {
         program(denied, go_on.clone(), errno(libc::EPERM))?,
         program(socket_rules()?, go_on, errno(libc::EAFNOSUPPORT))?,
     ];
-    Ok(Filters { programs })
+    Ok(Filters {
+        programs: with_foreign(programs)?,
+    })
+}
+
+/// Adds the policy for 32-bit programs to the first filter; the others leave them alone.
+#[cfg(target_arch = "x86_64")]
+fn with_foreign(programs: Vec<BpfProgram>) -> io::Result<Vec<BpfProgram>> {
+    let mut foreign = Some(i386::policy()?);
+    let add = |native| i386::beside(native, foreign.take().unwrap_or_else(i386::nothing));
+    programs.into_iter().map(add).collect()
+}
+
+/// There is no other kind of program on this architecture.
+#[cfg(not(target_arch = "x86_64"))]
+fn with_foreign(programs: Vec<BpfProgram>) -> io::Result<Vec<BpfProgram>> {
+    Ok(programs)
 }
 
 impl Filters {
