@@ -19,7 +19,7 @@ use dockerfile::{
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 use source::git::{
-    FetchOptions, GitAuth, GitDirectory, GitSource, Lfs, RemoteUrl, Submodules, TargetMode,
+    FetchOptions, GitAuth, GitDirectory, GitSource, RemoteUrl, Submodules, TargetMode,
 };
 use source::http::{self, Algorithm, Fetched, FileUrl, HttpError, HttpErrorKind, HttpOptions};
 use source::path::RelPath;
@@ -336,9 +336,10 @@ async fn resolve_git(
     };
     // What a full commit holds never changes: told once, it need not be fetched again to know.
     let key = is_commit(&git.reference).then_some({
-        let submodules = (git.submodules, execution.fetch.submodules);
+        let fetch = &execution.fetch;
+        let more = (git.submodules, fetch.submodules, fetch.lfs);
         let place = (&git.remote, &git.reference, &git.folder);
-        (place, with_directory, submodules, exclude)
+        (place, with_directory, more, exclude)
     });
     let known = key
         .as_ref()
@@ -412,10 +413,6 @@ async fn fetch(execution: &Execution, git: &GitFolder) -> Result<Repository, Fai
     let limits = &execution.limits;
     options.limits.size_bytes = options.limits.size_bytes.min(limits.context_bytes);
     options.limits.n_files = options.limits.n_files.min(limits.context_files);
-    // `?submodules=1` is refused in words, so that none are fetched by configuration either.
-    options.submodules = Submodules::Off;
-    // Nor is LFS used: one line of a Dockerfile means the same on every machine.
-    options.lfs = Lfs::Off;
     options.git_directory = match git.git_directory {
         Some(true) => GitDirectory::Keep,
         Some(false) | None => GitDirectory::Remove,

@@ -30,6 +30,7 @@ pub(crate) struct Bench {
     context: tempfile::TempDir,
     n_builds: u8,
     pub(crate) epoch: Option<i64>,
+    pub(crate) fetch: FetchOptions,
 }
 
 /// What a build came to.
@@ -55,6 +56,10 @@ impl Bench {
             context: tempfile::tempdir().unwrap(),
             n_builds: 0,
             epoch: None,
+            fetch: FetchOptions {
+                retry_pause: std::time::Duration::from_millis(1),
+                ..FetchOptions::default()
+            },
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -136,10 +141,7 @@ impl Bench {
                 references: Vec::new(),
             }],
             registries: Registries::default(),
-            fetch: FetchOptions {
-                retry_pause: std::time::Duration::from_millis(1),
-                ..FetchOptions::default()
-            },
+            fetch: self.fetch.clone(),
             limits: Limits::default(),
         }
     }

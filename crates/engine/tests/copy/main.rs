@@ -15,6 +15,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use bench::{Bench, Files};
 use engine::event::FailureKind;
+use source::git::Submodules;
 use testkit::git_server::{File, GitServer};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,6 +375,38 @@ async fn repositories_are_added_at_a_commit_a_branch_or_a_folder() {
     let n = server.requests().len();
     assert_eq!(bench.reasons().await, (vec![], 1));
     assert_eq!(server.requests().len(), n);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_of_an_added_repository_are_the_operators_choice_and_the_lines() {
+    let server = GitServer::start();
+    let inner = server
+        .repository("inner")
+        .commit("main", &[File::new("i", "1")]);
+    let modules = "[submodule \"m\"]\n\tpath = m\n\turl = ../inner.git\n";
+    let files = [
+        File::new(".gitmodules", modules),
+        File::submodule("m", &inner),
+    ];
+    let commit = server.repository("r").commit("main", &files);
+    let url = server.url("r");
+    let mut bench = Bench::new(&[]);
+    let plain = format!("FROM scratch\nADD {url}#{commit} /x/\n");
+    bench.dockerfile(&format!("FROM scratch\nADD {url}?submodules=1 /x/\n"));
+    let built = bench.build().await;
+    let message = &built.failure().message;
+    assert!(message.contains("git.submodules"), "{message}");
+    bench.dockerfile(&plain);
+    let without = ["x/", "x/.gitmodules", "x/m/"];
+    assert_eq!(bench.build().await.names(), without);
+    // What was found without them is not taken for what there is with them.
+    bench.fetch.submodules = Submodules::SameHost;
+    let with = ["x/", "x/.gitmodules", "x/m/", "x/m/i"];
+    assert_eq!(bench.build().await.names(), with);
+    bench.dockerfile(&format!("FROM scratch\nADD {url}?submodules=1 /x/\n"));
+    assert_eq!(bench.build().await.names(), with);
+    bench.dockerfile(&format!("FROM scratch\nADD {url}?submodules=0 /x/\n"));
+    assert_eq!(bench.build().await.names(), without);
 }
 
 #[tokio::test(flavor = "multi_thread")]
