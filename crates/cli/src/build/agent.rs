@@ -193,7 +193,7 @@ mod tests {
             id: "x".to_owned(),
             socket,
         };
-        let agents = serve(&[arg.clone()], folder.path(), Reader::Caller).unwrap();
+        let agents = serve(std::slice::from_ref(&arg), folder.path(), Reader::Caller).unwrap();
         let mut client = UnixStream::connect(&agents.sockets["x"]).await.unwrap();
         for kind in 0..=255 {
             write_message(&mut client, &[kind, 1, 2]).await.unwrap();
