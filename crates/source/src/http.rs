@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use egress::Resolver;
-use reqwest::header::{ACCEPT_ENCODING, ETAG, IF_NONE_MATCH, LAST_MODIFIED, LOCATION};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, ETAG, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED, LOCATION,
+};
 use reqwest::{Certificate, Client, Response, StatusCode, redirect};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -66,6 +68,11 @@ impl FileUrl {
         self.0.as_str()
     }
 
+    /// Returns the host's name.
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
     /// Returns the address without what may be secret in it: user, password and query.
     pub fn shown(&self) -> String {
         shown(&self.0)
@@ -113,7 +120,7 @@ pub enum Algorithm {
 }
 
 /// What to fetch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// Where from.
     pub url: &'a FileUrl,
@@ -121,6 +128,18 @@ pub struct Request<'a> {
     pub tag: Option<&'a str>,
     /// What the content has to be, in lower-case hexadecimal digits.
     pub checksum: Option<(Algorithm, &'a str)>,
+    /// What is shown as authorization, to the host of the address and to no other that it redirects to.
+    pub authorization: Option<&'a str>,
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("url", &self.url)
+            .field("tag", &self.tag)
+            .field("checksum", &self.checksum)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What came of it.
@@ -158,6 +177,12 @@ pub enum HttpError {
     /// The certificates or the proxy of the configuration are of no use.
     #[error("the settings for downloads are of no use")]
     Settings,
+    /// What was to be shown as authorization cannot be sent.
+    #[error("the authorization for {url} holds characters that cannot be sent")]
+    Authorization {
+        /// What was to be asked for.
+        url: String,
+    },
     /// No answer, or a broken one.
     #[error("{url} could not be reached")]
     Request {
@@ -227,7 +252,8 @@ impl HttpError {
             Self::Status { status, .. } if *status == 429 || *status >= 500 => {
                 HttpErrorKind::Unavailable
             }
-            Self::Status { .. }
+            Self::Authorization { .. }
+            | Self::Status { .. }
             | Self::Egress(_)
             | Self::Redirect { .. }
             | Self::TooLarge { .. }
@@ -298,8 +324,12 @@ async fn once<W: Write>(
     let mut url = request.url.0.clone();
     for _ in 0..=REDIRECTS_MAX {
         resolver.judge(&url).await.map_err(HttpError::Egress)?;
+        let authorization = authorization(request, &mut url)?;
         let mut asked = client.get(url.clone());
         asked = asked.header(ACCEPT_ENCODING, "identity");
+        if let Some(authorization) = authorization {
+            asked = asked.header(AUTHORIZATION, authorization);
+        }
         if let Some(tag) = request.tag {
             asked = asked.header(IF_NONE_MATCH, tag);
         }
@@ -316,6 +346,25 @@ async fn once<W: Write>(
         url: request.url.shown(),
         reason: "too many other addresses",
     })
+}
+
+/// Returns what to show to the host of `url`; it goes before what the address itself has.
+fn authorization(request: &Request<'_>, url: &mut Url) -> Result<Option<HeaderValue>, HttpError> {
+    let Some(text) = request.authorization else {
+        return Ok(None);
+    };
+    if url.origin() != request.url.0.origin() {
+        return Ok(None);
+    }
+    let invalid = |_| HttpError::Authorization {
+        url: request.url.shown(),
+    };
+    let mut value = HeaderValue::from_str(text).map_err(invalid)?;
+    value.set_sensitive(true);
+    // Neither can fail: addresses without a host do not come here.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Ok(Some(value))
 }
 
 fn is_redirect(status: StatusCode) -> bool {

@@ -105,6 +105,7 @@ fn plain(url: &FileUrl) -> Request<'_> {
         url,
         tag: None,
         checksum: None,
+        authorization: None,
     }
 }
 
@@ -324,6 +325,34 @@ async fn passwords_are_sent_and_shown_nowhere() {
     ] {
         assert!(!text.contains("hidden"), "{text}");
     }
+}
+
+#[tokio::test]
+async fn authorization_is_shown_to_its_own_host_only() {
+    let (server, other) = (serve().await, serve().await);
+    server.on("/f", 302, &[("location", "/g")], b"");
+    let there = format!("{}/h", other.address);
+    server.on("/g", 302, &[("location", &there)], b"");
+    other.on("/h", 200, &[], b"x");
+    let address = server.address.replace("http://", "http://me:other@");
+    let url = FileUrl::parse(&format!("{address}/f")).unwrap();
+    let asked = Request {
+        authorization: Some("Bearer hidden"),
+        ..plain(&url)
+    };
+    assert!(!format!("{asked:?}").contains("hidden"));
+    assert_eq!(content(asked).await, b"x");
+    for headers in server.site.asked.lock().unwrap().iter() {
+        assert_eq!(headers["authorization"], "Bearer hidden");
+    }
+    assert!(!other.site.asked.lock().unwrap()[0].contains_key("authorization"));
+    let broken = Request {
+        authorization: Some("Bearer hid\nden"),
+        ..plain(&url)
+    };
+    let error = got(broken).await.unwrap_err();
+    assert!(matches!(error, HttpError::Authorization { .. }));
+    assert!(!error.to_string().contains("hid\nden"));
 }
 
 #[test]

@@ -344,8 +344,10 @@ fn is_directory(destination: &str) -> bool {
 }
 
 fn checked_owner(value: &str, flag: &Flag) -> Result<String, Diagnostic> {
-    // `user:` says no more than `user`.
+    // `user:` says no more than `user`, and without a user it is root's.
     let value = value.strip_suffix(':').unwrap_or(value);
+    let of_root = value.strip_prefix(':').map(|group| format!("0:{group}"));
+    let value = of_root.as_deref().unwrap_or(value);
     if let Err(reason) = user::check(value) {
         let message = format!("invalid owner {value:?}: {reason}");
         return Err(Diagnostic::error(flag.span, message).with_hint("--chown=user[:group]"));

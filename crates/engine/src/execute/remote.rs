@@ -198,11 +198,13 @@ async fn get(
 ) -> Result<Known, Failure> {
     let attempt = "keep a download";
     let store = &execution.depot.store;
+    let authorization = authorization(execution, url)?;
     let mut open = || store.ingest().map_err(io::Error::other);
     let request = http::Request {
         url,
         tag: known.and_then(|known| known.tag.as_deref()),
         checksum: other_checksum(file),
+        authorization: authorization.as_deref(),
     };
     let options = http_options(execution);
     let fetched = http::fetch(&request, &options, &mut open, &execution.cancel).await;
@@ -233,6 +235,23 @@ async fn get(
     }
     execution.cache.keep_note(FILES, &url.expose(), &known);
     Ok(known)
+}
+
+/// Returns what the build's secrets have for the host of `url`: `HTTP_AUTH_TOKEN_host`, or `HTTP_AUTH_HEADER_host` for all of the header.
+fn authorization(execution: &Execution, url: &FileUrl) -> Result<Option<String>, Failure> {
+    for (name, scheme) in [("HTTP_AUTH_TOKEN_", "Bearer "), ("HTTP_AUTH_HEADER_", "")] {
+        let name = format!("{name}{}", url.host());
+        let Some(secret) = execution.secrets.get(&name) else {
+            continue;
+        };
+        let secret = std::str::from_utf8(secret.reveal());
+        let secret = secret.map_err(|_| {
+            let message = format!("the secret {name} is not text");
+            failure(FailureKind::Dockerfile, message)
+        })?;
+        return Ok(Some(format!("{scheme}{}", secret.trim_end())));
+    }
+    Ok(None)
 }
 
 /// Returns the checksum that the store does not compute anyway.

@@ -202,6 +202,7 @@ impl Filling<'_> {
             url: &url,
             tag: None,
             checksum: Some((checksum_of(&file.digest), file.digest.hex())),
+            authorization: None,
         };
         // Anew for every try: what an answer that broke off left is never part of the next one.
         let mut open = || File::create(here);

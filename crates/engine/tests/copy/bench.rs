@@ -15,7 +15,7 @@ use engine::id::BuildId;
 use engine::journal::{Body as Entry, Reader, Writer};
 use engine::recorder::{Environment, Recorder};
 use engine::redact::Redactor;
-use engine::sandbox::{Script, Scripted, StepExit};
+use engine::sandbox::{Script, Scripted, SecretBytes, StepExit};
 use engine::spec::{
     BuildOptions, BuildSpec, Context, ExportFormat, Limits, Output, Registries, Source,
 };
@@ -31,6 +31,7 @@ pub(crate) struct Bench {
     n_builds: u8,
     pub(crate) epoch: Option<i64>,
     pub(crate) fetch: FetchOptions,
+    pub(crate) secrets: BTreeMap<String, SecretBytes>,
 }
 
 /// What a build came to.
@@ -60,6 +61,7 @@ impl Bench {
                 retry_pause: std::time::Duration::from_millis(1),
                 ..FetchOptions::default()
             },
+            secrets: BTreeMap::new(),
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -117,7 +119,7 @@ impl Bench {
 
     fn spec(&self, id: BuildId) -> BuildSpec {
         BuildSpec {
-            secrets: BTreeMap::new(),
+            secrets: self.secrets.clone(),
             ssh: BTreeMap::new(),
             id,
             tenant: "t".to_owned(),
@@ -215,6 +217,7 @@ struct Site {
     files: Mutex<BTreeMap<String, Vec<u8>>>,
     asked: Mutex<Vec<String>>,
     sent: Mutex<Vec<String>>,
+    shown: Mutex<Vec<String>>,
 }
 
 /// A server of files, each with a tag made of its content.
@@ -238,6 +241,11 @@ impl Files {
         files.insert(path.to_owned(), content.into());
     }
 
+    /// Returns what was shown as authorization.
+    pub(crate) fn shown(&self) -> Vec<String> {
+        self.site.shown.lock().unwrap().clone()
+    }
+
     /// Returns how many requests there were since the last time, and how many were answered with a file.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let count = |list: &Mutex<Vec<String>>| std::mem::take(&mut *list.lock().unwrap()).len();
@@ -248,6 +256,10 @@ impl Files {
 async fn answer(State(site): State<Arc<Site>>, uri: Uri, headers: HeaderMap) -> Response<Body> {
     let path = uri.path().to_owned();
     site.asked.lock().unwrap().push(path.clone());
+    if let Some(shown) = headers.get("authorization") {
+        let shown = shown.to_str().unwrap().to_owned();
+        site.shown.lock().unwrap().push(shown);
+    }
     let content = site.files.lock().unwrap().get(&path).cloned();
     let Some(content) = content else {
         return Response::builder().status(404).body(Body::empty()).unwrap();

@@ -15,6 +15,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use bench::{Bench, Files};
 use engine::event::FailureKind;
+use engine::sandbox::SecretBytes;
 use source::git::Submodules;
 use testkit::git_server::{File, GitServer};
 
@@ -228,6 +229,22 @@ async fn a_file_from_a_url_is_downloaded_once_and_asked_for_ever_after() {
         files.address
     ));
     assert_eq!(bench.reasons().await, (vec![], 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_for_a_host_are_shown_to_it_and_stay_out_of_keys() {
+    let files = Files::start().await;
+    files.put("/f", "x");
+    let mut bench = Bench::new(&[]);
+    bench.dockerfile(&format!("FROM scratch\nADD {}/f /f\n", files.address));
+    let secret = |text: &str| SecretBytes::new(text.as_bytes().to_vec());
+    bench.secrets = [("HTTP_AUTH_TOKEN_127.0.0.1".to_owned(), secret("one\n"))].into();
+    assert_eq!(bench.build().await.files()["f"].text, "x");
+    bench.secrets = [("HTTP_AUTH_HEADER_127.0.0.1".to_owned(), secret("Basic two"))].into();
+    assert_eq!(bench.reasons().await, (vec![], 1));
+    bench.secrets = [("HTTP_AUTH_TOKEN_example.com".to_owned(), secret("three"))].into();
+    assert_eq!(bench.reasons().await, (vec![], 1));
+    assert_eq!(files.shown(), ["Bearer one", "Basic two"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
