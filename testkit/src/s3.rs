@@ -128,13 +128,21 @@ impl S3Server {
     #[must_use]
     pub fn n_unfinished(&self) -> usize {
         let path = format!("/buckets/{BUCKET}/.uploads/?limit=100");
-        let answer = ask(self.filer, "GET", &path).unwrap_or_default();
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        let listed: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-        listed
-            .get("Entries")
-            .and_then(serde_json::Value::as_array)
-            .map_or(0, Vec::len)
+        entries(&ask(self.filer, "GET", &path).unwrap_or_default()).len()
+    }
+
+    /// Removes every object.
+    pub fn empty(&self) {
+        let listed = ask(self.filer, "GET", &format!("/buckets/{BUCKET}/?limit=100"));
+        let listed = listed.unwrap_or_default();
+        for path in entries(&listed) {
+            let path = format!("{path}?recursive=true");
+            let answer = ask(self.filer, "DELETE", &path).unwrap_or_default();
+            assert!(
+                answer.split(' ').nth(1) == Some("204"),
+                "DELETE {path}: {answer}"
+            );
+        }
     }
 
     /// Ends the store, as an outage would.
@@ -152,6 +160,15 @@ impl Drop for S3Server {
             let _absent = std::fs::remove_file(socket);
         }
     }
+}
+
+/// Returns the paths in an answer that lists a folder.
+fn entries(answer: &str) -> Vec<String> {
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let listed: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let entries = listed.get("Entries").and_then(serde_json::Value::as_array);
+    let path = |entry: &serde_json::Value| Some(entry.get("FullPath")?.as_str()?.to_owned());
+    entries.into_iter().flatten().filter_map(path).collect()
 }
 
 /// Returns the whole answer to a request without a body; `None` when nobody answers.

@@ -12,6 +12,7 @@ use api::builder::{
 };
 use serde_json::Value;
 use testkit::process::{finish, run, tool};
+use testkit::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use testkit::scratch::Scratch;
 use tonic::Code;
 
@@ -257,6 +258,128 @@ async fn addresses_that_were_not_signed_for_this_file_open_nothing() {
     assert_eq!(http::ask("GET", &status.url, &[]).status, 404);
     let renewed = get(&scene, &image).await;
     assert_eq!(http::ask("HEAD", &renewed.url, &[]).status, 200);
+}
+
+/// Returns the configuration for subassemblies in the bucket of `server`; `folder` is for the keys.
+fn in_bucket(server: &S3Server, folder: &Scratch) -> String {
+    let id = folder.write("id", ACCESS_KEY);
+    let secret = folder.write("secret", format!("{SECRET_KEY}\n"));
+    format!(
+        "[subassembly]\nbucket = \"{BUCKET}\"\nbucket_prefix = \"made/by-kiln\"\n[objects]\nendpoint = \"{}\"\naccess_key_id_file = \"{}\"\nsecret_access_key_file = \"{}\"\n",
+        server.endpoint(),
+        id.display(),
+        secret.display()
+    )
+}
+
+/// Tells whether a file below `folder` holds `text`.
+fn holds(folder: &Path, text: &str) -> bool {
+    let found = finish(Command::new("grep").args(["-rqF", text]).arg(folder));
+    found.status.success()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_a_bucket_is_fetched_from_there() {
+    let (mut server, keys) = (S3Server::start(), Scratch::new());
+    let mut scene = Scene::around(
+        testkit::docker_registry::DockerRegistry::start(),
+        Target::Embedded,
+        &in_bucket(&server, &keys),
+    );
+    let mut image = image(&scene, "bucket").await;
+    create(&scene, &image).await;
+    let status = made(&scene, &image).await;
+    assert_eq!(
+        status.phase(),
+        SubassemblyPhase::Available,
+        "{}",
+        status.message
+    );
+    let hex = status.digest.strip_prefix("sha256:").unwrap();
+    let place = format!("{}/{BUCKET}/made/by-kiln/sha256/{hex}?", server.endpoint());
+    assert!(status.url.starts_with(&place), "{}", status.url);
+
+    // The command goes on with a download that has begun, in the bucket as with us.
+    let scratch = Scratch::new();
+    let path = scratch.join("file");
+    let mut command = scene.kiln.command();
+    command
+        .args(["subassembly", "get", "--server", scene.kiln.host(), &image])
+        .arg("-o")
+        .arg(&path);
+    run(&mut command);
+    let actual = run(Command::new("sha256sum").arg(&path));
+    assert_eq!(actual.get(..64), Some(hex));
+    let part = http::ask("GET", &status.url, &["Range: bytes=5-9"]);
+    let whole = std::fs::read(&path).unwrap();
+    assert_eq!((part.status, &part.body[..]), (206, &whole[5..10]));
+    let bare = status.url.split_once('?').unwrap().0;
+    assert_eq!(http::ask("GET", bare, &[]).status, 403);
+
+    // Only the bucket counts: the store may forget its own, and the next server finds it too.
+    let blob = scene.kiln.state().join("store/blobs/sha256").join(hex);
+    std::fs::remove_file(&blob).unwrap();
+    scene.kiln.kill();
+    scene.kiln.start_again();
+    image = moved(&scene, &image);
+    let again = create(&scene, &image).await;
+    assert_eq!(again.phase(), SubassemblyPhase::Available);
+    assert_eq!(again.digest, status.digest);
+
+    // What the bucket has lost is put there again.
+    server.empty();
+    assert_eq!(
+        get(&scene, &image).await.phase(),
+        SubassemblyPhase::Unavailable
+    );
+    create(&scene, &image).await;
+    let renewed = made(&scene, &image).await;
+    assert_eq!(renewed.digest, status.digest, "{}", renewed.message);
+    assert_eq!(http::ask("GET", &renewed.url, &[]).body, whole);
+    assert!(!holds(&scene.kiln.state(), SECRET_KEY));
+
+    // A store that is gone is a failure of the call, and nothing that is said of the image.
+    server.stop();
+    let request = GetSubassemblyRequest {
+        oci_reference: image,
+    };
+    let mut client = scene.kiln.subassemblies().await;
+    let refused = client.get_subassembly(request).await.unwrap_err();
+    assert!(!refused.message().contains(SECRET_KEY), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_refuses_says_so_and_is_tried_again() {
+    let (server, keys) = (S3Server::start(), Scratch::new());
+    let scene = Scene::around(
+        testkit::docker_registry::DockerRegistry::start(),
+        Target::Embedded,
+        &in_bucket(&server, &keys),
+    );
+    let image = image(&scene, "refused").await;
+    // Read again for each use; nothing is recorded yet, so the first to use it is the worker.
+    keys.write("secret", "guessed-hidden-key");
+    create(&scene, &image).await;
+    let status = made(&scene, &image).await;
+    assert_eq!(status.phase(), SubassemblyPhase::Unavailable);
+    assert!(
+        status
+            .message
+            .contains("put a subassembly into bucket kiln"),
+        "{}",
+        status.message
+    );
+    assert!(!holds(&scene.kiln.state(), "guessed-hidden-key"));
+    keys.write("secret", SECRET_KEY);
+    create(&scene, &image).await;
+    let status = made(&scene, &image).await;
+    assert_eq!(
+        status.phase(),
+        SubassemblyPhase::Available,
+        "{}",
+        status.message
+    );
+    assert_eq!(http::ask("GET", &status.url, &[]).status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use objects::Keys;
+
 /// Returns a variable if it is set and is text.
 #[expect(
     clippy::disallowed_methods,
@@ -17,6 +19,17 @@ fn folder(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(value);
     // The XDG specification: relative paths are to be ignored.
     path.is_absolute().then_some(path)
+}
+
+/// Returns what is said about buckets, in the variables that other tools for them read too.
+pub(crate) fn buckets() -> service::subassembly::Ambient {
+    let said = |name| variable(name).filter(|text| !text.is_empty());
+    let keys = said("AWS_ACCESS_KEY_ID").zip(said("AWS_SECRET_ACCESS_KEY"));
+    service::subassembly::Ambient {
+        keys: keys.map(|(id, secret)| Keys::new(id, secret, said("AWS_SESSION_TOKEN"))),
+        endpoint: said("AWS_ENDPOINT_URL_S3").or_else(|| said("AWS_ENDPOINT_URL")),
+        region: said("AWS_REGION").or_else(|| said("AWS_DEFAULT_REGION")),
+    }
 }
 
 /// Returns the user's home folder.

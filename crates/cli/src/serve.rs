@@ -38,6 +38,7 @@ pub(crate) async fn run(args: ServeArgs) -> Outcome {
         owner,
         environment: Environment::real(),
         client: place::client_options(),
+        ambient: environment::buckets(),
     };
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Internal)?;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use objects::Bucket;
 use oci::{Digest, Platform, Reference};
 use registry::client::ProxyOptions;
 use registry::hosts::Hosts;
@@ -371,6 +372,9 @@ pub enum Output {
         format: Format,
         /// Whose it is.
         tenant: String,
+        /// Where the file goes too.
+        #[serde(default)]
+        bucket: Option<Box<Bucket>>,
     },
 }
 

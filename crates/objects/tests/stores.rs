@@ -1,6 +1,10 @@
 //! Both places, held to the same: a folder, and a bucket of a real store.
 
-#![expect(clippy::unwrap_used, reason = "a test says what went wrong by ending")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by ending"
+)]
 
 use std::fs::File;
 use std::io::Write as _;

@@ -47,6 +47,7 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
         outputs: vec![Output::Subassembly {
             format,
             tenant: TENANT.to_owned(),
+            bucket: None,
         }],
         registries: local::registries(&found)?,
         contexts: std::collections::BTreeMap::new(),

@@ -88,8 +88,17 @@ pub(crate) async fn publish(
                 name,
                 references,
             } => export::export(publisher, image, *format, (name, references)).await,
-            Output::Subassembly { format, tenant } => {
-                subassembly::make(publisher, image, *format, tenant).await
+            Output::Subassembly {
+                format,
+                tenant,
+                bucket,
+            } => {
+                let wanted = subassembly::Wanted {
+                    format: *format,
+                    tenant,
+                    bucket: bucket.as_deref(),
+                };
+                subassembly::make(publisher, image, wanted).await
             }
         };
         if let Err(failure) = done {

@@ -5,20 +5,25 @@
 //! 1. bring the image's layers into the store;
 //! 2. flatten them into one archive, without unpacking them (`flatten`, `tree`);
 //! 3. pack the archive in the format that is wanted, into the store (`pack`);
-//! 4. write down what the file is ([`manifest`]) and, last of all, that it is there ([`Stored`]).
+//! 4. put it into a bucket, when there is one (`upload`);
+//! 5. write down what the file is ([`manifest`]) and, last of all, that it is there ([`Stored`]).
 //!
 //! The file is a blob of the store like any other; a record under [`key`] says which. A record that is there tells the truth: it is
-//! written when the blob is durable. Who may have the file is decided elsewhere.
+//! written when the file is durable, where it was wanted. Whether it still is there is asked for each time: of the store ([`find`]), or
+//! of the bucket under [`object_name`]. Who may have the file is decided elsewhere.
 
 mod flatten;
 pub mod manifest;
 mod pack;
 mod tree;
+mod upload;
 
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use objects::{Bucket, Name, ParseNameError};
 use oci::{Digest, ImageConfig};
 use serde::{Deserialize, Serialize};
 use store::{RecordError, Store};
@@ -109,38 +114,77 @@ pub fn key(tenant: &str, image: &Digest, format: Format) -> String {
     Digest::sha256(text.as_bytes()).hex().to_owned()
 }
 
-/// Returns the subassembly under `key`, if its file is there.
+/// Returns the name of a file in a bucket: the same file is there once.
+///
+/// # Errors
+/// Never, as long as digests are what they are.
+pub fn object_name(digest: &Digest) -> Result<Name, ParseNameError> {
+    digest.to_string().replace(':', "/").parse()
+}
+
+/// Returns what is known of the subassembly under `key`; whether its file is still there is another question.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn recorded(store: &Store, key: &str) -> Result<Option<Stored>, RecordError> {
+    let bytes = store.record(KIND, key)?;
+    // One that nobody can read any more is made again.
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+/// Returns the subassembly under `key`, if its file is in the store.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub fn find(store: &Store, key: &str) -> Result<Option<Stored>, RecordError> {
-    let Some(bytes) = store.record(KIND, key)? else {
-        return Ok(None);
-    };
-    let stored: Option<Stored> = serde_json::from_slice(&bytes).ok();
-    // One whose file is gone, or that nobody can read any more, is made again.
+    let stored = recorded(store, key)?;
     Ok(stored.filter(|stored| matches!(store.size_of(&stored.digest), Ok(Some(size)) if size == stored.size_bytes)))
 }
 
-/// Makes the subassembly of `image` and records it under the key of `tenant`.
+/// What is to be made of an image.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) format: Format,
+    /// Whose it is.
+    pub(crate) tenant: &'a str,
+    /// Where the file goes too.
+    pub(crate) bucket: Option<&'a Bucket>,
+}
+
+/// Makes the subassembly of `image` and records it under the key of the tenant.
 pub(crate) async fn make(
     publisher: &Publisher,
     image: &Image,
-    format: Format,
-    tenant: &str,
+    wanted: Wanted<'_>,
 ) -> Result<(), Failure> {
     bring_all(&publisher.depot, image).await?;
     let scratch = publisher.folder.join("work").join("subassembly");
-    let work = Work {
+    let work = Arc::new(Work {
         store: publisher.depot.store.clone(),
         image: image.clone(),
-        format,
-        key: key(tenant, &image.digest, format),
+        format: wanted.format,
+        key: key(wanted.tenant, &image.digest, wanted.format),
         layer_bytes: publisher.depot.layer_bytes,
         cancel: publisher.depot.cancel.clone(),
-    };
-    let made = tokio::task::spawn_blocking(move || work.carry_out(&scratch)).await;
-    made.unwrap_or_else(|error| Err(platform("make a subassembly", &error)))
+    });
+    let stored = blocking(&work, move |work| work.carry_out(&scratch)).await?;
+    if let Some(bucket) = wanted.bucket {
+        upload::upload(&work.store, &stored, bucket, &work.cancel).await?;
+    }
+    blocking(&work, move |work| work.record(&stored)).await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: &Arc<Work>,
+    step: impl FnOnce(&Work) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let work = Arc::clone(work);
+    let done = tokio::task::spawn_blocking(move || step(&work)).await;
+    done.unwrap_or_else(|error| Err(failed(&error)))
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
+    platform("make a subassembly", error)
 }
 
 struct Work {
@@ -153,11 +197,10 @@ struct Work {
 }
 
 impl Work {
-    fn carry_out(&self, scratch: &Path) -> Result<(), Failure> {
-        let attempt = "make a subassembly";
-        let failed = |error: &(dyn std::error::Error + 'static)| platform(attempt, error);
-        if matches!(find(&self.store, &self.key), Ok(Some(_))) {
-            return Ok(());
+    /// Steps 2 and 3, unless the file is there.
+    fn carry_out(&self, scratch: &Path) -> Result<Stored, Failure> {
+        if let Ok(Some(stored)) = find(&self.store, &self.key) {
+            return Ok(stored);
         }
         let config: ImageConfig =
             serde_json::from_slice(&self.image.config_bytes).map_err(|e| failed(&e))?;
@@ -174,8 +217,11 @@ impl Work {
         let (flattened, out) = pack::pack(self.format, &mut archive, out, scratch, &self.cancel)
             .map_err(|e| blame(&e))?;
         let (digest, size_bytes) = out.commit(None).map_err(|e| failed(&e))?;
-        let stored = self.stored(&config, flattened, digest, size_bytes);
-        let bytes = serde_json::to_vec(&stored).map_err(|e| failed(&e))?;
+        Ok(self.stored(&config, flattened, digest, size_bytes))
+    }
+
+    fn record(&self, stored: &Stored) -> Result<(), Failure> {
+        let bytes = serde_json::to_vec(stored).map_err(|e| failed(&e))?;
         self.store
             .put_record(KIND, &self.key, &bytes)
             .map_err(|e| failed(&e))
@@ -210,7 +256,7 @@ impl Work {
 
 /// Decides whose fault it is: an image that cannot be flattened is its maker's.
 fn blame(error: &PackError) -> Failure {
-    let failure_of = platform("make a subassembly", error);
+    let failure_of = failed(error);
     match (error, failure_of.kind) {
         (PackError::Flatten(cause), FailureKind::Platform) if cause.is_of_image() => failure(
             FailureKind::BaseImage,

@@ -64,6 +64,8 @@ pub struct Setup {
     pub environment: Environment,
     /// How registries are talked to.
     pub client: ClientOptions,
+    /// What the environment says about buckets.
+    pub ambient: subassembly::Ambient,
 }
 
 impl std::fmt::Debug for Setup {
@@ -108,6 +110,9 @@ pub enum RunError {
     /// What was asked for cannot be kept.
     #[error("open what is known of subassemblies")]
     Subassemblies(#[source] subassembly::WishError),
+    /// The bucket of subassemblies cannot be used.
+    #[error("open the bucket of subassemblies")]
+    Bucket(#[source] subassembly::BucketError),
     /// The builds of earlier processes cannot be found.
     #[error("find earlier builds")]
     Recover(#[source] RecoverError),
@@ -171,8 +176,9 @@ pub async fn run(
         lifetime: config.subassembly.url_lifetime,
         now_ms: setup.environment.now_ms,
     };
-    let subassemblies =
-        subassemblies(&config, &service, &opened).map_err(RunError::Subassemblies)?;
+    let bucket = subassembly::Shelf::new(&config, &setup.ambient).map_err(RunError::Bucket)?;
+    let subassemblies = subassemblies(&config, &service, &opened, bucket);
+    let subassemblies = subassemblies.map_err(RunError::Subassemblies)?;
     subassemblies.resume().await;
     let calls = Calls::new(grpc::Parts {
         service: Arc::clone(&service),
@@ -359,11 +365,14 @@ fn subassemblies(
     config: &Config,
     service: &Arc<Service>,
     opened: &Opened,
+    bucket: Option<subassembly::Shelf>,
 ) -> Result<Subassemblies, subassembly::WishError> {
     let parts = subassembly::Parts {
         service: Arc::clone(service),
         store: opened.store.clone(),
         format: config.subassembly.format,
+        url_lifetime: config.subassembly.url_lifetime,
+        bucket,
         tasks: opened.tasks.clone(),
         stop: opened.stop.clone(),
     };

@@ -123,6 +123,22 @@ allow_host_network = false
 format = "tar+zstd"
 # How long the address of a file is good.
 url_lifetime = "1h"
+# A bucket that the files are put into as well; addresses lead there then, and are good for 7 days at most.
+#bucket = "subassemblies"
+# What the names of files in the bucket begin with.
+#bucket_prefix = "kiln/production"
+
+# How buckets are reached: stores that speak the protocol of S3. Keys that no file holds are taken from AWS_ACCESS_KEY_ID,
+# AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN; where the store is, from AWS_ENDPOINT_URL and AWS_REGION when it is not said here.
+[objects]
+# The store; Amazon's of the region when not given.
+#endpoint = "https://s3.example.com"
+# Where the store says it is; us-east-1 when not given.
+#region = "eu-central-1"
+# Files with the keys; read again for each use.
+#access_key_id_file = "/etc/kiln/s3/id"
+#secret_access_key_file = "/etc/kiln/s3/secret"
+#session_token_file = "/etc/kiln/s3/session"
 
 # How workers are started.
 [worker]

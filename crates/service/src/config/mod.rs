@@ -68,6 +68,8 @@ pub struct Config {
     pub subassembly: Subassembly,
     /// Where archives for workspaces are.
     pub snapshots: Snapshots,
+    /// How buckets are reached.
+    pub objects: Objects,
     /// How workers are started.
     pub worker: Worker,
     /// How each registry is reached.
@@ -94,6 +96,7 @@ impl Default for Config {
             limits: Limits::default(),
             subassembly: Subassembly::default(),
             snapshots: Snapshots::default(),
+            objects: Objects::default(),
             worker: Worker::default(),
             registry: Hosts::default(),
         }
@@ -224,6 +227,10 @@ pub struct Subassembly {
     /// How long the address of a file is good.
     #[serde(deserialize_with = "duration::deserialize")]
     pub url_lifetime: Duration,
+    /// The bucket that their files are put into; the store alone when not given.
+    pub bucket: Option<String>,
+    /// What the names of files in the bucket begin with.
+    pub bucket_prefix: Option<objects::Name>,
 }
 
 impl Default for Subassembly {
@@ -231,7 +238,85 @@ impl Default for Subassembly {
         Self {
             format: Format::default(),
             url_lifetime: Duration::from_secs(3600),
+            bucket: None,
+            bucket_prefix: None,
         }
+    }
+}
+
+/// How buckets are reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Objects {
+    /// `https://host` of the store; Amazon's of the region when not given.
+    pub endpoint: Option<String>,
+    /// Where the store says it is.
+    pub region: Option<String>,
+    /// A file with the access key; the environment says when not given.
+    pub access_key_id_file: Option<PathBuf>,
+    /// A file with its secret.
+    pub secret_access_key_file: Option<PathBuf>,
+    /// A file with the session token, for keys that have one.
+    pub session_token_file: Option<PathBuf>,
+}
+
+impl Objects {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.access_key_id_file.is_some() != self.secret_access_key_file.is_some() {
+            let problem = "needs access_key_id_file and secret_access_key_file";
+            return Err(value("objects", problem));
+        }
+        if self.session_token_file.is_some() && self.access_key_id_file.is_none() {
+            return Err(value(
+                "objects.session_token_file",
+                "needs access_key_id_file",
+            ));
+        }
+        let is_host = |text: &String| {
+            url::Url::parse(text).is_ok_and(|url| {
+                matches!(url.scheme(), "http" | "https")
+                    && url.has_host()
+                    && url.username().is_empty()
+                    && url.password().is_none()
+                    && url.path() == "/"
+                    && url.query().is_none()
+                    && url.fragment().is_none()
+            })
+        };
+        if !self.endpoint.as_ref().is_none_or(is_host) {
+            return Err(value("objects.endpoint", "must be https://host"));
+        }
+        Ok(())
+    }
+}
+
+impl Subassembly {
+    fn check(&self) -> Result<(), ConfigError> {
+        let Some(bucket) = &self.bucket else {
+            return match &self.bucket_prefix {
+                Some(_) => Err(value("subassembly.bucket_prefix", "needs a bucket")),
+                None => Ok(()),
+            };
+        };
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+        if !(3..=255).contains(&bucket.len())
+            || bucket.contains("..")
+            || !bucket.bytes().all(is_plain)
+        {
+            return Err(value("subassembly.bucket", "is not the name of a bucket"));
+        }
+        if self.url_lifetime > objects::SIGNED_MAX {
+            let problem = "an address of a bucket is good for 7 days at most";
+            return Err(value("subassembly.url_lifetime", problem));
+        }
+        Ok(())
+    }
+}
+
+fn value(key: &'static str, problem: &str) -> ConfigError {
+    ConfigError::Value {
+        key,
+        problem: problem.to_owned(),
     }
 }
 
@@ -331,12 +416,9 @@ impl Config {
 
     /// Checks what no single key can tell.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let value = |key, problem: &str| {
-            Err(ConfigError::Value {
-                key,
-                problem: problem.to_owned(),
-            })
-        };
+        let value = |key, problem: &str| Err(value(key, problem));
+        self.subassembly.check()?;
+        self.objects.check()?;
         if self.server.max_running_builds == 0 {
             return value("server.max_running_builds", "must be at least 1");
         }

@@ -36,9 +36,9 @@ struct Orchestrator {
     #[serde(default)]
     builder_image: Option<IgnoredAny>,
     #[serde(default)]
-    subassembly_bucket_name: Option<IgnoredAny>,
+    subassembly_bucket_name: Option<String>,
     #[serde(default)]
-    subassembly_bucket_prefix: Option<IgnoredAny>,
+    subassembly_bucket_prefix: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -92,7 +92,9 @@ struct GrpcTls {
 pub(super) fn parse(text: &str) -> Result<Parsed, ConfigError> {
     let file: File = serde_json::from_str(text).map_err(ConfigError::Json)?;
     let warnings = warnings(&file);
-    let from = file.orchestrator;
+    let mut from = file.orchestrator;
+    let bucket = from.subassembly_bucket_name.take();
+    let prefix = from.subassembly_bucket_prefix.take();
     let mut config = Config {
         base_image_repository: Some(
             parse_repository(&from.base_image_repository)
@@ -108,6 +110,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ConfigError> {
         enable_additional_ecr_auth: from.enable_additional_ecr_auth,
         ..Config::default()
     };
+    set_bucket(&mut config, bucket, prefix)?;
     if let Some(cache) = file.ref_cache {
         set_ref_cache(&mut config, cache)?;
     }
@@ -115,6 +118,24 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ConfigError> {
         set_grpc(&mut config, grpc)?;
     }
     Ok(Parsed { config, warnings })
+}
+
+/// Empty texts are what templates make of nothing.
+fn set_bucket(
+    config: &mut Config,
+    bucket: Option<String>,
+    prefix: Option<String>,
+) -> Result<(), ConfigError> {
+    let bucket = bucket.filter(|bucket| !bucket.is_empty());
+    let prefix = prefix.as_deref().map(|prefix| prefix.trim_matches('/'));
+    if let (Some(_), Some(prefix)) = (&bucket, prefix.filter(|prefix| !prefix.is_empty())) {
+        let parsed = prefix
+            .parse()
+            .map_err(|error| value("orchestrator.subassemblyBucketPrefix", format!("{error}")))?;
+        config.subassembly.bucket_prefix = Some(parsed);
+    }
+    config.subassembly.bucket = bucket;
+    Ok(())
 }
 
 fn set_ref_cache(config: &mut Config, cache: RefCache) -> Result<(), ConfigError> {
@@ -186,16 +207,6 @@ fn warnings(file: &File) -> Vec<String> {
             "orchestrator.pullSecret",
             from.pull_secret.is_some(),
             "pullSecretFile is what is read",
-        ),
-        ignored(
-            "orchestrator.subassemblyBucketName",
-            from.subassembly_bucket_name.is_some(),
-            "subassemblies are not supported yet",
-        ),
-        ignored(
-            "orchestrator.subassemblyBucketPrefix",
-            from.subassembly_bucket_prefix.is_some(),
-            "subassemblies are not supported yet",
         ),
         ignored(
             "server.services.http",

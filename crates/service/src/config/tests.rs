@@ -61,7 +61,7 @@ fn the_published_json_is_accepted_with_warnings() {
             "workspaceImageRepository": "registry.example.com/workspace-images",
             "builderImage": "registry.example.com/bob:1",
             "enableAdditionalECRAuth": false,
-            "subassemblyBucketName": "b", "subassemblyBucketPrefix": "p"
+            "subassemblyBucketName": "files", "subassemblyBucketPrefix": "sub/assemblies/"
           },
           "refCache": { "interval": "6h", "refs": ["alpine", "docker.io/library/alpine:latest"] },
           "server": { "services": { "grpc": {
@@ -91,14 +91,58 @@ fn the_published_json_is_accepted_with_warnings() {
             "orchestrator.wsman",
             "orchestrator.builderImage",
             "orchestrator.pullSecret",
-            "orchestrator.subassemblyBucketName",
-            "orchestrator.subassemblyBucketPrefix"
         ]
     );
+    assert_eq!(config.subassembly.bucket.as_deref(), Some("files"));
+    let prefix = config.subassembly.bucket_prefix.unwrap();
+    assert_eq!(prefix.as_str(), "sub/assemblies");
 }
 
 #[test]
 fn unknown_keys_of_the_published_json_are_refused() {
     let text = r#"{ "orchestrator": { "baseImageRepository": "r.example/b", "workspaceImageRepository": "r.example/w", "x": 1 } }"#;
     assert!(matches!(parse(text), Err(ConfigError::Json(_))));
+}
+
+#[test]
+fn a_bucket_is_checked_before_anything_is_put_into_it() {
+    let good = "[subassembly]\nbucket = \"files\"\nbucket_prefix = \"a/b\"\nurl_lifetime = \"168h\"\n[objects]\nendpoint = \"http://127.0.0.1:1\"\naccess_key_id_file = \"/a\"\nsecret_access_key_file = \"/b\"";
+    parse(good).unwrap();
+    for (bad, key) in [
+        (
+            "[subassembly]\nbucket_prefix = \"a\"",
+            "subassembly.bucket_prefix",
+        ),
+        ("[subassembly]\nbucket = \"a/b\"", "subassembly.bucket"),
+        ("[subassembly]\nbucket = \"a?b\"", "subassembly.bucket"),
+        ("[subassembly]\nbucket = \"...\"", "subassembly.bucket"),
+        (
+            "[subassembly]\nbucket = \"files\"\nurl_lifetime = \"169h\"",
+            "subassembly.url_lifetime",
+        ),
+        ("[objects]\naccess_key_id_file = \"/a\"", "objects"),
+        (
+            "[objects]\nsession_token_file = \"/a\"",
+            "objects.session_token_file",
+        ),
+        (
+            "[objects]\nendpoint = \"s3.example.com\"",
+            "objects.endpoint",
+        ),
+        (
+            "[objects]\nendpoint = \"https://user:word@s3.example.com\"",
+            "objects.endpoint",
+        ),
+        (
+            "[objects]\nendpoint = \"https://s3.example.com/path\"",
+            "objects.endpoint",
+        ),
+        ("[objects]\nendpoint = \"file:///etc\"", "objects.endpoint"),
+    ] {
+        match parse(bad) {
+            Err(ConfigError::Value { key: found, .. }) => assert_eq!(found, key, "{bad}"),
+            other => panic!("{bad}: {other:?}"),
+        }
+    }
+    assert!(parse("[subassembly]\nbucket = \"files\"\nbucket_prefix = \"../a\"").is_err());
 }

@@ -3,18 +3,20 @@
 //! Making one is a build like any other (`engine::subassembly`): it waits for its turn, has a worker and a journal, and outlives this
 //! process. Where it stands is never kept here:
 //!
-//! * available: the store has a record of it, and the file;
+//! * available: the store has a record of it, and the file; with a bucket, the bucket has the file;
 //! * creating: a build of its key runs, or waits;
 //! * unavailable: the newest build of its key failed, which is remembered as long as builds are; or nobody has asked.
 //!
 //! What is asked for is written down (`wishes`) until it has an end, so that one which was still waiting when the service stopped is
 //! started by the next one.
 
+mod bucket;
 mod wishes;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::spec::{BuildSpec, Output, Purpose, Record, Source};
 use engine::state::BuildState;
@@ -24,6 +26,7 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::bucket::Opened;
 use self::wishes::{Wish, Wishes};
 use crate::access::{Grant, Rights, Tenant};
 use crate::builds::Order;
@@ -32,6 +35,7 @@ use crate::failure::{Failure, build_message, chain};
 use crate::lifecycle::Service;
 use crate::names::Rebuild;
 
+pub use self::bucket::{Ambient, BucketError, Shelf};
 pub use self::wishes::WishError;
 
 /// What a caller is told when the store or the folder of wishes fails.
@@ -43,9 +47,18 @@ pub enum Standing {
     /// It is being made, or waits for its turn.
     Creating,
     /// It is there.
-    Available(Box<Stored>),
+    Available(Box<Available>),
     /// It is not there, and why.
     Unavailable(String),
+}
+
+/// A subassembly whose file is there.
+#[derive(Debug, Clone)]
+pub struct Available {
+    /// What it is.
+    pub stored: Stored,
+    /// Its address in the bucket; when there is none, the file is in the store.
+    pub url: Option<String>,
 }
 
 /// Every subassembly of this service. Cheap to clone.
@@ -59,6 +72,8 @@ struct Inner {
     service: Arc<Service>,
     store: Store,
     format: Format,
+    url_lifetime: Duration,
+    bucket: Option<Shelf>,
     wishes: Wishes,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -73,6 +88,10 @@ pub struct Parts {
     pub store: Store,
     /// What files are made.
     pub format: Format,
+    /// How long the address of a file is good.
+    pub url_lifetime: Duration,
+    /// Where files are put, beside the store.
+    pub bucket: Option<Shelf>,
     /// What goes on beside the calls.
     pub tasks: TaskTracker,
     /// Cancelled when the service is about to stop.
@@ -90,6 +109,8 @@ impl Subassemblies {
                 service: parts.service,
                 store: parts.store,
                 format: parts.format,
+                url_lifetime: parts.url_lifetime,
+                bucket: parts.bucket,
                 wishes: Wishes::open(folder)?,
                 tasks: parts.tasks,
                 stop: parts.stop,
@@ -174,8 +195,8 @@ impl Subassemblies {
         let key = wish.key(self.inner.format);
         // In this order: a build that has ended well has left its record before.
         let newest = self.inner.service.builds.newest_under(&key);
-        if let Some(stored) = self.find(&key).await? {
-            return Ok(Standing::Available(Box::new(stored)));
+        if let Some(available) = self.find(&key).await? {
+            return Ok(Standing::Available(Box::new(available)));
         }
         let Some(build) = newest else {
             return Ok(Standing::Unavailable(
@@ -229,6 +250,7 @@ impl Subassemblies {
             outputs: vec![Output::Subassembly {
                 format: self.inner.format,
                 tenant: wish.tenant.clone(),
+                bucket: self.bucket().await?.map(|opened| Box::new(opened.bucket)),
             }],
             registries: service.registries(keychains),
             contexts: BTreeMap::new(),
@@ -273,14 +295,58 @@ impl Subassemblies {
         });
     }
 
-    async fn find(&self, key: &str) -> Result<Option<Stored>, Failure> {
+    async fn find(&self, key: &str) -> Result<Option<Available>, Failure> {
         let store = self.inner.store.clone();
         let key = key
             .strip_prefix(wishes::KEY_PREFIX)
             .unwrap_or(key)
             .to_owned();
-        let found = tokio::task::spawn_blocking(move || subassembly::find(&store, &key)).await;
-        found
+        let opened = self.bucket().await?;
+        let look = if opened.is_some() {
+            subassembly::recorded
+        } else {
+            subassembly::find
+        };
+        let found = tokio::task::spawn_blocking(move || look(&store, &key)).await;
+        let found = found
+            .map_err(|error| Failure::platform(FAILED, error))?
+            .map_err(|error| Failure::platform(FAILED, error))?;
+        match (found, opened) {
+            (Some(stored), Some(opened)) => self.in_bucket(stored, &opened).await,
+            (found, _) => Ok(found.map(|stored| Available { stored, url: None })),
+        }
+    }
+
+    /// Returns a subassembly with an address in the bucket, if its file is there.
+    async fn in_bucket(
+        &self,
+        stored: Stored,
+        opened: &Opened,
+    ) -> Result<Option<Available>, Failure> {
+        let name = subassembly::object_name(&stored.digest)
+            .map_err(|error| Failure::platform(FAILED, error))?;
+        let (objects, lifetime) = (&opened.objects, self.inner.url_lifetime);
+        let size = objects.head(&name).await;
+        if size.map_err(|error| Failure::platform(FAILED, error))? != Some(stored.size_bytes) {
+            return Ok(None);
+        }
+        let url = objects.presign(&name, lifetime).await;
+        let url = url.map_err(|error| Failure::platform(FAILED, error))?;
+        Ok(Some(Available {
+            stored,
+            url: url.map(String::from),
+        }))
+    }
+
+    /// Returns the bucket, if there is one.
+    async fn bucket(&self) -> Result<Option<Opened>, Failure> {
+        if self.inner.bucket.is_none() {
+            return Ok(None);
+        }
+        let inner = Arc::clone(&self.inner);
+        let open = move || inner.bucket.as_ref().map(Shelf::open).transpose();
+        let opened = tokio::task::spawn_blocking(open).await;
+        opened
             .map_err(|error| Failure::platform(FAILED, error))?
             .map_err(|error| Failure::platform(FAILED, error))
     }

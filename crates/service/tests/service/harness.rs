@@ -269,6 +269,7 @@ impl World {
             executor: Arc::new(self.scripted.clone()),
             owner: None,
             environment: Environment::real(),
+            ambient: service::subassembly::Ambient::default(),
             client: ClientOptions {
                 tries: 2,
                 backoff_base: Duration::from_millis(1),

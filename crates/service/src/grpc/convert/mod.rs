@@ -248,13 +248,16 @@ pub(super) fn subassembly_status(
     match standing {
         Standing::Creating => phase(wire::SubassemblyPhase::Creating, "it is being made"),
         Standing::Unavailable(why) => phase(wire::SubassemblyPhase::Unavailable, &why),
-        Standing::Available(stored) => wire::SubassemblyStatus {
-            digest: stored.digest.to_string(),
-            url: url(&stored.digest),
-            // Texts, numbers and lists: writing them down cannot fail.
-            manifest: serde_json::to_vec(&stored.manifest).unwrap_or_default(),
-            ..phase(wire::SubassemblyPhase::Available, "")
-        },
+        Standing::Available(available) => {
+            let stored = available.stored;
+            wire::SubassemblyStatus {
+                digest: stored.digest.to_string(),
+                url: available.url.unwrap_or_else(|| url(&stored.digest)),
+                // Texts, numbers and lists: writing them down cannot fail.
+                manifest: serde_json::to_vec(&stored.manifest).unwrap_or_default(),
+                ..phase(wire::SubassemblyPhase::Available, "")
+            }
+        }
     }
 }
 
