@@ -158,6 +158,7 @@ fn flags(case: &Case, scene: &Scene<'_>) -> Vec<String> {
             .iter()
             .map(|size| format!("--shm-size={size}")),
     );
+    flags.extend(agent(scene).map(|agent| format!("--ssh={agent}")));
     let secrets = options.secrets.iter();
     flags.extend(secrets.map(|(id, value)| {
         format!(
@@ -269,6 +270,9 @@ impl BuildKit {
         for what in &options.allow {
             command.arg("--allow").arg(what);
         }
+        if let Some(agent) = agent(scene) {
+            command.arg("--ssh").arg(agent);
+        }
         for (id, value) in &options.secrets {
             command.arg("--secret").arg(format!(
                 "id={id},src={}",
@@ -301,6 +305,12 @@ fn context(command: &mut Command, name: &str, what: &str) {
         format!("local:{name}")
     };
     command.arg("--opt").arg(format!("context:{name}={option}"));
+}
+
+/// Returns the agent for ssh as both builders want it.
+fn agent(scene: &Scene<'_>) -> Option<String> {
+    let (socket, _) = scene.agent.as_ref()?;
+    Some(format!("default={}", socket.display()))
 }
 
 /// Writes a secret, and returns where it is.

@@ -38,6 +38,8 @@ pub(super) struct Options {
     pub(super) contexts: BTreeMap<String, String>,
     /// `--secret id=KEY`, as files.
     pub(super) secrets: BTreeMap<String, String>,
+    /// Whether there is an agent for ssh; nobody answers in it.
+    pub(super) ssh: bool,
     /// `--platform`.
     pub(super) platform: Option<String>,
     /// `--network`; none unless it is said.

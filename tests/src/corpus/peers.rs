@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,6 +110,8 @@ pub(super) struct Scene<'a> {
     pub(super) context: PathBuf,
     /// Named contexts, without braces.
     pub(super) contexts: Vec<(String, String)>,
+    /// The socket of an agent.
+    pub(super) agent: Option<(PathBuf, UnixListener)>,
     /// The layers of the bases.
     pub(super) layers: &'a BTreeMap<String, String>,
     values: Vec<(&'static str, String)>,
@@ -197,10 +200,16 @@ impl Peers {
             ),
             ("{layouts}", self.layouts.path().display().to_string()),
         ];
+        let agent = case.options.ssh.then(|| {
+            let path = scratch.join("agent");
+            let listener = UnixListener::bind(&path).unwrap();
+            (path, listener)
+        });
         let mut scene = Scene {
             scratch,
             context,
             contexts: Vec::new(),
+            agent,
             layers: &self.layers,
             values,
         };
