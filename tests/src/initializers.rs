@@ -13,7 +13,7 @@ use api::contentservice::{
     WorkspaceInitializer,
 };
 use testkit::docker_registry::DockerRegistry;
-use testkit::git_server::File;
+use testkit::git_server::{File, LfsObject};
 use testkit::process::{run, tool};
 use testkit::scratch::Scratch;
 use tonic::Code;
@@ -205,6 +205,45 @@ async fn several_are_carried_out_in_their_order() {
     }
     // The same inputs have the same name, and it is there.
     assert_eq!(stage.build(spec).await.responses.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_comes_with_its_submodules_and_large_files_when_the_operator_wants_them() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4\nsize 3\n";
+    let object = &POINTER[54..118];
+    for wanted in [false, true] {
+        let config = if wanted {
+            "[git]\nsubmodules = \"same-host\"\nlfs = \"on\"\n"
+        } else {
+            ""
+        };
+        let scene = Scene::around(DockerRegistry::start(), Target::Embedded, config);
+        let inner = scene
+            .git
+            .repository("inner")
+            .commit("main", &[File::new("i", "inner")]);
+        scene.git.keep(object, LfsObject::Content(b"hi\n".to_vec()));
+        let modules = "[submodule \"m\"]\n\tpath = m\n\turl = ../inner.git\n";
+        let dockerfile = format!("FROM {}\n{COPY_ALL}", scene.busybox());
+        let files = [
+            File::new("Dockerfile", dockerfile),
+            File::new(".gitmodules", modules),
+            File::submodule("m", &inner),
+            File::new(".gitattributes", "*.bin filter=lfs -text\n"),
+            File::new("x.bin", POINTER),
+        ];
+        let said = scene.build(scene.repository("outer", &files)).await;
+        let image = said.image();
+        let log = scene.log(&said.build_id().unwrap()).await;
+        if wanted {
+            assert_eq!(read(&image, "all/m/i"), "inner", "{log}");
+            assert_eq!(read(&image, "all/x.bin"), "hi\n", "{log}");
+        } else {
+            assert_eq!(read(&image, "all/x.bin"), POINTER);
+            assert!(log.contains("submodule \"m\" is not fetched"), "{log}");
+            assert!(log.contains("x.bin is kept with LFS"), "{log}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,6 +51,28 @@ fn ecr_tokens_and_compression_are_by_choice() {
 }
 
 #[test]
+fn submodules_and_lfs_are_by_choice() {
+    let options = |text: &str| parse(text).map(|parsed| parsed.config.git.fetch_options());
+    let fetch = options("").unwrap();
+    assert_eq!((fetch.submodules, fetch.lfs), (Submodules::Off, Lfs::Off));
+    for (word, submodules) in [
+        ("off", Submodules::Off),
+        ("same-host", Submodules::SameHost),
+        ("all", Submodules::All),
+    ] {
+        let fetch = options(&format!("[git]\nsubmodules = \"{word}\"\nlfs = \"on\"")).unwrap();
+        assert_eq!((fetch.submodules, fetch.lfs), (submodules, Lfs::On));
+    }
+    for bad in [
+        "submodules = true",
+        "submodules = \"some\"",
+        "lfs = \"all\"",
+    ] {
+        assert!(options(&format!("[git]\n{bad}")).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn the_published_json_is_accepted_with_warnings() {
     let parsed = parse(
         r#"{
