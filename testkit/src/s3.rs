@@ -103,10 +103,10 @@ impl S3Server {
         });
         let sockets = ["s3", "filer", "master", "volume"]
             .into_iter()
+            .flat_map(|kind| [format!("{kind}-grpc"), kind.to_owned()])
             .flat_map(|kind| {
-                [s3, filer, master, volume, a, b, c, d].map(|port| {
-                    std::env::temp_dir().join(format!("seaweedfs-{kind}-grpc-{port}.sock"))
-                })
+                [s3, filer, master, volume, a, b, c, d]
+                    .map(|port| PathBuf::from(format!("/tmp/seaweedfs-{kind}-{port}.sock")))
             })
             .collect();
         Self {

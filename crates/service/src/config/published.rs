@@ -110,7 +110,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ConfigError> {
         enable_additional_ecr_auth: from.enable_additional_ecr_auth,
         ..Config::default()
     };
-    set_bucket(&mut config, bucket, prefix)?;
+    set_bucket(&mut config, bucket, prefix.as_deref())?;
     if let Some(cache) = file.ref_cache {
         set_ref_cache(&mut config, cache)?;
     }
@@ -124,10 +124,10 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ConfigError> {
 fn set_bucket(
     config: &mut Config,
     bucket: Option<String>,
-    prefix: Option<String>,
+    prefix: Option<&str>,
 ) -> Result<(), ConfigError> {
     let bucket = bucket.filter(|bucket| !bucket.is_empty());
-    let prefix = prefix.as_deref().map(|prefix| prefix.trim_matches('/'));
+    let prefix = prefix.map(|prefix| prefix.trim_matches('/'));
     if let (Some(_), Some(prefix)) = (&bucket, prefix.filter(|prefix| !prefix.is_empty())) {
         let parsed = prefix
             .parse()
