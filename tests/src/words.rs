@@ -205,7 +205,7 @@ async fn an_error_in_a_dockerfile_is_shown_where_it_is() {
     let base = scene.busybox();
     for (name, line) in [
         ("unknown", "RUNN echo typo"),
-        ("unsupported", "RUN --mount=type=ssh true"),
+        ("unsupported", "RUN --device=vendor.com/x=y true"),
         ("outside", "COPY ../../etc/passwd /"),
         ("missing", "COPY no-such-file /"),
     ] {

@@ -188,6 +188,7 @@ async fn unpack(
         // Whoever made it has no say in who its files belong to.
         let options = ExtractOptions {
             owner: Some((0, 0)),
+            ..ExtractOptions::default()
         };
         let report = unpack::extract(plain, root.into_fd(), options, &limits, &cancel);
         report.map(drop).map_err(|e| wrong(&e))

@@ -21,7 +21,7 @@ use crate::failure::{chain, failure, platform, source as source_failure};
 use crate::recorder::Step;
 use crate::rootfs::remove;
 use crate::rootfs::root::Root;
-use crate::rootfs::unpack::{self, ExtractOptions, UnpackLimits};
+use crate::rootfs::unpack::{self, ExtractOptions, Rest, UnpackLimits};
 
 /// Name of a tenant's backup in the store of snapshots, below a folder of the tenant's name.
 const BACKUP: &str = "full.tar";
@@ -262,6 +262,7 @@ fn unpack_into(
     // Whoever packed it, here it is ours: builds copy files, and not owners, from their context.
     let options = ExtractOptions {
         owner: Some((0, 0)),
+        rest: Rest::Read,
     };
     let unpacked = unpack::extract(plain, place.into_fd(), options, limits, cancel);
     unpacked.map(drop).map_err(|e| chain(&e))

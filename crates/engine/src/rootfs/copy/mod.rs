@@ -412,7 +412,10 @@ impl Copier<'_> {
         let dir =
             tree::open_below(self.to.as_fd(), dest, flags).map_err(copy_io_error("open", dest))?;
         let archive = decompress_any(file, layer::Limits::default()).map_err(failed("read"))?;
-        let options = ExtractOptions { owner };
+        let options = ExtractOptions {
+            owner,
+            ..ExtractOptions::default()
+        };
         let report = unpack::extract(archive, dir, options, &self.options.limits, self.cancel);
         let report = report.map_err(|error| CopyError::Unpack {
             path: tree::shown(&source.path),

@@ -175,6 +175,18 @@ pub enum UnpackError {
 pub struct ExtractOptions {
     /// Owner and group of everything, instead of the archive's.
     pub owner: Option<(u32, u32)>,
+    /// What follows the end of the archive.
+    pub rest: Rest,
+}
+
+/// What follows the end of an archive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rest {
+    /// Is nobody's business, as with docker.
+    #[default]
+    Ignored,
+    /// Is read to its end, so that an archive which was cut off or damaged there is an error.
+    Read,
 }
 
 /// Unpacks a layer into `dest`, an empty directory.
@@ -278,7 +290,11 @@ fn place_all(
         placer.place(&entry, &mut reader, cancel)?;
     }
     placer.finish()?;
-    if policy == Policy::Layer {
+    let reads_rest = match policy {
+        Policy::Layer => true,
+        Policy::Files(options) => options.rest == Rest::Read,
+    };
+    if reads_rest {
         let mut stream = reader.into_inner();
         io::copy(&mut stream, &mut io::sink()).map_err(UnpackError::Read)?;
     }

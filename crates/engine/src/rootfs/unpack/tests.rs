@@ -528,6 +528,7 @@ fn archives_for_add_hold_no_deletions_and_obey_the_options() {
     };
     let options = ExtractOptions {
         owner: Some((3, 4)),
+        ..ExtractOptions::default()
     };
     let limits = UnpackLimits::default();
     let none = CancellationToken::new();
