@@ -60,7 +60,7 @@ pub(crate) enum StepArgError {
     Size(String),
     #[error("each build has a cgroup of its own, below the one of kiln itself")]
     CgroupParent,
-    #[error("commands run without a sandbox nowhere here")]
+    #[error("no command runs without a sandbox here")]
     Insecure,
     #[error("commands are given no devices here")]
     Device,
