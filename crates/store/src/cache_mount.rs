@@ -109,6 +109,14 @@ pub enum CacheMountError {
 /// Makes the first content of a cache mount in an empty directory.
 pub type Fill<'a> = dyn Fn(&Path) -> Result<(), Box<dyn Error + Send + Sync>> + 'a;
 
+/// What came of trying to take one directory.
+enum Attempt {
+    Taken(Dir, File),
+    /// Somebody is making its first content.
+    BeingFilled,
+    Busy,
+}
+
 impl Store {
     /// Takes the cache mount `key`; when it is new, `fill` makes what is in it. Waits only where [`CacheUse::Locked`] is asked for, and
     /// for a mount that is just being filled, until `give_up` returns true.
@@ -132,8 +140,13 @@ impl Store {
         };
         loop {
             for number in 0..n_instances {
-                let taken = self.try_instance(key, number, how).map_err(failed)?;
-                let Some((dir, lock)) = taken else { continue };
+                let attempt = self.try_instance(key, number, how).map_err(failed)?;
+                let (dir, lock) = match attempt {
+                    Attempt::Taken(dir, lock) => (dir, lock),
+                    // Who shares waits for the first one's content, or both would have one of their own.
+                    Attempt::BeingFilled if how == CacheUse::Shared => break,
+                    Attempt::BeingFilled | Attempt::Busy => continue,
+                };
                 let Some(guard) = self.open_instance(key, number, (&dir, lock), how, fill)? else {
                     break;
                 };
@@ -150,12 +163,7 @@ impl Store {
     }
 
     /// Takes the lock of one directory if it can be had.
-    fn try_instance(
-        &self,
-        key: &Digest,
-        number: usize,
-        how: CacheUse,
-    ) -> io::Result<Option<(Dir, File)>> {
+    fn try_instance(&self, key: &Digest, number: usize, how: CacheUse) -> io::Result<Attempt> {
         let path = format!("{MOUNTS}/{}/{number}", key.hex());
         let dir = self.root().make(&path)?;
         let lock = dir.open_or_create(LOCK)?;
@@ -167,12 +175,17 @@ impl Store {
         };
         match rustix::fs::flock(&lock, operation) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(Errno::WOULDBLOCK) if !filled => return Ok(Attempt::BeingFilled),
+            Err(Errno::WOULDBLOCK) => return Ok(Attempt::Busy),
             Err(error) => return Err(error.into()),
         }
         // Whoever removes one holds its lock, so that a name that is gone shows.
         let is_there = dir.is_same(LOCK, &lock)?;
-        Ok(is_there.then_some((dir, lock)))
+        Ok(if is_there {
+            Attempt::Taken(dir, lock)
+        } else {
+            Attempt::Busy
+        })
     }
 
     /// Opens a directory whose lock is held, and fills it first if it is new. `None` when somebody was faster.
@@ -190,7 +203,8 @@ impl Store {
         };
         let path = self.path().join(MOUNTS).join(key.hex());
         let path = path.join(number.to_string());
-        if dir.stat(DATA).map_err(failed)?.is_none() {
+        let is_new = dir.stat(DATA).map_err(failed)?.is_none();
+        if is_new {
             let draft = path.join(DRAFT);
             crate::remove_tree(&draft).map_err(failed)?;
             let draft_dir = dir.make(DRAFT).map_err(failed)?;
@@ -199,14 +213,17 @@ impl Store {
                 key: key.clone(),
                 source,
             })?;
-            dir.replace(DRAFT, dir, DATA).map_err(failed)?;
         }
+        // Before the content shows: whoever sees it can share it at once.
         if how == CacheUse::Shared {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(failed(error.into())),
             }
+        }
+        if is_new {
+            dir.replace(DRAFT, dir, DATA).map_err(failed)?;
         }
         let data = dir.sub(DATA).map_err(failed)?;
         let now = Timespec {
