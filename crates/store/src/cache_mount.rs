@@ -250,3 +250,25 @@ impl Store {
         Ok(dir.names()?.len() < INSTANCES_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_while_a_shared_one_is_filled_gets_the_same() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(&scratch.path().join("store"), None).unwrap();
+        let key = Digest::sha256(b"key");
+        let slow = |_: &Path| {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            Ok(())
+        };
+        let take = || store.cache_mount(&key, CacheUse::Shared, &slow, &|| false);
+        let (one, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(take);
+            (take().unwrap(), other.join().unwrap().unwrap())
+        });
+        assert_eq!(one.path(), other.path());
+    }
+}
