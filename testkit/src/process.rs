@@ -104,15 +104,27 @@ impl Daemon {
         &mut self,
         what: &str,
         limit: Duration,
-        mut question: impl FnMut(&Self) -> Option<T>,
+        question: impl FnMut(&Self) -> Option<T>,
     ) -> T {
+        let answer = self.wait_for_or_end(what, limit, question);
+        answer.unwrap_or_else(|reason| panic!("{reason}"))
+    }
+
+    /// Asks `question` until it has an answer; fails with all it said when the process ends before, and panics after `limit`.
+    pub fn wait_for_or_end<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut question: impl FnMut(&Self) -> Option<T>,
+    ) -> Result<T, String> {
         let started = Instant::now();
         loop {
             if let Some(answer) = question(self) {
-                return answer;
+                return Ok(answer);
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                panic!("{what}: the process ended with {status}\n{}", self.output());
+                let output = self.output();
+                return Err(format!("{what}: the process ended with {status}\n{output}"));
             }
             assert!(
                 started.elapsed() < limit,

@@ -4,7 +4,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::process::{self, Daemon};
@@ -14,6 +15,11 @@ use crate::scratch::Scratch;
 const VERSION: &str = "4.48";
 /// Time for the store to answer.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a start is tried: a port that was free may be somebody's by the time the store asks for it.
+const START_ATTEMPTS: usize = 5;
+
+/// How many ports it listens on: four services, each with a port for their own calls.
+const N_PORTS: usize = 8;
 
 /// The bucket that is there.
 pub const BUCKET: &str = "kiln";
@@ -51,13 +57,41 @@ fn program() -> PathBuf {
 }
 
 /// Returns ports that were free a moment ago: this program has to be told all of them.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let held = [(); N]
+fn free_ports() -> [u16; N_PORTS] {
+    let held = [(); N_PORTS]
         .map(|()| TcpListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("bind: {error}")));
     held.each_ref().map(|listener| {
         let address = listener.local_addr();
         address.map_or_else(|error| panic!("bind: {error}"), |address| address.port())
     })
+}
+
+/// Returns the command that starts a store on `ports`.
+fn command(
+    scratch: &Scratch,
+    data: &Path,
+    identities: &Path,
+    [s3, filer, master, volume, a, b, c, d]: [u16; N_PORTS],
+) -> Command {
+    let mut command = process::clean_command(program());
+    command
+        .args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"])
+        .args(["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
+        .args(["-master.volumeSizeLimitMB=64", "-master.telemetry=false"])
+        .arg("-volume.max=32")
+        .arg(format!("-dir={}", data.display()))
+        .arg(format!("-s3.config={}", identities.display()))
+        .arg(format!("-s3.port={s3}"))
+        .arg(format!("-s3.port.grpc={a}"))
+        .arg(format!("-filer.port={filer}"))
+        .arg(format!("-filer.port.grpc={b}"))
+        .arg(format!("-master.port={master}"))
+        .arg(format!("-master.port.grpc={c}"))
+        .arg(format!("-volume.port={volume}"))
+        .arg(format!("-volume.port.grpc={d}"))
+        .env("HOME", scratch.path())
+        .current_dir(scratch.path());
+    command
 }
 
 impl S3Server {
@@ -73,40 +107,47 @@ impl S3Server {
             "actions": ["Admin", "Read", "Write", "List"],
         }] });
         let identities = scratch.write("identities.json", identities.to_string());
-        let [s3, filer, master, volume, a, b, c, d] = free_ports();
-        let mut command = process::clean_command(program());
-        command
-            .args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"])
-            .args(["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"])
-            .args(["-master.volumeSizeLimitMB=64", "-master.telemetry=false"])
-            .arg("-volume.max=32")
-            .arg(format!("-dir={}", data.display()))
-            .arg(format!("-s3.config={}", identities.display()))
-            .arg(format!("-s3.port={s3}"))
-            .arg(format!("-s3.port.grpc={a}"))
-            .arg(format!("-filer.port={filer}"))
-            .arg(format!("-filer.port.grpc={b}"))
-            .arg(format!("-master.port={master}"))
-            .arg(format!("-master.port.grpc={c}"))
-            .arg(format!("-volume.port={volume}"))
-            .arg(format!("-volume.port.grpc={d}"))
-            .env("HOME", scratch.path())
-            .current_dir(scratch.path());
-        let mut daemon = Daemon::start(&mut command, &scratch.join("log"));
-        daemon.wait_for("weed server", START_TIMEOUT, |_| {
+        let attempts = (0..START_ATTEMPTS).map(|_| Self::attempt(&scratch, &data, &identities));
+        let mut reasons = Vec::new();
+        for attempt in attempts {
+            match attempt {
+                Ok((daemon, ports)) => return Self::running(daemon, ports, scratch),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        panic!("weed server: it never came up\n{}", reasons.join("\n"))
+    }
+
+    /// Starts the program once; fails with what it said when it ended before it answered.
+    fn attempt(
+        scratch: &Scratch,
+        data: &Path,
+        identities: &Path,
+    ) -> Result<(Daemon, [u16; N_PORTS]), String> {
+        let ports = free_ports();
+        let mut daemon = Daemon::start(
+            &mut command(scratch, data, identities, ports),
+            &scratch.join("log"),
+        );
+        let [s3, filer, ..] = ports;
+        daemon.wait_for_or_end("weed server", START_TIMEOUT, |_| {
             let says = |answer: &str, status| answer.split(' ').nth(1) == Some(status);
             let folder = ask(filer, "POST", &format!("/buckets/{BUCKET}/"))?;
             // Made just now, or by the question before.
             let is_made = says(&folder, "201") || says(&folder, "409");
             let door = ask(s3, "GET", &format!("/{BUCKET}/x"))?;
             (is_made && says(&door, "403")).then_some(())
-        });
+        })?;
+        Ok((daemon, ports))
+    }
+
+    fn running(daemon: Daemon, ports: [u16; N_PORTS], scratch: Scratch) -> Self {
+        let [s3, filer, ..] = ports;
         let sockets = ["s3", "filer", "master", "volume"]
             .into_iter()
             .flat_map(|kind| [format!("{kind}-grpc"), kind.to_owned()])
             .flat_map(|kind| {
-                [s3, filer, master, volume, a, b, c, d]
-                    .map(|port| PathBuf::from(format!("/tmp/seaweedfs-{kind}-{port}.sock")))
+                ports.map(|port| PathBuf::from(format!("/tmp/seaweedfs-{kind}-{port}.sock")))
             })
             .collect();
         Self {
