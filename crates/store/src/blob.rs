@@ -142,7 +142,7 @@ impl Store {
     /// Returns the size of a blob in bytes; `None` when it is not here.
     pub fn size_of(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
         let look = || {
-            let stat = self.blobs(digest)?.stat(digest.hex())?;
+            let stat = self.look_for(&self.blobs(digest)?, digest.hex())?;
             Ok(stat
                 .filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
                 .and_then(|stat| u64::try_from(stat.st_size).ok()))
@@ -155,12 +155,17 @@ impl Store {
 
     /// Opens a blob for reading; `None` when it is not here. The content is not verified again.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<File>, BlobError> {
-        self.blobs(digest)
-            .and_then(|dir| dir.open_file(digest.hex()))
-            .map_err(|source| BlobError::Look {
-                digest: digest.clone(),
-                source,
-            })
+        let open = || {
+            let dir = self.blobs(digest)?;
+            match self.look_for(&dir, digest.hex())? {
+                Some(_) => dir.open_file(digest.hex()),
+                None => Ok(None),
+            }
+        };
+        open().map_err(|source| BlobError::Look {
+            digest: digest.clone(),
+            source,
+        })
     }
 
     /// Returns the content of a blob of at most `max_bytes`, verified; `None` when it is not here.

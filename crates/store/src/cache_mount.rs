@@ -22,9 +22,9 @@ use rustix::io::Errno;
 use crate::Store;
 use crate::dir::Dir;
 
-const MOUNTS: &str = "mounts";
-const DATA: &str = "data";
-const LOCK: &str = "lock";
+pub(crate) const MOUNTS: &str = "mounts";
+pub(crate) const DATA: &str = "data";
+pub(crate) const LOCK: &str = "lock";
 /// Filled and not yet renamed.
 const DRAFT: &str = "draft";
 /// Most directories of one key: so many may be used alone at the same time.
@@ -164,6 +164,8 @@ impl Store {
 
     /// Takes the lock of one directory if it can be had.
     fn try_instance(&self, key: &Digest, number: usize, how: CacheUse) -> io::Result<Attempt> {
+        // A collector that has one in its hands is not somebody who uses it.
+        let _settled = self.settled()?;
         let path = format!("{MOUNTS}/{}/{number}", key.hex());
         let dir = self.root().make(&path)?;
         let lock = dir.open_or_create(LOCK)?;

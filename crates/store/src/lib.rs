@@ -9,6 +9,7 @@
 //! | [`cache_mount`] | directories that commands find again |
 //! | [`record`] | small checksummed documents |
 //! | [`lock`] | named locks across threads and processes |
+//! | [`collect`] | what is there, how much it takes, and removing what has not been used for longest |
 //! | [`tree`] | [`remove_tree`], for trees that hostile programs have made |
 //!
 //! Plain blocking IO: callers that are async go through a blocking thread. Any number of processes share one store, of two
@@ -20,12 +21,13 @@
 //!   opens the store, and only when it is certain that its process is dead.
 //! * After a failed `fsync` the object is discarded: the system reports such an error once and forgets it.
 //! * No caller's text becomes a path before it has been parsed.
-//! * There is no collection of unreferenced blobs yet: nothing here deletes a blob but [`Store::quarantine`].
+//! * What a repository holds, what a living lease has used, and what was used a moment ago is never collected.
 
 #![forbid(unsafe_code)]
 
 pub mod blob;
 pub mod cache_mount;
+pub mod collect;
 mod dir;
 pub mod lock;
 pub mod record;
@@ -34,6 +36,7 @@ mod session;
 pub mod snapshot;
 pub mod tree;
 pub mod upload;
+mod used;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -141,7 +144,7 @@ pub enum OpenError {
     },
 }
 
-const LAYOUT: [&str; 12] = [
+const LAYOUT: [&str; 13] = [
     "blobs/sha256",
     "blobs/sha512",
     "ingest/uploads",
@@ -153,6 +156,7 @@ const LAYOUT: [&str; 12] = [
     "snapshots",
     "tmp",
     "unsynced",
+    used::USED,
     "ingest",
 ];
 

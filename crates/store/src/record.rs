@@ -4,16 +4,19 @@
 //! is as good as absent: records are caches, and what is lost is made again.
 
 use std::io::{self, Read};
+use std::time::{Duration, SystemTime};
 
 use oci::{Digest, Hasher};
 
-use crate::Store;
 use crate::dir::Dir;
+use crate::{Store, used};
 
 /// Version of the format, first word of every record.
 const HEADER: &str = "kiln-record-1";
 /// Longest header line in bytes.
 const HEADER_MAX_BYTES: usize = 128;
+/// A use is noted again when the note is older than this: records go by age in days.
+const NOTED_FOR: Duration = Duration::from_secs(3600);
 /// Longest key in bytes.
 const KEY_MAX_BYTES: usize = 200;
 
@@ -85,6 +88,10 @@ impl Store {
             let Some(file) = dir.open_file(key)? else {
                 return Ok(None);
             };
+            if used::modified_of(&file)? + NOTED_FOR < SystemTime::now() {
+                // What is collected meanwhile is as good as never kept.
+                dir.touch(key)?;
+            }
             let mut bytes = Vec::new();
             file.take(max_bytes as u64).read_to_end(&mut bytes)?;
             Ok(Some(bytes))

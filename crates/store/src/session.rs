@@ -9,11 +9,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::fs::FlockOperation;
 
 use crate::dir::Dir;
-use crate::tree;
+use crate::{tree, used};
 
 const GATE: &str = ".session";
 /// Dead folders that one opening removes: each is a descriptor until it is gone.
@@ -99,6 +100,29 @@ impl Session {
     }
 }
 
+/// Returns when the oldest lease of a living process began; `None` when there is none.
+pub(crate) fn oldest_lease(root: &Dir) -> io::Result<Option<SystemTime>> {
+    // Nobody begins a session meanwhile: a folder that is not locked yet would be taken for a dead one, and be locked by us.
+    let gate = root.sub("locks")?.open_or_create(GATE)?;
+    lock(&gate)?;
+    let sessions = root.sub("tmp")?;
+    let mut oldest = None;
+    for name in sessions.names()? {
+        let Some(dir) = sessions.sub_if_there(&name)? else {
+            continue;
+        };
+        let Some(lease) = dir.stat(used::LEASE)? else {
+            continue;
+        };
+        let is_dead = rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if !is_dead {
+            let began = used::modified(&lease);
+            oldest = Some(oldest.map_or(began, |oldest: SystemTime| oldest.min(began)));
+        }
+    }
+    Ok(oldest)
+}
+
 impl Opening {
     /// Lets others open the store and removes what dead processes left.
     pub(crate) fn finish(self, session: &Session) -> io::Result<()> {
@@ -124,8 +148,13 @@ impl Drop for Session {
 
 /// Waits for an exclusive lock on `file`.
 pub(crate) fn lock(file: &File) -> io::Result<()> {
+    flock(file, FlockOperation::LockExclusive)
+}
+
+/// Carries out `operation` on `file`, whatever interrupts it.
+pub(crate) fn flock(file: &File, operation: FlockOperation) -> io::Result<()> {
     loop {
-        match rustix::fs::flock(file, FlockOperation::LockExclusive) {
+        match rustix::fs::flock(file, operation) {
             Err(rustix::io::Errno::INTR) => {}
             other => return Ok(other?),
         }

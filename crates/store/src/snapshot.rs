@@ -14,6 +14,7 @@ use rustix::fs::FileType;
 
 use crate::dir::Dir;
 use crate::session::Session;
+use crate::used::{self, USED};
 use crate::{LockError, Store};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -71,13 +72,46 @@ impl Store {
         self.path().join("snapshots").join(diff_id.hex())
     }
 
-    /// Tells whether the snapshot of a layer is there.
+    /// Tells whether the snapshot of a layer is there, and notes its use.
     pub fn has_snapshot(&self, diff_id: &Digest) -> bool {
-        let look = || self.root().sub("snapshots")?.stat(diff_id.hex());
-        let is_dir =
-            |mode: rustix::fs::RawMode| FileType::from_raw_mode(mode) == FileType::Directory;
         // One that cannot be looked at is made again, which then fails with the reason.
-        look().is_ok_and(|stat| stat.is_some_and(|stat| is_dir(stat.st_mode)))
+        self.find_snapshot(diff_id.hex()).unwrap_or(false)
+    }
+
+    fn find_snapshot(&self, name: &str) -> io::Result<bool> {
+        let snapshots = self.root().sub("snapshots")?;
+        let is_there = || {
+            let stat = snapshots.stat(name)?;
+            let is_dir = |stat: &rustix::fs::Stat| {
+                FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            };
+            Ok::<_, io::Error>(stat.as_ref().is_some_and(is_dir))
+        };
+        if is_there()? {
+            // Before the look that counts: a collector looks for the note after it has taken a snapshot away.
+            self.note_snapshot(name)?;
+            if is_there()? {
+                return Ok(true);
+            }
+        }
+        let _settled = self.settled()?;
+        let found = is_there()?;
+        if found {
+            self.note_snapshot(name)?;
+        }
+        Ok(found)
+    }
+
+    fn note_snapshot(&self, name: &str) -> io::Result<()> {
+        let notes = self.root().sub(USED)?;
+        let noted = match notes.stat(name)? {
+            Some(stat) => used::note_use(&notes, name, &stat)?,
+            None => false,
+        };
+        if !noted {
+            notes.open_or_create(name)?;
+        }
+        Ok(())
     }
 
     /// Creates an empty directory to be filled with a layer.
@@ -155,6 +189,7 @@ impl SnapshotDraft {
     fn publish(&self, name: &str) -> io::Result<bool> {
         let root = self.store.root();
         let snapshots = root.sub("snapshots")?;
+        self.store.note_snapshot(name)?;
         if snapshots.stat(name)?.is_some() {
             return Ok(false);
         }
@@ -221,6 +256,7 @@ fn drop_snapshot(root: &Dir, session: &Session, name: &str) -> io::Result<bool> 
     };
     snapshots.sync()?;
     root.sub("unsynced")?.unlink(name)?;
+    root.sub(USED)?.unlink(name)?;
     if was_there {
         // Out of sight already; what is left of it goes with the session.
         let _ = session.remove(&trash);
