@@ -17,6 +17,7 @@
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
 //! | `copying` | the same: COPY and ADD |
+//! | `storage` | what is kept, and what is collected |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
@@ -41,5 +42,6 @@ mod reader;
 mod scene;
 mod sdk;
 mod steps;
+mod storage;
 mod subassembly;
 mod words;

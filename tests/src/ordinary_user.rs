@@ -127,6 +127,19 @@ fn an_ordinary_user_builds_exports_and_pushes() {
     again.well();
     let metadata = std::fs::read_to_string(folder.join("metadata.json")).unwrap();
     assert!(metadata.contains("\"kiln.steps.run\": 0"), "{metadata}");
+    // Also what belongs to ids that are only theirs in a namespace.
+    let notes = ["blobs", "used", "records"].map(|name| folder.join("state/store").join(name));
+    let mut find = Command::new("find");
+    find.args(notes).args(["-type", "f", "-exec", "touch"]);
+    run(find.args(["-d", "1 hour ago", "{}", "+"]));
+    let pruned = Ended::of(user.run(folder, &["prune", "-v"])).well();
+    let pruned = String::from_utf8(pruned.stdout).unwrap();
+    assert!(
+        pruned.contains("snapshot ") && pruned.contains("record "),
+        "{pruned}"
+    );
+    let left = std::fs::read_dir(folder.join("state/store/snapshots")).unwrap();
+    assert_eq!(left.count(), 0);
     run(&mut remove(&user, folder));
 }
 

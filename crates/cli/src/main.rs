@@ -17,6 +17,7 @@ mod place;
 mod progress;
 mod run;
 mod serve;
+mod storage;
 mod subassembly;
 mod terminal;
 mod tree;

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use engine::chain;
 use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
 use futures_util::FutureExt;
@@ -14,6 +15,7 @@ use rustix::process::{Pid, Signal};
 use service::app::{self, Setup};
 use service::environment::Environment;
 use service::executor::{Executor, ExecutorError, Running};
+use store::collect::{Collected, Policy};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use worker::{WorkerCommand, WorkerHandle};
@@ -120,17 +122,6 @@ fn lock(pids: &Pids) -> std::sync::MutexGuard<'_, HashMap<BuildId, Pid>> {
     pids.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
 impl Executor for Workers {
     fn start(
         &self,
@@ -175,6 +166,14 @@ impl Executor for Workers {
                 let _gone = rustix::process::kill_process(*pid, Signal::TERM);
             }
             Ok(())
+        }
+        .boxed()
+    }
+
+    fn collect(&self, policy: Policy) -> BoxFuture<'_, Result<Collected, ExecutorError>> {
+        async move {
+            let collected = worker::storage::collect(&self.command, policy).await;
+            collected.map_err(|source| ExecutorError::Collect(Box::new(source)))
         }
         .boxed()
     }

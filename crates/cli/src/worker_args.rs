@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use worker::WorkerArgs;
+use worker::storage::{self, StorageArgs};
 use worker::userns::UserNsOptions;
 
 use crate::failure::Exit;
@@ -14,10 +15,18 @@ use crate::terminal;
 /// First id of the worker's user namespace.
 pub(crate) const BASE: &str = "--user-namespace-base";
 
-/// Carries out one build: the whole life of a worker process.
+/// What a worker process is for.
+#[derive(Debug)]
+enum Task {
+    Build(WorkerArgs),
+    LookAfterStore(StorageArgs),
+}
+
+/// Carries out one build, or looks after the store: the whole life of a worker process.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match parse(arguments) {
-        Ok(args) => worker::main(&args),
+        Ok(Task::Build(args)) => worker::main(&args),
+        Ok(Task::LookAfterStore(args)) => storage::main(&args),
         Err(error) => {
             terminal::say(&format!("error: {error:#}"));
             Exit::Usage.into()
@@ -25,8 +34,8 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<WorkerArgs> {
-    let (mut state, mut id, mut base) = (None, None, None);
+fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Task> {
+    let (mut state, mut id, mut base, mut stored) = (None, None, None, None);
     while let Some(name) = arguments.next() {
         let value = arguments
             .next()
@@ -36,33 +45,46 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Worker
             Some("--state") => state = Some(PathBuf::from(&value)),
             Some("--id") => id = Some(text()?.parse()?),
             Some(BASE) => base = Some(text()?.parse()?),
+            Some(storage::ARGUMENT) => stored = Some(PathBuf::from(&value)),
             _ => bail!("unknown argument {}", name.display()),
         }
     }
-    Ok(WorkerArgs {
+    let user_namespace = UserNsOptions {
+        base,
+        ..UserNsOptions::default()
+    };
+    if let Some(state) = stored {
+        return Ok(Task::LookAfterStore(StorageArgs {
+            state,
+            user_namespace,
+        }));
+    }
+    Ok(Task::Build(WorkerArgs {
         state: state.context("--state is missing")?,
         id: id.context("--id is missing")?,
-        user_namespace: UserNsOptions {
-            base,
-            ..UserNsOptions::default()
-        },
-    })
+        user_namespace,
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(line: &[&str]) -> anyhow::Result<WorkerArgs> {
+    fn parsed(line: &[&str]) -> anyhow::Result<Task> {
         parse(line.iter().map(OsString::from))
     }
 
     #[test]
     fn what_a_starter_writes_is_read() {
         let id = "a".repeat(26);
-        let args = parsed(&["--state", "/s", "--id", &id, BASE, "100000"]).unwrap();
+        let build = parsed(&["--state", "/s", "--id", &id, BASE, "100000"]).unwrap();
+        let Task::Build(args) = build else {
+            panic!("{build:?}");
+        };
         assert_eq!(args.id.as_str(), id);
         assert_eq!(args.user_namespace.base, Some(100_000));
+        let store = parsed(&[storage::ARGUMENT, "/s", BASE, "100000"]).unwrap();
+        assert!(matches!(store, Task::LookAfterStore(_)), "{store:?}");
         for bad in [
             &["--state", "/s"][..],
             &["--id", "x"],

@@ -106,7 +106,7 @@ fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// Returns an error with its sources, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

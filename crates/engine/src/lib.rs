@@ -35,4 +35,5 @@ pub mod state;
 pub mod subassembly;
 
 pub use build::{Rig, build};
-pub use publish::kept_image;
+pub use failure::chain;
+pub use publish::{NAMED_RECORDS, kept_image};

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
 use futures_util::future::BoxFuture;
+use store::collect::{Collected, Policy};
 
 /// A build that somebody carries out.
 pub struct Running {
@@ -56,6 +57,9 @@ pub enum ExecutorError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Nothing, or not everything, was collected.
+    #[error("collect what nobody uses")]
+    Collect(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No build could be started now.
     #[error("{problem}")]
     NotReady {
@@ -78,6 +82,9 @@ pub trait Executor: Send + Sync + 'static {
 
     /// Asks for a build to be ended; its journal will say so. Nothing happens when it has ended.
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>>;
+
+    /// Removes what nobody uses from the store that builds share.
+    fn collect(&self, policy: Policy) -> BoxFuture<'_, Result<Collected, ExecutorError>>;
 
     /// Tells whether a build could be started now.
     fn ready(&self) -> BoxFuture<'_, Result<(), ExecutorError>>;

@@ -26,6 +26,7 @@ pub mod environment;
 pub mod executor;
 pub mod failure;
 pub mod grpc;
+mod housekeeping;
 pub mod images;
 pub mod lifecycle;
 pub mod names;

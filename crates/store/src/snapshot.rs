@@ -104,11 +104,11 @@ impl Store {
 
     fn note_snapshot(&self, name: &str) -> io::Result<()> {
         let notes = self.root().sub(USED)?;
-        let noted = match notes.stat(name)? {
+        let is_done = match notes.stat(name)? {
             Some(stat) => used::note_use(&notes, name, &stat)?,
             None => false,
         };
-        if !noted {
+        if !is_done {
             notes.open_or_create(name)?;
         }
         Ok(())

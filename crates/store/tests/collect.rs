@@ -1,10 +1,6 @@
 //! Collections: what goes, what stays, and what happens beside them.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test says what went wrong by ending"
-)]
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by ending")]
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -119,7 +115,7 @@ fn what_a_repository_holds_stays_and_the_rest_goes() {
 fn what_was_unused_longest_goes_first_until_it_is_little_enough() {
     let (_scratch, store) = new_store();
     let blobs: Vec<Digest> = (1..=5)
-        .map(|n: u32| old_blob(&store, &vec![n as u8; 8192], HOUR * n))
+        .map(|n: u8| old_blob(&store, &[n; 8192], HOUR * u32::from(n)))
         .collect();
     let names = |digests: &[&Digest]| -> Vec<(Kind, String)> {
         let name = |digest: &&Digest| (Kind::Layer, digest.to_string());
@@ -211,9 +207,9 @@ fn a_cache_mount_goes_only_when_nobody_uses_it() {
 #[test]
 fn the_usage_is_what_the_disk_says_to_the_byte() {
     let (_scratch, store) = new_store();
-    let held = store.put(&[1; 100_000]).unwrap();
+    let held = store.put(&vec![1; 100_000]).unwrap();
     store.link_blob("app", &held).unwrap();
-    store.put(&[2; 50_000]).unwrap();
+    store.put(&vec![2; 50_000]).unwrap();
     old_snapshot(&store, "layer", HOUR);
     store.put_record("step", "key", &[3; 5000]).unwrap();
     // The first look notes what snapshots take.

@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod folder;
 mod run;
 mod start;
+pub mod storage;
 pub mod userns;
 
 pub use run::{WorkerArgs, main};

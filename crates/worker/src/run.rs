@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use engine::chain;
 use engine::event::{BuiltImage, Event, Failure, FailureKind};
 use engine::id::BuildId;
 use engine::journal::Writer;
@@ -218,6 +219,13 @@ impl Job {
             step: None,
             exit_code: None,
         })?;
+        // What this build finds in the store stays there until it has ended.
+        store.lease().map_err(|e| Failure {
+            kind: FailureKind::Platform,
+            message: format!("hold what the build needs: {e}"),
+            step: None,
+            exit_code: None,
+        })?;
         let rig = engine::Rig {
             store,
             sandbox: self.sandbox,
@@ -256,16 +264,4 @@ fn humane(seconds: u64) -> String {
         (minutes, 0) => format!("{minutes} min"),
         (minutes, seconds) => format!("{minutes} min {seconds} s"),
     }
-}
-
-/// Returns an error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -6,6 +6,7 @@ pub(crate) mod output;
 pub(crate) mod pair;
 pub(crate) mod refused;
 pub(crate) mod steps;
+pub(crate) mod storage;
 pub(crate) mod subassembly;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use self::output::OutputOption;
 use self::pair::{Annotation, BuildArg, Label};
 use self::refused::RefusedArgs;
 use self::steps::StepArgs;
+use self::storage::{DuArgs, PruneArgs};
 use self::subassembly::SubassemblyCommand;
 
 const EXIT_CODES: &str = "\
@@ -59,6 +61,10 @@ pub(crate) enum Command {
     /// Make one file of an image's root filesystem; fetch it, mount it.
     #[command(subcommand)]
     Subassembly(SubassemblyCommand),
+    /// Tell what the store holds, and how much that takes.
+    Du(DuArgs),
+    /// Remove from the store what nobody has used for longest.
+    Prune(PruneArgs),
     /// Tell whether this machine has what builds need.
     Doctor(DoctorArgs),
     /// Print a completion script for a shell.

@@ -23,7 +23,7 @@ use crate::environment;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::place::{self, Found, Ready};
 use crate::progress::{self, Style, now_ms};
-use crate::terminal;
+use crate::{storage, terminal};
 
 /// Whose cache is used: this machine's user is nobody's tenant.
 pub(crate) const TENANT: &str = "";
@@ -79,7 +79,9 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
     };
     clear(&folder.join(worker::folder::OUTPUT));
     delivered?;
-    report::tell(args, &id, &image?, style)
+    report::tell(args, &id, &image?, style)?;
+    storage::collect_if_due(&ready, &found).await;
+    Ok(())
 }
 
 /// Returns a new id.

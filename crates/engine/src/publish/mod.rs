@@ -24,6 +24,9 @@ use crate::subassembly;
 /// Kind of the records that say which images were kept under a name.
 pub(crate) const KEPT: &str = "kept";
 
+/// Kinds of the records that are no cache: they say what somebody gave a name.
+pub const NAMED_RECORDS: &[&str] = &[KEPT];
+
 /// Returns the key under which an image kept as `reference` is recorded.
 pub(crate) fn kept_key(reference: &Reference) -> String {
     let name = format!("{}:{}", reference.name(), reference.tag_or_latest());

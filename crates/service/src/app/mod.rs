@@ -39,6 +39,7 @@ use crate::config::{Config, ConfigError};
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::grpc::Calls;
+use crate::housekeeping::Housekeeping;
 use crate::images::{
     Embedded, Images,
     credentials::{Credentials, Ecr},
@@ -171,6 +172,12 @@ pub async fn run(
     let (readiness, health) = readiness::watch(&setup, &opened.folder, tasks, stop).await;
     keep_at_hand(&config, &service, tasks, stop);
     expire_uploads(store, tasks, stop);
+    let housekeeping = Housekeeping {
+        executor: Arc::clone(&setup.executor),
+        state: state.clone(),
+        cache: config.cache.clone(),
+    };
+    tasks.spawn(housekeeping.run(stop.clone()));
     let downloads = Downloads {
         tokens: opened.tokens.clone(),
         lifetime: config.subassembly.url_lifetime,

@@ -47,6 +47,16 @@ compression = "gzip"
 interval = "6h"
 refs = []
 
+# How much is kept of layers, unpacked layers, cache mounts and results of steps. What a repository of the embedded registry holds is not
+# among them, and never collected. Of the rest goes first what was used longest ago; never what a build that is running has used.
+[cache]
+# What they may take in all; 60 % of the disk when not given.
+#max_bytes = 107374182400
+# What is to be free on the disk, if need be without a cache; 5 % of it when not given, and 10 GiB at most.
+#min_free_bytes = 10737418240
+# How long what nobody uses is kept.
+unused_for = "30d"
+
 # How much the server takes on.
 [server]
 # Builds that run at the same time.

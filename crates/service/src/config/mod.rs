@@ -3,6 +3,7 @@
 //! Read once, before anything is started. Nothing here looks at the environment or at the machine: whoever calls fills in what
 //! depends on those ([`Config::state`]). Every key is explained by [`print_documented`].
 
+mod cache;
 mod document;
 mod duration;
 mod published;
@@ -23,7 +24,9 @@ use registry::hosts::Hosts;
 use serde::Deserialize;
 use source::git::{FetchOptions, Lfs, Submodules};
 
+pub use self::cache::Cache;
 pub use self::document::print_documented;
+pub use self::duration::parse as parse_duration;
 
 /// Largest configuration file that is read.
 pub const FILE_MAX_BYTES: usize = 4 << 20;
@@ -56,6 +59,8 @@ pub struct Config {
     pub compression: Compression,
     /// Images whose digests are kept at hand.
     pub ref_cache: RefCache,
+    /// How much caches may take.
+    pub cache: Cache,
     /// How much the server takes on.
     pub server: Server,
     /// Where connections may lead.
@@ -90,6 +95,7 @@ impl Default for Config {
             network: NetworkMode::Default,
             compression: Compression::Gzip,
             ref_cache: RefCache::default(),
+            cache: Cache::default(),
             server: Server::default(),
             egress: Egress::default(),
             git: Git::default(),

@@ -21,6 +21,7 @@ use service::config::Config;
 use service::environment::Environment;
 use service::executor::{Executor, ExecutorError, Running};
 use store::Store;
+use store::collect::{Collected, Policy};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -201,6 +202,15 @@ impl Executor for Scripted {
                 worker.die();
             }
             Ok(())
+        })
+    }
+
+    fn collect(&self, _: Policy) -> BoxFuture<'_, Result<Collected, ExecutorError>> {
+        Box::pin(async move {
+            Ok(Collected {
+                removed: Vec::new(),
+                left_bytes: 0,
+            })
         })
     }
 

@@ -128,7 +128,7 @@ mod tests {
         }
         fs::create_dir_all(&deep).unwrap();
         fs::write(deep.join("file"), [7; 10_000]).unwrap();
-        fs::write(root.join("one"), [7; 100_000]).unwrap();
+        fs::write(root.join("one"), vec![7; 100_000]).unwrap();
         fs::hard_link(root.join("one"), root.join("folder/two")).unwrap();
         std::os::unix::fs::symlink("/usr", root.join("link")).unwrap();
         let sparse = fs::File::create(root.join("sparse")).unwrap();

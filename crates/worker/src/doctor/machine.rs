@@ -7,6 +7,7 @@ use engine::sandbox::{CgroupMode, NetworkProgram};
 
 use super::Check;
 use crate::userns::{self, UserNsOptions};
+use engine::chain;
 
 /// The oldest kernel with everything used: overlay mounts by ordinary users and `mount_setattr`.
 const OLDEST_KERNEL: (u32, u32) = (5, 12);
@@ -177,16 +178,4 @@ pub(super) fn git(program: &Path) -> Check {
         ),
         Err(error) => Check::warn("git", format!("{}: {error}", program.display()), remedy),
     }
-}
-
-/// An error with its sources, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -10,9 +10,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions};
 use rustix::thread::UnshareFlags;
 
-use super::machine::chain;
 use super::{Check, DoctorOptions};
 use crate::userns;
+use engine::chain;
 
 const ENTER: &str = "user namespace";
 const OVERLAY: &str = "overlay";
