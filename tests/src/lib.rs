@@ -17,6 +17,7 @@
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
 //! | `copying` | the same: COPY and ADD |
+//! | `sharing` | caches that travel from machine to machine |
 //! | `storage` | what is kept, and what is collected |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
@@ -41,6 +42,7 @@ mod ordinary_user;
 mod reader;
 mod scene;
 mod sdk;
+mod sharing;
 mod steps;
 mod storage;
 mod subassembly;

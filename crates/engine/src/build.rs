@@ -17,14 +17,18 @@ use crate::event::{BuiltImage, Event, Failure, FailureKind, Phase};
 use crate::execute::cache::{Cache, Scope};
 use crate::execute::layers::{Depot, StageResult};
 use crate::execute::{Counters, Execution, execute};
-use crate::failure::{chain, failure, registry as registry_failure};
-use crate::publish::{self, Publisher};
+use crate::failure::{chain, failure, platform, registry as registry_failure};
+use crate::publish::Publisher;
 use crate::recorder::Recorder;
 use crate::resolve::bases::Library;
 use crate::resolve::context::{self, BuildContext, Places, work_folder};
 use crate::resolve::{self, Resolved};
 use crate::sandbox::Sandbox;
-use crate::spec::{BuildSpec, CacheMountScope, Context, LayoutImage, NamedContext, Source};
+use crate::share::table::{Learning, Table};
+use crate::spec::{
+    BuildSpec, CacheMountScope, CacheTo, Context, LayoutImage, NamedContext, Source,
+};
+use crate::{publish, share};
 
 /// What a build works with.
 pub struct Rig {
@@ -131,7 +135,18 @@ async fn build_dockerfile(
     let recorder = &rig.recorder;
     let work = work_folder(&rig.folder);
     let workspace = context::load(spec, context, places, recorder, (&work, &rig.cancel)).await?;
-    let resolved = resolve::resolve(&workspace, spec, library, recorder).await?;
+    let platform = &spec.options.platform;
+    let (resolved, imported) = tokio::join!(
+        resolve::resolve(&workspace, spec, library, recorder),
+        share::read::read_all(&spec.cache_from, platform, &library.pull, recorder),
+    );
+    let resolved = resolved?;
+    let learning = if spec.cache_to.is_empty() {
+        Learning::Off
+    } else {
+        Learning::On
+    };
+    let table = Arc::new(Table::new(imported, learning));
     let named = context::load_named(spec, &resolved.plan, recorder, (&work, &rig.cancel)).await?;
     recorder.event(&Event::Phase {
         phase: Phase::Running,
@@ -140,13 +155,15 @@ async fn build_dockerfile(
         .or(resolved.plan.source_date_epoch)
         .or(workspace.commit_time);
     let inputs = (workspace, named, resolved);
-    let execution = execution(spec, rig, publisher, inputs, epoch);
+    let execution = execution(spec, rig, publisher, (inputs, table), epoch);
     let target = execute(&execution).await?;
-    let image = assemble_target(&execution, &target).await?;
+    let image = assemble_target(&execution, &target, &spec.cache_to).await?;
     recorder.event(&Event::Phase {
         phase: Phase::Pushing,
     });
     let references = publish::publish(publisher, &image, &spec.outputs, recorder).await?;
+    let (table, plan) = (&execution.cache.table, &execution.plan);
+    share::write::write_all(&spec.cache_to, table, plan, publisher, recorder).await?;
     keep_snapshots(&execution).await;
     Ok(BuiltImage {
         digest: image.digest.clone(),
@@ -176,11 +193,14 @@ fn asked_epoch(spec: &BuildSpec) -> Result<Option<i64>, Failure> {
     Ok(spec.options.source_date_epoch.or(argument))
 }
 
+/// What a build works on.
+type Inputs = (context::Workspace, BTreeMap<String, BuildContext>, Resolved);
+
 fn execution(
     spec: &BuildSpec,
     rig: &Rig,
     publisher: &Publisher,
-    (workspace, contexts, resolved): (context::Workspace, BTreeMap<String, BuildContext>, Resolved),
+    ((workspace, contexts, resolved), table): (Inputs, Arc<Table>),
     epoch: Option<i64>,
 ) -> Arc<Execution> {
     let scope = Scope {
@@ -206,7 +226,7 @@ fn execution(
             },
         ),
         context_copies: tokio::sync::Mutex::default(),
-        cache: Cache::new(rig.store.clone(), scope, workspace.project),
+        cache: Cache::new(rig.store.clone(), scope, workspace.project, table),
         depot: publisher.depot.clone(),
         recorder: rig.recorder.clone(),
         sandbox: Arc::clone(&rig.sandbox),
@@ -220,10 +240,24 @@ fn execution(
 }
 
 /// Makes the image of the target stage.
-async fn assemble_target(execution: &Execution, target: &StageResult) -> Result<Image, Failure> {
+async fn assemble_target(
+    execution: &Execution,
+    target: &StageResult,
+    cache_to: &[CacheTo],
+) -> Result<Image, Failure> {
     let stage = execution.plan.stage(execution.plan.target);
     let stage = stage.ok_or_else(|| failure(FailureKind::Platform, "the plan has no target"))?;
     let mut config: ImageConfig = stage.config.clone();
+    // That of a base is about its own steps.
+    config.extra.remove(share::document::FIELD);
+    if cache_to.contains(&CacheTo::Inline) {
+        let document = share::write::inline(&execution.cache.table, &execution.plan);
+        let document =
+            serde_json::to_value(&document).map_err(|e| platform("encode the cache", &e))?;
+        config
+            .extra
+            .insert(share::document::FIELD.to_owned(), document);
+    }
     let created = execution.epoch.or(target.created);
     let date = created.map(assemble::rfc3339);
     for entry in config.history.iter_mut().skip(stage.n_base_history) {

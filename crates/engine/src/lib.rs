@@ -10,6 +10,7 @@
 //! | `execute` | stages, steps and the cache |
 //! | `assemble`, `publish` | configuration and manifest; names and files |
 //! | [`rootfs`] | layers to directories and back, access to files that somebody else named |
+//! | `share` | results of steps that travel: caches in registries, folders and images |
 //! | [`sandbox`] | how a RUN runs |
 //! | [`subassembly`] | an image's root filesystem as one file |
 //!
@@ -30,6 +31,7 @@ pub mod render;
 mod resolve;
 pub mod rootfs;
 pub mod sandbox;
+mod share;
 pub mod spec;
 pub mod state;
 pub mod subassembly;

@@ -20,6 +20,7 @@ use source::initializer::Initializer;
 use crate::id::BuildId;
 use crate::sandbox::SecretBytes;
 pub use crate::sandbox::{Ulimit, UlimitName};
+pub use crate::share::{CacheFrom, CacheTo, CachedSteps, OnCacheError};
 
 /// Shortest line of a secret of several lines that is looked for alone.
 const SECRET_LINE_MIN_BYTES: usize = 16;
@@ -45,6 +46,12 @@ pub struct BuildSpec {
     /// Sockets of SSH agents that steps may ask for, by id. The worker can open them.
     #[serde(default)]
     pub ssh: BTreeMap<String, PathBuf>,
+    /// Caches of others that are read.
+    #[serde(default)]
+    pub cache_from: Vec<CacheFrom>,
+    /// Caches that are written for others.
+    #[serde(default)]
+    pub cache_to: Vec<CacheTo>,
     /// What to do with the image.
     pub outputs: Vec<Output>,
     /// How registries are reached.
@@ -100,6 +107,10 @@ impl BuildSpec {
             }
         }
         paths.extend(self.ssh.values_mut());
+        paths.extend(self.cache_from.iter_mut().filter_map(|from| match from {
+            CacheFrom::Folder { path, .. } => Some(path),
+            CacheFrom::Registry { .. } => None,
+        }));
         paths
     }
 }

@@ -93,6 +93,8 @@ impl Bench {
             cancel: CancellationToken::new(),
         };
         let spec = BuildSpec {
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             id,

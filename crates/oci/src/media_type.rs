@@ -26,6 +26,18 @@ pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 /// What a registry client says it accepts when it asks for a manifest.
 pub const ACCEPTED_DOCUMENTS: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_INDEX];
 
+/// Tells whether `media_type` is that of a layer that we read.
+pub fn is_layer(media_type: &str) -> bool {
+    [
+        OCI_LAYER,
+        OCI_LAYER_GZIP,
+        OCI_LAYER_ZSTD,
+        DOCKER_LAYER,
+        DOCKER_LAYER_GZIP,
+    ]
+    .contains(&media_type)
+}
+
 /// Tells whether `media_type` names a list of manifests.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)

@@ -293,6 +293,8 @@ impl Service {
             .collect::<Result<Vec<Output>, oci::reference::ReferenceError>>()
             .map_err(|error| Failure::platform("cannot produce workspace image ref", error))?;
         let spec = BuildSpec {
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             secrets: std::collections::BTreeMap::new(),
             ssh: std::collections::BTreeMap::new(),
             contexts: std::collections::BTreeMap::new(),

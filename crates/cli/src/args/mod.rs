@@ -1,5 +1,6 @@
 //! The command line, as typed. What it means is decided by the command that reads it.
 
+pub(crate) mod cache;
 pub(crate) mod call;
 pub(crate) mod named;
 pub(crate) mod output;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use oci::{Platform, Reference};
 
+use self::cache::{CacheFromArg, CacheToArg};
 use self::call::CallArgs;
 use self::named::NamedArg;
 use self::output::OutputOption;
@@ -191,6 +193,12 @@ pub(crate) struct EarlierArgs {
     /// Run every step of these stages, whatever is in the cache
     #[arg(long, value_name = "STAGE,…", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
+    /// Cache of another machine to read: `type=registry,ref=NAME`, `type=local,src=FOLDER`, or the name of an image that carries one
+    #[arg(long = "cache-from", value_name = "CACHE")]
+    pub(crate) cache_from: Vec<CacheFromArg>,
+    /// Cache to write for other machines: `type=registry,ref=NAME[,mode=max]`, `type=local,dest=FOLDER[,mode=max]`, or `type=inline`
+    #[arg(long = "cache-to", value_name = "CACHE")]
+    pub(crate) cache_to: Vec<CacheToArg>,
 }
 
 /// How progress is shown.

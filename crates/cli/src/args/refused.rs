@@ -17,12 +17,6 @@ pub(crate) struct RefusedArgs {
     /// Statements about the image: none is made
     #[arg(long, value_name = "type=TYPE")]
     attest: Vec<String>,
-    /// A cache of another builder: none is read
-    #[arg(long, value_name = "CACHE")]
-    cache_from: Vec<String>,
-    /// A cache for another builder: none is written
-    #[arg(long, value_name = "CACHE")]
-    cache_to: Vec<String>,
     /// Load the image into a docker daemon
     #[arg(long)]
     load: bool,
@@ -51,16 +45,6 @@ impl RefusedArgs {
                 !self.attest.iter().all(disabled),
                 "--attest: no statements are attached to images",
                 "leave it out",
-            ),
-            (
-                !self.cache_from.is_empty(),
-                "--cache-from: caches of other builders are not read",
-                "the cache in the state directory is used without asking",
-            ),
-            (
-                !self.cache_to.is_empty(),
-                "--cache-to: caches for other builders are not written",
-                "the cache in the state directory is kept without asking",
             ),
             (
                 self.load,

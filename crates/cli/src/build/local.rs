@@ -145,6 +145,8 @@ fn spec(
         }
     };
     let spec = BuildSpec {
+        cache_from: named::caches(&args.earlier.cache_from, &scratch, reader, &limits)?,
+        cache_to: outputs.caches.clone(),
         secrets: secrets::read(&args.steps.secrets)?,
         ssh: agents.sockets.clone(),
         id: id.clone(),

@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use engine::spec::{Context, Limits, NamedContext};
+use engine::spec::{CacheFrom, Context, Limits, NamedContext};
 
 use super::context::{self, Dockerfile, FolderInput};
 use super::import::{self, Reader};
+use crate::args::cache::CacheFromArg;
 use crate::args::named::{NamedArg, NamedWhat};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
+use crate::terminal;
 
 /// Names of copies within a build's scratch folder begin with this.
 const COPY_PREFIX: &str = "named-";
+/// And those of copies of caches with this.
+const CACHE_PREFIX: &str = "cache-";
 
 /// Returns what stands for which name. Copies are made below `scratch`.
 pub(crate) fn prepare(
@@ -51,6 +55,36 @@ pub(crate) fn prepare(
         }
     }
     Ok(contexts)
+}
+
+/// Returns the caches that are read. Copies are made below `scratch`. A folder that is not there is nothing to fail for: the first
+/// build of all has none.
+pub(crate) fn caches(
+    args: &[CacheFromArg],
+    scratch: &Path,
+    reader: Reader,
+    limits: &Limits,
+) -> Outcome<Vec<CacheFrom>> {
+    let mut caches = Vec::new();
+    for (index, arg) in args.iter().enumerate() {
+        match arg {
+            CacheFromArg::Registry(reference) => caches.push(CacheFrom::Registry {
+                reference: reference.clone(),
+            }),
+            CacheFromArg::Folder(path, _) if !path.is_dir() => {
+                let text = format!("warning: there is no cache in {}.", path.display());
+                terminal::say(&text);
+            }
+            CacheFromArg::Folder(path, image) => {
+                let into = scratch.join(format!("{CACHE_PREFIX}{index}"));
+                caches.push(CacheFrom::Folder {
+                    path: import::layout(&folder(path)?, &into, reader, limits)?,
+                    image: image.clone(),
+                });
+            }
+        }
+    }
+    Ok(caches)
 }
 
 fn folder(path: &Path) -> Outcome<PathBuf> {

@@ -6,10 +6,11 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use engine::spec::{BuildOptions, ExportFormat, MediaTypes, Output};
+use engine::spec::{BuildOptions, CacheTo, ExportFormat, MediaTypes, Output};
 use oci::Reference;
 
 use crate::args::BuildArgs;
+use crate::args::cache::CacheToArg;
 use crate::args::output::{Dest, ImagePlace, OutputKind, OutputOption};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::tree::{self, Keep, Rules, Special};
@@ -19,6 +20,8 @@ use crate::tree::{self, Keep, Rules, Special};
 pub(crate) struct Outputs {
     /// For the worker.
     pub(crate) spec: Vec<Output>,
+    /// Caches that are written, for the worker.
+    pub(crate) caches: Vec<CacheTo>,
     /// What is left to do once it is done.
     exports: Vec<Export>,
 }
@@ -34,8 +37,12 @@ struct Export {
 pub(crate) fn decide(args: &BuildArgs, options: &mut BuildOptions) -> Outcome<Outputs> {
     let mut outputs = Outputs {
         spec: Vec::new(),
+        caches: Vec::new(),
         exports: Vec::new(),
     };
+    for cache in &args.earlier.cache_to {
+        outputs.cache(cache)?;
+    }
     layers(&args.outputs, options)?;
     let tags: Vec<Reference> = args.tags.iter().map(tagged).collect::<Outcome<_>>()?;
     let mut is_published = false;
@@ -126,6 +133,28 @@ impl Outputs {
         });
         let dest = dest.clone();
         self.exports.push(Export { name, format, dest });
+    }
+
+    fn cache(&mut self, cache: &CacheToArg) -> Outcome {
+        self.caches.push(match cache {
+            CacheToArg::Registry(reference, steps, on_error) => CacheTo::Registry {
+                reference: tagged(reference)?,
+                steps: *steps,
+                on_error: *on_error,
+            },
+            CacheToArg::Inline => CacheTo::Inline,
+            CacheToArg::Folder(path, steps) => {
+                let name = format!("cache-{}", self.exports.len());
+                self.exports.push(Export {
+                    name: name.clone(),
+                    format: ExportFormat::Local,
+                    dest: Dest::Path(path.clone()),
+                });
+                let steps = *steps;
+                CacheTo::Folder { name, steps }
+            }
+        });
+        Ok(())
     }
 
     /// Returns the first name that the image is given.

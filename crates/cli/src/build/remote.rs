@@ -71,6 +71,8 @@ fn refuse_unsupported(args: &BuildArgs) -> Outcome {
             "--no-cache-filter",
             !args.earlier.no_cache_filter.is_empty(),
         ),
+        ("--cache-from", !args.earlier.cache_from.is_empty()),
+        ("--cache-to", !args.earlier.cache_to.is_empty()),
         ("--push", args.push),
         ("--output", !args.outputs.is_empty()),
         ("--iidfile", args.iidfile.is_some()),

@@ -33,6 +33,8 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
     };
     worker::prepare(&ready.command, &record).or_exit(Exit::Machine)?;
     let spec = BuildSpec {
+        cache_from: Vec::new(),
+        cache_to: Vec::new(),
         secrets: std::collections::BTreeMap::new(),
         ssh: std::collections::BTreeMap::new(),
         id,

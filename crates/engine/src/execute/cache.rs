@@ -6,11 +6,15 @@
 //! that there is no result.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use oci::Digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use store::Store;
+
+use crate::share::document::SharedStep;
+use crate::share::table::{Learnt, Origin, Table};
 
 /// Changes whenever results of older versions must not be reused.
 const VERSION: u32 = 2;
@@ -20,6 +24,7 @@ const EXPLAINED_FILES_MAX: usize = 20_000;
 const STEPS: &str = "step";
 const OPERATIONS: &str = "operation";
 const LAST: &str = "last";
+const SOURCES: &str = "sources";
 
 /// Everything that decides a step's result but its parent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +44,31 @@ pub(crate) struct Operation {
 pub(crate) struct Scope {
     pub(crate) tenant: String,
     pub(crate) platform: String,
+}
+
+impl Scope {
+    /// Returns what is mixed into the keys of shared caches.
+    fn shared(&self) -> Self {
+        Self {
+            tenant: String::new(),
+            platform: self.platform.clone(),
+        }
+    }
+}
+
+/// The keys of an operation: in the store, and in shared caches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OperationKeys {
+    own: Digest,
+    shared: Digest,
+}
+
+/// A result that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hit {
+    pub(crate) step: CachedStep,
+    /// Which shared cache it is of; none when it was made here.
+    pub(crate) origin: Option<Origin>,
 }
 
 /// A layer that a step made, as the cache remembers it; no layer when the step changed nothing.
@@ -71,29 +101,50 @@ pub(crate) struct Cache {
     scope: Scope,
     /// What explanations are kept under: the same Dockerfile of the same project.
     project: String,
+    /// Shared caches.
+    pub(crate) table: Arc<Table>,
 }
 
 impl Cache {
-    pub(crate) fn new(store: Store, scope: Scope, project: String) -> Self {
+    pub(crate) fn new(store: Store, scope: Scope, project: String, table: Arc<Table>) -> Self {
         Self {
             store,
             scope,
             project,
+            table,
         }
     }
 
-    /// Returns the key of `operation`.
-    pub(crate) fn operation_key(&self, operation: &Operation) -> Digest {
-        digest_of(&(VERSION, &self.scope, operation))
+    /// Returns the keys of `operation`.
+    pub(crate) fn operation_keys(&self, operation: &Operation) -> OperationKeys {
+        let own = digest_of(&(VERSION, &self.scope, operation));
+        let shared = if self.table.is_used() && !self.scope.tenant.is_empty() {
+            digest_of(&(VERSION, self.scope.shared(), operation))
+        } else {
+            own.clone()
+        };
+        OperationKeys { own, shared }
     }
 
     /// Tells whether any result of this operation was ever kept, on whatever parent.
-    pub(crate) fn may_hit(&self, operation: &Digest) -> bool {
-        matches!(self.store.record(OPERATIONS, operation.hex()), Ok(Some(_)))
+    pub(crate) fn may_hit(&self, operation: &OperationKeys) -> bool {
+        let is_kept = self.store.record(OPERATIONS, operation.own.hex());
+        matches!(is_kept, Ok(Some(_))) || self.table.may_hit(&operation.shared)
     }
 
-    /// Returns the result of `operation` on `parent`, if it is kept and its layer is still there.
-    pub(crate) fn look_up(&self, operation: &Digest, parent: &Digest) -> Option<CachedStep> {
+    /// Returns the results of `operation` on `parent`: the one that is kept here, if its layer is still there, then those of shared caches.
+    pub(crate) fn look_up(&self, operation: &OperationKeys, parent: &Digest) -> Vec<Hit> {
+        let own = self.look_up_own(&operation.own, parent);
+        let own = own.map(|step| Hit { step, origin: None });
+        let key = digest_of(&(&operation.shared, parent));
+        let shared = self.table.find(&key).map(|(step, origin)| Hit {
+            step,
+            origin: Some(origin.clone()),
+        });
+        own.into_iter().chain(shared).collect()
+    }
+
+    fn look_up_own(&self, operation: &Digest, parent: &Digest) -> Option<CachedStep> {
         let bytes = self
             .store
             .record(STEPS, digest_of(&(operation, parent)).hex())
@@ -109,14 +160,36 @@ impl Cache {
     }
 
     /// Keeps a result.
-    pub(crate) fn keep(&self, operation: &Digest, parent: &Digest, step: &CachedStep) {
-        let key = digest_of(&(operation, parent));
+    pub(crate) fn keep(&self, operation: &OperationKeys, parent: &Digest, step: &CachedStep) {
+        let key = digest_of(&(&operation.own, parent));
         // A result that cannot be kept costs time later, nothing else.
         if let Ok(bytes) = serde_json::to_vec(step)
             && self.store.put_record(STEPS, key.hex(), &bytes).is_ok()
         {
-            let _only_slower = self.store.put_record(OPERATIONS, operation.hex(), b"{}");
+            let _only_slower = self
+                .store
+                .put_record(OPERATIONS, operation.own.hex(), b"{}");
         }
+    }
+
+    /// Remembers the result of a step of the stage at `position` for the shared caches that this build writes.
+    pub(crate) fn learn(
+        &self,
+        position: &str,
+        operation: &OperationKeys,
+        parent: &Digest,
+        hit: &Hit,
+    ) {
+        self.table.learn(|| Learnt {
+            stage: position.split(' ').next().unwrap_or_default().to_owned(),
+            step: SharedStep {
+                operation: operation.shared.clone(),
+                step: digest_of(&(&operation.shared, parent)),
+                layer: hit.step.layer.clone(),
+                created: hit.step.created,
+            },
+            origin: hit.origin.clone(),
+        });
     }
 
     /// Returns why the step at `position` (stage and index) is not in the cache.
@@ -176,21 +249,24 @@ impl Cache {
         }
     }
 
-    /// Returns what was memoised under `key` of `kind`.
-    pub(crate) fn memo(&self, kind: &str, key: &impl Serialize) -> Option<Digest> {
-        let bytes = self
-            .store
-            .record(kind, digest_of(&(VERSION, &self.scope, key)).hex())
-            .ok()??;
-        std::str::from_utf8(&bytes).ok()?.parse().ok()
+    /// Returns the digest of what is taken from a stage, as `key` says, if it was known before.
+    pub(crate) fn source(&self, key: &impl Serialize) -> Option<Digest> {
+        let own = digest_of(&(VERSION, &self.scope, key));
+        let kept = self.store.record(SOURCES, own.hex()).ok().flatten();
+        let kept = kept.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok());
+        let shared = || digest_of(&(VERSION, self.scope.shared(), key));
+        let found = kept.or_else(|| self.table.source(&shared()))?;
+        self.table.learn_source(shared, &found);
+        Some(found)
     }
 
-    /// Memoises `value`.
-    pub(crate) fn set_memo(&self, kind: &str, key: &impl Serialize, value: &Digest) {
-        let key = digest_of(&(VERSION, &self.scope, key));
-        let _only_slower = self
-            .store
-            .put_record(kind, key.hex(), value.to_string().as_bytes());
+    /// Remembers the digest of what is taken from a stage.
+    pub(crate) fn keep_source(&self, key: &impl Serialize, value: &Digest) {
+        let own = digest_of(&(VERSION, &self.scope, key));
+        let text = value.to_string();
+        let _only_slower = self.store.put_record(SOURCES, own.hex(), text.as_bytes());
+        let shared = || digest_of(&(VERSION, self.scope.shared(), key));
+        self.table.learn_source(shared, value);
     }
 }
 
@@ -273,6 +349,11 @@ fn file_difference(then: &[(String, Digest)], now: &[(String, Digest)]) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::share::table::{Imported, Learning};
+
+    fn table(imported: Vec<Imported>) -> Arc<Table> {
+        Arc::new(Table::new(imported, Learning::Off))
+    }
 
     fn operation() -> Operation {
         Operation {
@@ -328,21 +409,62 @@ mod tests {
             tenant: tenant.to_owned(),
             platform: "linux/amd64".to_owned(),
         };
-        let cache = Cache::new(store.clone(), scope("a"), "p".to_owned());
-        let other = Cache::new(store, scope("b"), "p".to_owned());
+        let cache = Cache::new(store.clone(), scope("a"), "p".to_owned(), table(Vec::new()));
+        let other = Cache::new(store, scope("b"), "p".to_owned(), table(Vec::new()));
         let (parent, stranger) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
         let step = CachedStep {
             layer: None,
             created: 5,
         };
-        let key = cache.operation_key(&operation());
+        let key = cache.operation_keys(&operation());
         assert!(!cache.may_hit(&key));
         cache.keep(&key, &parent, &step);
         assert!(cache.may_hit(&key));
-        assert_eq!(cache.look_up(&key, &parent), Some(step));
-        assert_eq!(cache.look_up(&key, &stranger), None);
-        let foreign = other.operation_key(&operation());
+        let hit = Hit { step, origin: None };
+        assert_eq!(cache.look_up(&key, &parent), [hit]);
+        assert_eq!(cache.look_up(&key, &stranger), []);
+        let foreign = other.operation_keys(&operation());
         assert_ne!(foreign, key);
-        assert_eq!(other.look_up(&foreign, &parent), None);
+        assert_eq!(other.look_up(&foreign, &parent), []);
+    }
+
+    #[test]
+    fn what_one_tenant_wrote_into_a_shared_cache_another_finds_who_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache_of = |tenant: &str, table: Arc<Table>| {
+            let store = Store::open(&folder.path().join(format!("s{tenant}")), None).unwrap();
+            let scope = Scope {
+                tenant: tenant.to_owned(),
+                platform: "linux/amd64".to_owned(),
+            };
+            Cache::new(store, scope, "p".to_owned(), table)
+        };
+        let writer = cache_of("a", Arc::new(Table::new(Vec::new(), Learning::On)));
+        let (parent, stranger) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
+        let step = CachedStep {
+            layer: None,
+            created: 5,
+        };
+        let hit = Hit { step, origin: None };
+        let keys = writer.operation_keys(&operation());
+        writer.learn("0 1", &keys, &parent, &hit);
+        writer.learn("7 1", &keys, &stranger, &hit);
+        writer.keep_source(&("content", "/out"), &Digest::sha256(b"out"));
+        let (document, _) = writer.table.document(|stage| stage == "0");
+        assert_eq!(document.steps.len(), 1);
+
+        let origin = Origin::Folder("/cache".into());
+        let reader = cache_of("", table(vec![Imported::new(origin.clone(), document)]));
+        let keys = reader.operation_keys(&operation());
+        assert!(reader.may_hit(&keys));
+        let found = Hit {
+            origin: Some(origin),
+            ..hit
+        };
+        assert_eq!(reader.look_up(&keys, &parent), [found]);
+        assert_eq!(reader.look_up(&keys, &stranger), []);
+        let source = reader.source(&("content", "/out"));
+        assert_eq!(source, Some(Digest::sha256(b"out")));
+        assert_eq!(reader.source(&("content", "/other")), None);
     }
 }

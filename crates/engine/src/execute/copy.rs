@@ -165,7 +165,7 @@ async fn source_files(
             // Content of a stage decides what its files are: told once, it need not be unpacked again to know.
             let key = (layers::content(layers).await?, &names, &op.exclude);
             let name = names.join(" ");
-            if let Some(known) = execution.cache.memo("sources", &key) {
+            if let Some(known) = execution.cache.source(&key) {
                 return Ok(vec![(name, known)]);
             }
             let lowers = execution.depot.directories(layers).await?;
@@ -175,7 +175,7 @@ async fn source_files(
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read what is to be copied", &e)))?;
-            execution.cache.set_memo("sources", &key, &digest.digest);
+            execution.cache.keep_source(&key, &digest.digest);
             Ok(vec![(name, digest.digest)])
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use oci::layer::{Flavour, LayerWriter};
 
 use super::Execution;
-use super::cache::{CachedLayer, CachedStep};
+use super::cache::{CachedLayer, CachedStep, Hit, OperationKeys};
 use super::layers::{Layer, content};
 use crate::assemble::LayerRef;
 use crate::event::{Event, Failure, StepId};
@@ -29,7 +29,7 @@ pub(super) async fn write(
     execution: Arc<Execution>,
     directory: Directory,
     parents: Vec<Layer>,
-    key: oci::Digest,
+    (position, key): (String, OperationKeys),
     created: i64,
 ) -> Result<Option<LayerRef>, Failure> {
     let shared = Arc::clone(&execution);
@@ -46,6 +46,8 @@ pub(super) async fn write(
         created,
     };
     execution.cache.keep(&key, &parent, &step);
+    let hit = Hit { step, origin: None };
+    execution.cache.learn(&position, &key, &parent, &hit);
     Ok(layer)
 }
 

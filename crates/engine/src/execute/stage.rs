@@ -5,12 +5,15 @@ use std::sync::atomic::Ordering;
 
 use dockerfile::{BaseRef, Op, PlanStage, Step};
 
-use super::cache::{CachedStep, Operation};
+use super::cache::{CachedLayer, Hit, Operation, OperationKeys};
 use super::layers::{Layer, StageResult, content, shared};
 use super::{Execution, StageFuture, copy, export, mounts, run};
 use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
-use crate::failure::failure;
+use crate::failure::{chain, failure};
+use crate::resolve::layout;
+use crate::rootfs::root::Root;
+use crate::share::table::Origin;
 use crate::spec::CacheMode;
 
 /// Carries out the stage at `index`; `earlier` are those before it.
@@ -144,7 +147,7 @@ async fn carry_out_step(
         name,
         cache: cache_mode(execution, stage),
     };
-    let key = execution.cache.operation_key(&prepared.operation);
+    let key = execution.cache.operation_keys(&prepared.operation);
     let reason = match look_up(execution, &prepared, &key).await? {
         Ok(hit) => return Ok(cached(execution, &prepared, hit)),
         Err(reason) => reason,
@@ -161,7 +164,7 @@ async fn carry_out_step(
         Arc::clone(execution),
         directory.clone(),
         parents.to_vec(),
-        key,
+        (prepared.position.clone(), key),
         created,
     ));
     // Somebody has to poll it from the start: writing goes on while the next step runs.
@@ -190,8 +193,8 @@ fn created(execution: &Execution) -> i64 {
 async fn look_up(
     execution: &Execution,
     prepared: &Prepared<'_>,
-    key: &oci::Digest,
-) -> Result<Result<CachedStep, String>, Failure> {
+    key: &OperationKeys,
+) -> Result<Result<Hit, String>, Failure> {
     if prepared.cache == CacheMode::Ignore {
         return Ok(Err("the cache is not to be used".to_owned()));
     }
@@ -202,7 +205,13 @@ async fn look_up(
         return Ok(Err(reason));
     }
     let parent = content(prepared.parents).await?;
-    let hit = cache.look_up(key, &parent);
+    let hit = first_there(execution, cache.look_up(key, &parent)).await;
+    if let Some(hit) = &hit {
+        cache.learn(&prepared.position, key, &parent, hit);
+        if hit.origin.is_some() {
+            cache.keep(key, &parent, &hit.step);
+        }
+    }
     let reason = match &hit {
         Some(_) => String::new(),
         None => cache.explain(&prepared.position, &prepared.operation, Some(&parent)),
@@ -211,21 +220,75 @@ async fn look_up(
     Ok(hit.ok_or(reason))
 }
 
-fn cached(execution: &Execution, prepared: &Prepared<'_>, hit: CachedStep) -> (Layer, i64) {
+/// Returns the first result whose layer is where it should be.
+async fn first_there(execution: &Execution, hits: Vec<Hit>) -> Option<Hit> {
+    for hit in hits {
+        let is_there = match (&hit.step.layer, &hit.origin) {
+            // Looked for already.
+            (None, _) | (_, None) => true,
+            (Some(layer), Some(origin)) => is_there(execution, layer, origin).await,
+        };
+        if is_there {
+            return Some(hit);
+        }
+    }
+    None
+}
+
+/// Tells whether the layer of a shared cache can be had. One in a folder is brought from there: nothing later knows how.
+async fn is_there(execution: &Execution, layer: &CachedLayer, origin: &Origin) -> bool {
+    let store = &execution.depot.store;
+    let is_size = |size| size == layer.size_bytes;
+    if store
+        .size_of(&layer.digest)
+        .is_ok_and(|size| size.is_some_and(is_size))
+    {
+        return true;
+    }
+    match origin {
+        Origin::Registry(reference) => {
+            let found = execution
+                .depot
+                .pull
+                .has_blob(reference, &layer.digest)
+                .await;
+            found.is_ok_and(|size| size.is_some_and(is_size))
+        }
+        Origin::Folder(path) => {
+            let (store, path) = (store.clone(), path.clone());
+            let layer = descriptor(layer);
+            let imported = tokio::task::spawn_blocking(move || {
+                let root = Root::open(&path).map_err(|e| chain(&e))?;
+                layout::import(&store, &root, &layer)
+            });
+            matches!(imported.await, Ok(Ok(())))
+        }
+    }
+}
+
+fn descriptor(layer: &CachedLayer) -> oci::Descriptor {
+    oci::Descriptor {
+        media_type: layer.media_type.clone(),
+        digest: layer.digest.clone(),
+        size: layer.size_bytes,
+        platform: None,
+        annotations: std::collections::BTreeMap::new(),
+    }
+}
+
+fn cached(execution: &Execution, prepared: &Prepared<'_>, hit: Hit) -> (Layer, i64) {
     execution.counters.cached.fetch_add(1, Ordering::Relaxed);
     execution.recorder.cached(&prepared.name);
-    let layer = hit.layer.map(|layer| LayerRef {
-        descriptor: oci::Descriptor {
-            media_type: layer.media_type,
-            digest: layer.digest,
-            size: layer.size_bytes,
-            platform: None,
-            annotations: std::collections::BTreeMap::new(),
-        },
+    let origin = match hit.origin {
+        Some(Origin::Registry(reference)) => Some(reference),
+        Some(Origin::Folder(_)) | None => None,
+    };
+    let layer = hit.step.layer.map(|layer| LayerRef {
+        descriptor: descriptor(&layer),
         diff_id: layer.diff_id,
-        origin: None,
+        origin,
     });
-    let created = execution.epoch.unwrap_or(hit.created);
+    let created = execution.epoch.unwrap_or(hit.step.created);
     (
         Layer::known(layer, Some(prepared.step.history_index)),
         created,

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
 
 use oci::tar::{Entry, Kind, Writer};
-use oci::{Digest, Reference};
+use oci::{Descriptor, Digest, Reference};
 use serde_json::json;
 use store::Store;
 
@@ -15,6 +16,9 @@ use crate::execute::layers::Layer;
 use crate::failure::{failure, platform};
 use crate::spec::ExportFormat;
 
+/// The file that makes a folder an OCI layout.
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
 /// Writes `image` in `format`; `what` is its name below the output folder and the references recorded inside.
 pub(super) async fn export(
     publisher: &Publisher,
@@ -22,13 +26,7 @@ pub(super) async fn export(
     format: ExportFormat,
     what: (&str, &[Reference]),
 ) -> Result<(), Failure> {
-    let (name, references) = (what.0.to_owned(), what.1.to_vec());
-    if name.is_empty() || name.starts_with('.') || name.contains('/') {
-        return Err(failure(
-            FailureKind::Platform,
-            format!("{name:?} is not the name of an output"),
-        ));
-    }
+    let (name, references) = (checked(what.0)?, what.1.to_vec());
     let path = publisher.folder.join("output").join(name);
     bring_all(&publisher.depot, image).await?;
     match format {
@@ -61,6 +59,55 @@ pub(super) async fn export(
             written.unwrap_or_else(|e| Err(platform("export the root filesystem", &e)))
         }
     }
+}
+
+/// Writes `image` as an OCI layout, to the folder `name` below the build's output folder.
+pub(super) async fn to_folder(
+    publisher: &Publisher,
+    image: &Image,
+    name: &str,
+) -> Result<(), Failure> {
+    let path = publisher.folder.join("output").join(checked(name)?);
+    bring_all(&publisher.depot, image).await?;
+    let (store, image) = (publisher.depot.store.clone(), image.clone());
+    let written = tokio::task::spawn_blocking(move || folder_layout(&path, &store, &image)).await;
+    let written: io::Result<()> = written.unwrap_or_else(|e| Err(io::Error::other(e)));
+    written.map_err(|e| platform("write an OCI layout", &e))
+}
+
+fn folder_layout(path: &Path, store: &Store, image: &Image) -> io::Result<()> {
+    let blobs = path.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs)?;
+    for layer in &image.manifest.layers {
+        let mut blob = stored(store, &layer.digest)?;
+        let mut file = File::create(blobs.join(layer.digest.hex()))?;
+        io::copy(&mut blob, &mut file)?;
+    }
+    let config = image.manifest.config.digest.hex();
+    std::fs::write(blobs.join(config), &image.config_bytes)?;
+    std::fs::write(blobs.join(image.digest.hex()), &image.manifest_bytes)?;
+    let bare = descriptor(&image.media_type, &image.manifest_bytes);
+    std::fs::write(path.join("index.json"), index(&[bare]))?;
+    std::fs::write(path.join("oci-layout"), LAYOUT)
+}
+
+/// Returns the index of a layout.
+fn index(manifests: &[Descriptor]) -> String {
+    let media_type = oci::media_type::OCI_INDEX;
+    json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}).to_string()
+}
+
+fn checked(name: &str) -> Result<&str, Failure> {
+    if name.is_empty() || name.starts_with('.') || name.contains('/') {
+        let text = format!("{name:?} is not the name of an output");
+        return Err(failure(FailureKind::Platform, text));
+    }
+    Ok(name)
+}
+
+fn stored(store: &Store, digest: &Digest) -> io::Result<File> {
+    let blob = store.open_blob(digest).map_err(io::Error::other)?;
+    blob.ok_or_else(|| io::Error::other(format!("blob {digest} is not in the store any more")))
 }
 
 fn oci_layout<W: Write>(
@@ -104,9 +151,8 @@ fn oci_layout<W: Write>(
     if manifests.is_empty() {
         manifests.push(bare);
     }
-    let index = json!({"schemaVersion": 2, "mediaType": oci::media_type::OCI_INDEX, "manifests": manifests});
-    append_bytes(tar, "index.json", index.to_string().as_bytes())?;
-    append_bytes(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
+    append_bytes(tar, "index.json", index(&manifests).as_bytes())?;
+    append_bytes(tar, "oci-layout", LAYOUT)
 }
 
 fn docker_archive<W: Write>(
@@ -142,9 +188,7 @@ fn append_blob<W: Write>(
     digest: &Digest,
     name: &str,
 ) -> io::Result<()> {
-    let blob = store.open_blob(digest).map_err(io::Error::other)?;
-    let blob = blob
-        .ok_or_else(|| io::Error::other(format!("blob {digest} is not in the store any more")))?;
+    let blob = stored(store, digest)?;
     let size = blob.metadata()?.len();
     append(tar, &file(name, size), &mut BufReader::new(blob).take(size))
 }

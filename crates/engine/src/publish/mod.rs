@@ -120,6 +120,28 @@ pub(crate) async fn publish(
     Ok(references)
 }
 
+/// Publishes a cache, which is something like an image, as `reference`.
+pub(crate) async fn cache_to_registry(
+    publisher: &Publisher,
+    cache: &Image,
+    reference: &Reference,
+) -> Result<(), Failure> {
+    let is_ours = |host: &String| host == reference.host();
+    if publisher.embedded.iter().any(is_ours) {
+        return to_store(publisher, cache, reference, Keeping::Published).await;
+    }
+    remote::push(publisher, cache, reference, &[]).await
+}
+
+/// Writes a cache as an OCI layout, to the folder `name` below the build's output folder.
+pub(crate) async fn cache_to_folder(
+    publisher: &Publisher,
+    cache: &Image,
+    name: &str,
+) -> Result<(), Failure> {
+    export::to_folder(publisher, cache, name).await
+}
+
 /// Returns the names of exported files, below the build's output folder.
 pub(crate) fn output_names(outputs: &[Output]) -> Vec<String> {
     let name = |output: &Output| match output {

@@ -61,7 +61,8 @@ pub(crate) fn read(
     })
 }
 
-fn manifest(
+/// Returns a manifest of a layout, with its digest and bytes.
+pub(crate) fn manifest(
     root: &Root,
     image: &LayoutImage,
     platform: &Platform,
@@ -78,12 +79,7 @@ fn manifest(
         }
     };
     for _ in 0..DEPTH_MAX {
-        let bytes = file(root, &blob_path(&digest))?;
-        let mut hasher = digest.hasher();
-        hasher.update(&bytes);
-        if hasher.finish() != digest {
-            return Err(format!("{digest} has other content"));
-        }
+        let bytes = blob(root, &digest, DOCUMENT_MAX_BYTES as u64)?;
         match Document::parse(None, &bytes).map_err(|e| chain(&e))? {
             Document::Manifest(manifest) => return Ok((digest, bytes, manifest)),
             Document::Index(index) => {
@@ -127,8 +123,20 @@ fn file(root: &Root, path: &Path) -> Result<Vec<u8>, String> {
         .map_err(|e| chain(&e))
 }
 
+/// Returns the content of a blob of at most `max_bytes`, verified.
+pub(crate) fn blob(root: &Root, digest: &Digest, max_bytes: u64) -> Result<Vec<u8>, String> {
+    let bytes = root.read_file(&blob_path(digest), max_bytes);
+    let bytes = bytes.map_err(|e| chain(&e))?;
+    let mut hasher = digest.hasher();
+    hasher.update(&bytes);
+    if hasher.finish() != *digest {
+        return Err(format!("{digest} has other content"));
+    }
+    Ok(bytes)
+}
+
 /// Copies a blob into the store, verified, unless it is there.
-fn import(store: &Store, root: &Root, descriptor: &Descriptor) -> Result<(), String> {
+pub(crate) fn import(store: &Store, root: &Root, descriptor: &Descriptor) -> Result<(), String> {
     let digest = &descriptor.digest;
     let known = store.size_of(digest).map_err(|e| chain(&e))?;
     if known.is_some() {

@@ -2,7 +2,7 @@
 
 pub(crate) mod bases;
 pub(crate) mod context;
-mod layout;
+pub(crate) mod layout;
 mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};

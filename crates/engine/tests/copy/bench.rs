@@ -119,6 +119,8 @@ impl Bench {
 
     fn spec(&self, id: BuildId) -> BuildSpec {
         BuildSpec {
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             secrets: self.secrets.clone(),
             ssh: BTreeMap::new(),
             id,

@@ -239,6 +239,8 @@ impl Subassemblies {
             .map_err(|error| Failure::platform("cannot make a build id", error))?;
         let keychains = service.images.keychains(&rights()).await?;
         let spec = BuildSpec {
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             id: id.clone(),

@@ -62,7 +62,7 @@ pub(super) async fn digest(
         Files::Layers(layers) => {
             let key = (layers::content(layers).await?, "mount", &path);
             let name = format!("{path} for {target}");
-            if let Some(known) = execution.cache.memo("sources", &key) {
+            if let Some(known) = execution.cache.source(&key) {
                 return Ok(Some((known.clone(), vec![(name, known)])));
             }
             let lowers = execution.depot.directories(layers).await?;
@@ -72,7 +72,7 @@ pub(super) async fn digest(
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read what is to be mounted", &e)))?;
-            execution.cache.set_memo("sources", &key, &digest);
+            execution.cache.keep_source(&key, &digest);
             Ok(Some((digest.clone(), vec![(name, digest)])))
         }
     }
