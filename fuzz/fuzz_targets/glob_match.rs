@@ -5,8 +5,9 @@
 use dockerfile::glob::Pattern;
 use libfuzzer_sys::fuzz_target;
 
-/// Following rules step by step takes exponential time: neither is longer.
+/// Following rules step by step takes exponential time: neither is longer, and no pattern has more stars.
 const MAX_CHARS: usize = 24;
+const MAX_STARS: usize = 6;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else {
@@ -28,7 +29,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let (pattern, path): (Vec<char>, Vec<char>) = (pattern.chars().collect(), path.chars().collect());
-    if pattern.len() <= MAX_CHARS && path.len() <= MAX_CHARS {
+    let n_stars = pattern.iter().filter(|c| **c == '*').count();
+    if pattern.len() <= MAX_CHARS && path.len() <= MAX_CHARS && n_stars <= MAX_STARS {
         assert_eq!(is_match, follow(&pattern, &path), "{text:?}");
     }
 });
