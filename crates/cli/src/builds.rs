@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use engine::id::BuildId;
-use engine::journal::{Body, Reader};
+use engine::journal::Reader;
 use engine::spec::Record;
 use engine::state::BuildState;
 use oci::Reference;
@@ -94,12 +94,10 @@ fn is_named(record: &Record, wanted: &Reference) -> bool {
 
 /// Returns where a build stands.
 pub(crate) fn state(build: &Stored) -> anyhow::Result<BuildState> {
-    let mut reader = Reader::open(&build.folder)?;
+    let mut reader = Reader::skim(&build.folder)?;
     let mut state = BuildState::default();
-    while let Some(record) = reader.next()? {
-        if let Body::Event(event) = &record.body {
-            state = state.next(event)?;
-        }
+    while let Some((_, event)) = reader.next_event()? {
+        state = state.next(&event)?;
     }
     Ok(state)
 }
@@ -118,7 +116,7 @@ pub(crate) fn word(state: &BuildState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use engine::event::Event;
-    use engine::journal::{self, Writer};
+    use engine::journal::{self, Body, Writer};
 
     use super::*;
 

@@ -20,6 +20,10 @@ pub const OUTPUT_MAX_BYTES: usize = 64 << 10;
 /// Name of the file within a build's folder.
 pub const FILE_NAME: &str = "journal";
 
+/// How much of the file is read at a time: by who wants everything, and by who wants events only.
+const READ_BYTES: usize = 128 << 10;
+const SKIM_BYTES: usize = 4 << 10;
+
 const FRAME_BYTES: usize = 8;
 const PREFIX_BYTES: usize = 9;
 const KIND_EVENT: u8 = 1;
@@ -191,6 +195,7 @@ pub struct Reader {
     offset: u64,
     buffer: Vec<u8>,
     start: usize,
+    read_bytes: usize,
 }
 
 impl Reader {
@@ -214,7 +219,62 @@ impl Reader {
             offset: FORMAT_VERSION.len() as u64,
             buffer: Vec::new(),
             start: 0,
+            read_bytes: READ_BYTES,
         })
+    }
+
+    /// Opens the journal in a build's folder for [`Self::next_event`].
+    pub fn skim(folder: &Path) -> Result<Self, JournalError> {
+        let mut reader = Self::open(folder)?;
+        reader.read_bytes = SKIM_BYTES;
+        Ok(reader)
+    }
+
+    /// Returns the next event and when it was recorded, in Unix milliseconds; `None` when there is no whole one yet. What steps wrote is
+    /// passed over: neither read nor checked.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_event(&mut self) -> Result<Option<(u64, Event)>, JournalError> {
+        loop {
+            let Some((head, kind)) = self.head()? else {
+                return Ok(None);
+            };
+            if kind != KIND_OUTPUT {
+                return Ok(self.next()?.and_then(|record| match record.body {
+                    Body::Event(event) => Some((record.at_ms, event)),
+                    Body::Output { .. } => None,
+                }));
+            }
+            let size_bytes = FRAME_BYTES + head;
+            if self.buffer.len() - self.start >= size_bytes {
+                self.start += size_bytes;
+            } else {
+                let end = self.file.metadata().map_err(JournalError::Read)?.len();
+                if end < self.offset + size_bytes as u64 {
+                    return Ok(None);
+                }
+                self.buffer.clear();
+                self.start = 0;
+            }
+            self.offset += size_bytes as u64;
+        }
+    }
+
+    /// Returns the length of the next record behind its frame, and its kind.
+    fn head(&mut self) -> Result<Option<(usize, u8)>, JournalError> {
+        let offset = self.offset;
+        let damaged = || JournalError::Damaged { offset };
+        let Some(frame) = self.peek(0, FRAME_BYTES + 1)? else {
+            return Ok(None);
+        };
+        let (length, rest) = frame.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| damaged())?;
+        if !(PREFIX_BYTES..=RECORD_MAX_BYTES).contains(&length) {
+            return Err(damaged());
+        }
+        let kind = rest.last().copied().ok_or_else(damaged)?;
+        Ok(Some((length, kind)))
     }
 
     /// Returns the offset of the next record in the file.
@@ -269,7 +329,7 @@ impl Reader {
                 self.start = 0;
             }
             let have = self.buffer.len();
-            self.buffer.resize(have + wanted.max(128 << 10), 0);
+            self.buffer.resize(have + wanted.max(self.read_bytes), 0);
             let room = self.buffer.get_mut(have..).unwrap_or_default();
             let n = self.file.read_at(room, self.offset + have as u64);
             self.buffer
@@ -347,6 +407,38 @@ mod tests {
             assert_eq!(reader.next().unwrap().as_ref(), Some(&record));
         }
         assert_eq!(read_all(folder.path()), records());
+    }
+
+    #[test]
+    fn who_wants_events_only_reads_no_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(folder.path()).unwrap();
+        let mut reader = Reader::skim(folder.path()).unwrap();
+        let event = |phase| Event::Phase { phase };
+        let phases = [Phase::Resolving, Phase::Running, Phase::Pushing];
+        for (at_ms, phase) in (0..).zip(phases) {
+            assert_eq!(reader.next_event().unwrap(), None);
+            for record in records().split_off(1) {
+                writer.append(&record).unwrap();
+            }
+            assert_eq!(reader.next_event().unwrap(), None);
+            let body = Body::Event(event(phase));
+            writer.append(&Record { at_ms, body }).unwrap();
+            assert_eq!(reader.next_event().unwrap(), Some((at_ms, event(phase))));
+        }
+        // Half a record of output is not passed over.
+        let path = folder.path().join(FILE_NAME);
+        let whole = std::fs::read(&path).unwrap();
+        let output = encode(&records()[250]).unwrap();
+        std::fs::write(&path, [&whole[..], &output[..output.len() - 1]].concat()).unwrap();
+        assert_eq!(reader.next_event().unwrap(), None);
+        let body = Body::Event(event(Phase::Pushing));
+        let last = encode(&Record { at_ms: 9, body }).unwrap();
+        std::fs::write(&path, [&whole[..], &output, &last].concat()).unwrap();
+        assert_eq!(
+            reader.next_event().unwrap(),
+            Some((9, event(Phase::Pushing)))
+        );
     }
 
     #[test]

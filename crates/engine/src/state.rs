@@ -1,8 +1,11 @@
 //! Where a build stands: a fold over its events, and nothing else.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::{BuiltImage, Event, Failure, Phase};
+use crate::journal::{JournalError, Reader};
 
 /// The state of a build.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -71,6 +74,28 @@ impl BuildState {
             Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
         }
     }
+}
+
+/// Returns the state of the build in `folder`, and when it ended, in Unix milliseconds: the fold of the events in its journal.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub fn of(folder: &Path) -> Result<(BuildState, Option<u64>), JournalError> {
+    let mut reader = Reader::skim(folder)?;
+    let (mut state, mut ended_at_ms) = (BuildState::default(), None);
+    while let Some((at_ms, event)) = reader.next_event()? {
+        state = match state.clone().next(&event) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, "the journal says something that cannot be");
+                continue;
+            }
+        };
+        if state.is_terminal() {
+            ended_at_ms = Some(at_ms);
+        }
+    }
+    Ok((state, ended_at_ms))
 }
 
 fn rank(phase: Phase) -> u8 {

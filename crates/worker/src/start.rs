@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use engine::event::{Event, Failure, FailureKind};
 use engine::id::BuildId;
-use engine::journal::{self, Body, JournalError, Reader, Writer};
+use engine::journal::{self, Body, JournalError, Writer};
 use engine::recorder::Environment;
 use engine::sandbox::{self, CgroupError, CgroupParent};
 use engine::spec::{BuildSpec, Record};
-use engine::state::BuildState;
+use engine::state;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
@@ -328,7 +328,7 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
     let Some(_held) = folder::try_lock(folder).map_err(JournalError::Read)? else {
         return Ok(());
     };
-    if state_of(folder)?.is_terminal() {
+    if state::of(folder)?.0.is_terminal() {
         return Ok(());
     }
     let mut writer = Writer::resume(folder)?;
@@ -362,16 +362,4 @@ fn tail(text: &str) -> &str {
         .find(|at| text.is_char_boundary(*at))
         .unwrap_or(0);
     text.get(start..).unwrap_or(text)
-}
-
-/// Returns the state of the build in `folder`: the fold of its journal.
-fn state_of(folder: &Path) -> Result<BuildState, JournalError> {
-    let mut reader = Reader::open(folder)?;
-    let mut state = BuildState::default();
-    while let Some(record) = reader.next()? {
-        if let Body::Event(event) = &record.body {
-            state = state.clone().next(event).unwrap_or(state);
-        }
-    }
-    Ok(state)
 }

@@ -20,7 +20,7 @@ pub mod provenance;
 mod recover;
 mod retention;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -108,6 +108,9 @@ struct Table {
     builds: HashMap<BuildId, Arc<Build>>,
     /// Builds that have not ended, by tenant and request key.
     by_key: HashMap<String, Arc<Build>>,
+    /// All builds, by request key, and by tenant and name of the image.
+    lines_by_key: HashMap<String, Line>,
+    lines_by_image: HashMap<(String, String), Line>,
     n_queued: usize,
 }
 
@@ -203,12 +206,7 @@ impl Builds {
     /// Returns the newest build of this key, ended or not.
     pub fn newest_under(&self, key: &str) -> Option<Arc<Build>> {
         let table = self.table();
-        table
-            .builds
-            .values()
-            .filter(|build| build.record.key == key)
-            .max_by_key(|build| (build.record.started_at_ms, &build.record.id))
-            .map(Arc::clone)
+        table.newest(table.lines_by_key.get(key))
     }
 
     /// Returns a build of this tenant.
@@ -225,15 +223,9 @@ impl Builds {
 
     /// Returns this tenant's newest build of an image.
     pub fn newest_of(&self, tenant: &Tenant, reference: &str) -> Option<Arc<Build>> {
+        let image = (tenant.as_str().to_owned(), reference.to_owned());
         let table = self.table();
-        table
-            .builds
-            .values()
-            .filter(|build| {
-                build.record.reference == reference && build.record.tenant == tenant.as_str()
-            })
-            .max_by_key(|build| (build.record.started_at_ms, &build.record.id))
-            .map(Arc::clone)
+        table.newest(table.lines_by_image.get(&image))
     }
 
     /// Returns this tenant's builds of images that have not ended, oldest first.
@@ -281,10 +273,48 @@ impl Builds {
     }
 }
 
+/// Builds of one kind, oldest first.
+type Line = BTreeSet<(u64, BuildId)>;
+
+fn image_of(build: &Build) -> (String, String) {
+    let record = &build.record;
+    (record.tenant.clone(), record.reference.clone())
+}
+
+/// Takes a build out of its line, and the line away when it was the last one in it.
+fn leave<K: Eq + std::hash::Hash>(lines: &mut HashMap<K, Line>, key: &K, build: &(u64, BuildId)) {
+    if let Some(line) = lines.get_mut(key) {
+        line.remove(build);
+        if line.is_empty() {
+            lines.remove(key);
+        }
+    }
+}
+
 impl Table {
     fn insert(&mut self, build: &Arc<Build>) {
         self.builds
             .insert(build.record.id.clone(), Arc::clone(build));
+        let place = (build.record.started_at_ms, build.record.id.clone());
+        let line = self.lines_by_key.entry(build.record.key.clone());
+        line.or_default().insert(place.clone());
+        let line = self.lines_by_image.entry(image_of(build));
+        line.or_default().insert(place);
+    }
+
+    /// Forgets a build.
+    fn remove(&mut self, id: &BuildId) {
+        if let Some(build) = self.builds.remove(id) {
+            let place = (build.record.started_at_ms, id.clone());
+            leave(&mut self.lines_by_key, &build.record.key, &place);
+            leave(&mut self.lines_by_image, &image_of(&build), &place);
+        }
+    }
+
+    /// Returns the newest build of a line.
+    fn newest(&self, line: Option<&Line>) -> Option<Arc<Build>> {
+        let (_, id) = line?.last()?;
+        self.builds.get(id).map(Arc::clone)
     }
 
     /// Forgets that the build is the one to join.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::id::BuildId;
-use engine::journal::{Body, JournalError, Reader};
+use engine::journal::JournalError;
 use engine::spec::Record;
-use engine::state::BuildState;
+use engine::state::{self, BuildState};
 
 use super::Builds;
 use super::build::{Build, Progress};
@@ -128,20 +128,14 @@ async fn read(folder: &Path) -> Result<(Record, Progress), ReadError> {
         }
         let text = fs::read(&path).map_err(ReadError::Record)?;
         let record: Record = serde_json::from_slice(&text).map_err(ReadError::Decode)?;
-        Ok((record, fold(&folder).map_err(ReadError::Journal)?))
+        let (state, ended_at_ms) = state::of(&folder).map_err(ReadError::Journal)?;
+        let progress = Progress {
+            state,
+            folder: None,
+            ended_at_ms,
+        };
+        Ok((record, progress))
     });
     read.await
         .map_err(|error| ReadError::Record(io::Error::other(error)))?
-}
-
-/// Returns where the build in `folder` stands.
-fn fold(folder: &Path) -> Result<Progress, JournalError> {
-    let mut reader = Reader::open(folder)?;
-    let mut progress = Progress::default();
-    while let Some(record) = reader.next()? {
-        if let Body::Event(event) = &record.body {
-            progress.take(event, record.at_ms);
-        }
-    }
-    Ok(progress)
 }

@@ -35,7 +35,7 @@ pub(super) async fn sweep(builds: &Builds) {
                 continue;
             }
         }
-        builds.table().builds.remove(&id);
+        builds.table().remove(&id);
     }
 }
 
