@@ -32,6 +32,8 @@ pub enum Blame {
     Load,
     /// We are about to stop.
     Shutdown,
+    /// The caller has let us wait for too long.
+    Slow,
     /// This is not implemented.
     Unsupported,
     /// Kiln, or the machine it runs on.
@@ -132,6 +134,7 @@ impl Failure {
             Blame::Credentials => Code::Unauthenticated,
             Blame::Registry | Blame::Shutdown => Code::Unavailable,
             Blame::Load => Code::ResourceExhausted,
+            Blame::Slow => Code::DeadlineExceeded,
             Blame::Unsupported => Code::Unimplemented,
             Blame::Platform => Code::Internal,
         }

@@ -22,6 +22,7 @@ pub mod access;
 pub mod app;
 pub mod builds;
 pub mod config;
+pub mod contexts;
 pub mod environment;
 pub mod executor;
 pub mod failure;

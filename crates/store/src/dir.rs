@@ -54,6 +54,14 @@ impl Dir {
         })
     }
 
+    /// Returns the same directory, in which what is created stays ours: the data plane reads it and cannot change it.
+    pub(crate) fn ours(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)?,
+            owner: None,
+        })
+    }
+
     /// Opens the directory at `path` below this one; `None` when there is none.
     pub(crate) fn sub_if_there(&self, path: &str) -> io::Result<Option<Self>> {
         absent_as_none(self.sub(path))

@@ -7,6 +7,7 @@
 //! | [`repository`] | links from repositories to blobs and manifests, and tags |
 //! | [`snapshot`] | unpacked layers |
 //! | [`cache_mount`] | directories that commands find again |
+//! | [`context`] | folders that callers have uploaded, for each tenant apart |
 //! | [`record`] | small checksummed documents |
 //! | [`lock`] | named locks across threads and processes |
 //! | [`collect`] | what is there, how much it takes, and removing what has not been used for longest |
@@ -28,6 +29,7 @@
 pub mod blob;
 pub mod cache_mount;
 pub mod collect;
+pub mod context;
 mod dir;
 pub mod lock;
 pub mod record;

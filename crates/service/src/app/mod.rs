@@ -36,6 +36,7 @@ use self::names::Addresses;
 use crate::builds::provenance::{Provenance, ProvenanceError};
 use crate::builds::{Builds, Limits, RecoverError};
 use crate::config::{Config, ConfigError};
+use crate::contexts::{self, Contexts};
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::grpc::Calls;
@@ -187,11 +188,14 @@ pub async fn run(
     let subassemblies = subassemblies(&config, &service, &opened, bucket);
     let subassemblies = subassemblies.map_err(RunError::Subassemblies)?;
     subassemblies.resume().await;
+    let contexts = contexts(&config, &setup, store);
+    contexts.keep_swept(tasks, stop);
     let calls = Calls::new(grpc::Parts {
         service: Arc::clone(&service),
         tokens: opened.tokens.clone(),
         log_base_url: addresses.url(&config),
         subassemblies,
+        contexts: contexts.clone(),
         downloads: downloads.clone(),
         shutdown: stop.clone(),
         tasks: tasks.clone(),
@@ -384,6 +388,16 @@ fn subassemblies(
         stop: opened.stop.clone(),
     };
     Subassemblies::open(parts, &opened.folder.join("subassemblies"))
+}
+
+fn contexts(config: &Config, setup: &Setup, store: &Store) -> Contexts {
+    Contexts::new(contexts::Parts {
+        store: store.clone(),
+        config: config.contexts.clone(),
+        max_entries: config.limits.context_files,
+        max_bytes: config.limits.context_bytes,
+        now_ms: setup.environment.now_ms,
+    })
 }
 
 /// Returns the embedded registry's options: what builds publish there is written by workers, through the store, and by nobody else.

@@ -72,6 +72,15 @@ drain_timeout = "10s"
 # How long an ended build and its log are kept.
 retention = "7d"
 
+# Folders that callers upload to build from. How much one may hold, limits.context_bytes and limits.context_files say.
+[contexts]
+# How long a build can be started from one. What was uploaded is kept for up to twice as long, and need not be sent again meanwhile.
+lifetime = "1h"
+# Uploads of one tenant at the same time; more are refused with RESOURCE_EXHAUSTED.
+max_uploads = 4
+# How long the next piece of an upload may take to come.
+piece_timeout = "60s"
+
 # Where connections may lead that a request asks for: registries, git, downloads, one-time secrets. A name is resolved once, and what
 # is connected to is one of the addresses that were judged. Hosts that other keys name (repositories, registry tables and their
 # mirrors, git.http_hosts, git.secret_hosts, ref_cache.refs) may be reached wherever they are.

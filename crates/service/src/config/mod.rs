@@ -4,6 +4,7 @@
 //! depends on those ([`Config::state`]). Every key is explained by [`print_documented`].
 
 mod cache;
+mod contexts;
 mod document;
 mod duration;
 mod published;
@@ -25,6 +26,7 @@ use serde::Deserialize;
 use source::git::{FetchOptions, Lfs, Submodules};
 
 pub use self::cache::Cache;
+pub use self::contexts::Contexts;
 pub use self::document::print_documented;
 pub use self::duration::parse as parse_duration;
 
@@ -63,6 +65,8 @@ pub struct Config {
     pub cache: Cache,
     /// How much the server takes on.
     pub server: Server,
+    /// How folders are taken that callers upload.
+    pub contexts: Contexts,
     /// Where connections may lead.
     pub egress: Egress,
     /// What git may talk to.
@@ -97,6 +101,7 @@ impl Default for Config {
             ref_cache: RefCache::default(),
             cache: Cache::default(),
             server: Server::default(),
+            contexts: Contexts::default(),
             egress: Egress::default(),
             git: Git::default(),
             limits: Limits::default(),
@@ -425,6 +430,7 @@ impl Config {
         let value = |key, problem: &str| Err(value(key, problem));
         self.subassembly.check()?;
         self.objects.check()?;
+        self.contexts.check()?;
         if self.server.max_running_builds == 0 {
             return value("server.max_running_builds", "must be at least 1");
         }

@@ -7,6 +7,7 @@ mod convert;
 mod native;
 mod stream;
 mod subassembly;
+mod upload;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use tonic::{Request, Response, Status};
 use crate::access::Tenant;
 use crate::builds::build::Build;
 use crate::builds::log::{self, Names as LogNames};
+use crate::contexts::Contexts;
 use crate::failure::{Blame, Failure};
 use crate::lifecycle::{Admitted, Service, Standing, not_found};
 use crate::subassembly::Subassemblies;
@@ -41,6 +43,7 @@ struct Inner {
     tokens: LogTokens,
     log_base_url: String,
     subassemblies: Subassemblies,
+    contexts: Contexts,
     downloads: Downloads,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -57,6 +60,8 @@ pub struct Parts {
     pub log_base_url: String,
     /// Every subassembly.
     pub subassemblies: Subassemblies,
+    /// Every folder that was uploaded.
+    pub contexts: Contexts,
     /// Makes addresses of their files.
     pub downloads: Downloads,
     /// Cancelled when the service is about to stop.
@@ -74,6 +79,7 @@ impl Calls {
                 tokens: parts.tokens,
                 log_base_url: parts.log_base_url,
                 subassemblies: parts.subassemblies,
+                contexts: parts.contexts,
                 downloads: parts.downloads,
                 shutdown: parts.shutdown,
                 tasks: parts.tasks,

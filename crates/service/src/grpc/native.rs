@@ -2,9 +2,10 @@
 
 use api::kiln::v1 as wire;
 use api::kiln::v1::kiln_server::Kiln;
-use tonic::{Request, Response, Status};
+use futures_util::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Calls, convert, tenant_of};
+use super::{Calls, convert, tenant_of, upload};
 use crate::lifecycle::not_found;
 
 #[tonic::async_trait]
@@ -51,5 +52,16 @@ impl Kiln for Calls {
         Ok(Response::new(wire::CancelBuildResponse {
             build: Some(convert::native(&build, &build.progress())),
         }))
+    }
+
+    type CreateContextStream = BoxStream<'static, Result<wire::CreateContextResponse, Status>>;
+
+    async fn create_context(
+        &self,
+        request: Request<Streaming<wire::CreateContextRequest>>,
+    ) -> Result<Response<Self::CreateContextStream>, Status> {
+        let tenant = tenant_of(&request);
+        let answers = upload::receive(self, tenant, request.into_inner());
+        Ok(Response::new(answers))
     }
 }

@@ -9,6 +9,7 @@
 )]
 
 mod building;
+mod contexts;
 mod drain;
 mod harness;
 mod hostile;

@@ -459,6 +459,752 @@ func (x *Build) GetMessage() string {
 	return ""
 }
 
+type CreateContextRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*CreateContextRequest_Header
+	//	*CreateContextRequest_Entries
+	//	*CreateContextRequest_Content
+	Message       isCreateContextRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateContextRequest) Reset() {
+	*x = CreateContextRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateContextRequest) ProtoMessage() {}
+
+func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
+func (*CreateContextRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CreateContextRequest) GetMessage() isCreateContextRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *CreateContextRequest) GetHeader() *ContextHeader {
+	if x != nil {
+		if x, ok := x.Message.(*CreateContextRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *CreateContextRequest) GetEntries() *ContextEntries {
+	if x != nil {
+		if x, ok := x.Message.(*CreateContextRequest_Entries); ok {
+			return x.Entries
+		}
+	}
+	return nil
+}
+
+func (x *CreateContextRequest) GetContent() *ContextContent {
+	if x != nil {
+		if x, ok := x.Message.(*CreateContextRequest_Content); ok {
+			return x.Content
+		}
+	}
+	return nil
+}
+
+type isCreateContextRequest_Message interface {
+	isCreateContextRequest_Message()
+}
+
+type CreateContextRequest_Header struct {
+	// First.
+	Header *ContextHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type CreateContextRequest_Entries struct {
+	// Then, until there are as many as the header says.
+	Entries *ContextEntries `protobuf:"bytes,2,opt,name=entries,proto3,oneof"`
+}
+
+type CreateContextRequest_Content struct {
+	// Then, after the server has named what it lacks.
+	Content *ContextContent `protobuf:"bytes,3,opt,name=content,proto3,oneof"`
+}
+
+func (*CreateContextRequest_Header) isCreateContextRequest_Message() {}
+
+func (*CreateContextRequest_Entries) isCreateContextRequest_Message() {}
+
+func (*CreateContextRequest_Content) isCreateContextRequest_Message() {}
+
+// What is about to be uploaded: refused here if it is too much.
+type ContextHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entries there are.
+	NEntries uint64 `protobuf:"varint,1,opt,name=n_entries,json=nEntries,proto3" json:"n_entries,omitempty"`
+	// How many bytes all files have together.
+	NBytes        uint64 `protobuf:"varint,2,opt,name=n_bytes,json=nBytes,proto3" json:"n_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextHeader) Reset() {
+	*x = ContextHeader{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextHeader) ProtoMessage() {}
+
+func (x *ContextHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextHeader.ProtoReflect.Descriptor instead.
+func (*ContextHeader) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ContextHeader) GetNEntries() uint64 {
+	if x != nil {
+		return x.NEntries
+	}
+	return 0
+}
+
+func (x *ContextHeader) GetNBytes() uint64 {
+	if x != nil {
+		return x.NBytes
+	}
+	return 0
+}
+
+// Entries, in ascending order of their paths, compared component by component as bytes: a folder comes before what is in it.
+type ContextEntries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*ContextEntry        `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextEntries) Reset() {
+	*x = ContextEntries{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextEntries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextEntries) ProtoMessage() {}
+
+func (x *ContextEntries) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextEntries.ProtoReflect.Descriptor instead.
+func (*ContextEntries) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ContextEntries) GetEntries() []*ContextEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// A file, folder, link or pipe.
+type ContextEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path below the folder that is uploaded: components divided by `/`, none of them empty, `.` or `..`.
+	Path []byte `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Permissions with setuid, setgid and sticky bits: at most 07777.
+	Mode uint32 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Time of the last change, in Unix seconds.
+	ModifiedS int64 `protobuf:"varint,3,opt,name=modified_s,json=modifiedS,proto3" json:"modified_s,omitempty"`
+	// Nanoseconds beyond: below 1 000 000 000.
+	ModifiedNs uint32 `protobuf:"varint,4,opt,name=modified_ns,json=modifiedNs,proto3" json:"modified_ns,omitempty"`
+	// Extended attributes, by name: 128 of 256 KiB together at most. Those that COPY keeps are kept: `user.*` and `security.capability`.
+	Xattrs map[string][]byte `protobuf:"bytes,5,rep,name=xattrs,proto3" json:"xattrs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What it is.
+	//
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*ContextEntry_Folder
+	//	*ContextEntry_File
+	//	*ContextEntry_Symlink
+	//	*ContextEntry_HardLink
+	//	*ContextEntry_Pipe
+	Kind          isContextEntry_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextEntry) Reset() {
+	*x = ContextEntry{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextEntry) ProtoMessage() {}
+
+func (x *ContextEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextEntry.ProtoReflect.Descriptor instead.
+func (*ContextEntry) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ContextEntry) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *ContextEntry) GetModifiedS() int64 {
+	if x != nil {
+		return x.ModifiedS
+	}
+	return 0
+}
+
+func (x *ContextEntry) GetModifiedNs() uint32 {
+	if x != nil {
+		return x.ModifiedNs
+	}
+	return 0
+}
+
+func (x *ContextEntry) GetXattrs() map[string][]byte {
+	if x != nil {
+		return x.Xattrs
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetKind() isContextEntry_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetFolder() *ContextFolder {
+	if x != nil {
+		if x, ok := x.Kind.(*ContextEntry_Folder); ok {
+			return x.Folder
+		}
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetFile() *ContextFile {
+	if x != nil {
+		if x, ok := x.Kind.(*ContextEntry_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetSymlink() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*ContextEntry_Symlink); ok {
+			return x.Symlink
+		}
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetHardLink() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*ContextEntry_HardLink); ok {
+			return x.HardLink
+		}
+	}
+	return nil
+}
+
+func (x *ContextEntry) GetPipe() *ContextPipe {
+	if x != nil {
+		if x, ok := x.Kind.(*ContextEntry_Pipe); ok {
+			return x.Pipe
+		}
+	}
+	return nil
+}
+
+type isContextEntry_Kind interface {
+	isContextEntry_Kind()
+}
+
+type ContextEntry_Folder struct {
+	Folder *ContextFolder `protobuf:"bytes,6,opt,name=folder,proto3,oneof"`
+}
+
+type ContextEntry_File struct {
+	File *ContextFile `protobuf:"bytes,7,opt,name=file,proto3,oneof"`
+}
+
+type ContextEntry_Symlink struct {
+	// A symbolic link: where it leads.
+	Symlink []byte `protobuf:"bytes,8,opt,name=symlink,proto3,oneof"`
+}
+
+type ContextEntry_HardLink struct {
+	// The same file or pipe as an earlier entry: that one's path.
+	HardLink []byte `protobuf:"bytes,9,opt,name=hard_link,json=hardLink,proto3,oneof"`
+}
+
+type ContextEntry_Pipe struct {
+	Pipe *ContextPipe `protobuf:"bytes,10,opt,name=pipe,proto3,oneof"`
+}
+
+func (*ContextEntry_Folder) isContextEntry_Kind() {}
+
+func (*ContextEntry_File) isContextEntry_Kind() {}
+
+func (*ContextEntry_Symlink) isContextEntry_Kind() {}
+
+func (*ContextEntry_HardLink) isContextEntry_Kind() {}
+
+func (*ContextEntry_Pipe) isContextEntry_Kind() {}
+
+type ContextFolder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextFolder) Reset() {
+	*x = ContextFolder{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextFolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextFolder) ProtoMessage() {}
+
+func (x *ContextFolder) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextFolder.ProtoReflect.Descriptor instead.
+func (*ContextFolder) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{11}
+}
+
+type ContextFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its content, in bytes.
+	Size uint64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// Digest of its content, `sha256:…`. An empty content is never asked for.
+	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextFile) Reset() {
+	*x = ContextFile{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextFile) ProtoMessage() {}
+
+func (x *ContextFile) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextFile.ProtoReflect.Descriptor instead.
+func (*ContextFile) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ContextFile) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ContextFile) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// A named pipe.
+type ContextPipe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextPipe) Reset() {
+	*x = ContextPipe{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextPipe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextPipe) ProtoMessage() {}
+
+func (x *ContextPipe) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextPipe.ProtoReflect.Descriptor instead.
+func (*ContextPipe) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{13}
+}
+
+// The contents that the server has named, in that order, one right after the other, cut anywhere.
+type ContextContent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextContent) Reset() {
+	*x = ContextContent{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextContent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextContent) ProtoMessage() {}
+
+func (x *ContextContent) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextContent.ProtoReflect.Descriptor instead.
+func (*ContextContent) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ContextContent) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type CreateContextResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*CreateContextResponse_Missing
+	//	*CreateContextResponse_Created
+	Message       isCreateContextResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateContextResponse) Reset() {
+	*x = CreateContextResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateContextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateContextResponse) ProtoMessage() {}
+
+func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
+func (*CreateContextResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CreateContextResponse) GetMessage() isCreateContextResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *CreateContextResponse) GetMissing() *MissingContents {
+	if x != nil {
+		if x, ok := x.Message.(*CreateContextResponse_Missing); ok {
+			return x.Missing
+		}
+	}
+	return nil
+}
+
+func (x *CreateContextResponse) GetCreated() *ContextCreated {
+	if x != nil {
+		if x, ok := x.Message.(*CreateContextResponse_Created); ok {
+			return x.Created
+		}
+	}
+	return nil
+}
+
+type isCreateContextResponse_Message interface {
+	isCreateContextResponse_Message()
+}
+
+type CreateContextResponse_Missing struct {
+	// Once, in several pieces when there are many.
+	Missing *MissingContents `protobuf:"bytes,1,opt,name=missing,proto3,oneof"`
+}
+
+type CreateContextResponse_Created struct {
+	// Last.
+	Created *ContextCreated `protobuf:"bytes,2,opt,name=created,proto3,oneof"`
+}
+
+func (*CreateContextResponse_Missing) isCreateContextResponse_Message() {}
+
+func (*CreateContextResponse_Created) isCreateContextResponse_Message() {}
+
+// The contents that the server lacks.
+type MissingContents struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries that have them, as positions among all entries from 0, ascending; a content that several entries have is named once.
+	Entries []uint64 `protobuf:"varint,1,rep,packed,name=entries,proto3" json:"entries,omitempty"`
+	// Whether there are no more.
+	Last          bool `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingContents) Reset() {
+	*x = MissingContents{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingContents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingContents) ProtoMessage() {}
+
+func (x *MissingContents) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingContents.ProtoReflect.Descriptor instead.
+func (*MissingContents) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *MissingContents) GetEntries() []uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *MissingContents) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type ContextCreated struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What StartBuild takes.
+	ContextId string `protobuf:"bytes,1,opt,name=context_id,json=contextId,proto3" json:"context_id,omitempty"`
+	// Until when a build can be started from it, in Unix milliseconds.
+	ExpiresAtMs   int64 `protobuf:"varint,2,opt,name=expires_at_ms,json=expiresAtMs,proto3" json:"expires_at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextCreated) Reset() {
+	*x = ContextCreated{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextCreated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextCreated) ProtoMessage() {}
+
+func (x *ContextCreated) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextCreated.ProtoReflect.Descriptor instead.
+func (*ContextCreated) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ContextCreated) GetContextId() string {
+	if x != nil {
+		return x.ContextId
+	}
+	return ""
+}
+
+func (x *ContextCreated) GetExpiresAtMs() int64 {
+	if x != nil {
+		return x.ExpiresAtMs
+	}
+	return 0
+}
+
 var File_kiln_v1_kiln_proto protoreflect.FileDescriptor
 
 const file_kiln_v1_kiln_proto_rawDesc = "" +
@@ -482,7 +1228,53 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\bbase_ref\x18\x04 \x01(\tR\abaseRef\x12\"\n" +
 	"\rstarted_at_ms\x18\x05 \x01(\x03R\vstartedAtMs\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\tR\x06digest\x12\x18\n" +
-	"\amessage\x18\a \x01(\tR\amessage*\xf6\x01\n" +
+	"\amessage\x18\a \x01(\tR\amessage\"\xbd\x01\n" +
+	"\x14CreateContextRequest\x120\n" +
+	"\x06header\x18\x01 \x01(\v2\x16.kiln.v1.ContextHeaderH\x00R\x06header\x123\n" +
+	"\aentries\x18\x02 \x01(\v2\x17.kiln.v1.ContextEntriesH\x00R\aentries\x123\n" +
+	"\acontent\x18\x03 \x01(\v2\x17.kiln.v1.ContextContentH\x00R\acontentB\t\n" +
+	"\amessage\"E\n" +
+	"\rContextHeader\x12\x1b\n" +
+	"\tn_entries\x18\x01 \x01(\x04R\bnEntries\x12\x17\n" +
+	"\an_bytes\x18\x02 \x01(\x04R\x06nBytes\"A\n" +
+	"\x0eContextEntries\x12/\n" +
+	"\aentries\x18\x01 \x03(\v2\x15.kiln.v1.ContextEntryR\aentries\"\xb9\x03\n" +
+	"\fContextEntry\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\fR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x1d\n" +
+	"\n" +
+	"modified_s\x18\x03 \x01(\x03R\tmodifiedS\x12\x1f\n" +
+	"\vmodified_ns\x18\x04 \x01(\rR\n" +
+	"modifiedNs\x129\n" +
+	"\x06xattrs\x18\x05 \x03(\v2!.kiln.v1.ContextEntry.XattrsEntryR\x06xattrs\x120\n" +
+	"\x06folder\x18\x06 \x01(\v2\x16.kiln.v1.ContextFolderH\x00R\x06folder\x12*\n" +
+	"\x04file\x18\a \x01(\v2\x14.kiln.v1.ContextFileH\x00R\x04file\x12\x1a\n" +
+	"\asymlink\x18\b \x01(\fH\x00R\asymlink\x12\x1d\n" +
+	"\thard_link\x18\t \x01(\fH\x00R\bhardLink\x12*\n" +
+	"\x04pipe\x18\n" +
+	" \x01(\v2\x14.kiln.v1.ContextPipeH\x00R\x04pipe\x1a9\n" +
+	"\vXattrsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x06\n" +
+	"\x04kind\"\x0f\n" +
+	"\rContextFolder\"9\n" +
+	"\vContextFile\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\r\n" +
+	"\vContextPipe\"$\n" +
+	"\x0eContextContent\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x8d\x01\n" +
+	"\x15CreateContextResponse\x124\n" +
+	"\amissing\x18\x01 \x01(\v2\x18.kiln.v1.MissingContentsH\x00R\amissing\x123\n" +
+	"\acreated\x18\x02 \x01(\v2\x17.kiln.v1.ContextCreatedH\x00R\acreatedB\t\n" +
+	"\amessage\"?\n" +
+	"\x0fMissingContents\x12\x18\n" +
+	"\aentries\x18\x01 \x03(\x04R\aentries\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\bR\x04last\"S\n" +
+	"\x0eContextCreated\x12\x1d\n" +
+	"\n" +
+	"context_id\x18\x01 \x01(\tR\tcontextId\x12\"\n" +
+	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs*\xf6\x01\n" +
 	"\n" +
 	"BuildPhase\x12\x1b\n" +
 	"\x17BUILD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -493,12 +1285,13 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x13BUILD_PHASE_PUSHING\x10\x05\x12\x19\n" +
 	"\x15BUILD_PHASE_SUCCEEDED\x10\x06\x12\x16\n" +
 	"\x12BUILD_PHASE_FAILED\x10\a\x12\x19\n" +
-	"\x15BUILD_PHASE_CANCELLED\x10\b2\xd8\x01\n" +
+	"\x15BUILD_PHASE_CANCELLED\x10\b2\xac\x02\n" +
 	"\x04Kiln\x12E\n" +
 	"\n" +
 	"GetVersion\x12\x1a.kiln.v1.GetVersionRequest\x1a\x1b.kiln.v1.GetVersionResponse\x12?\n" +
 	"\bGetBuild\x12\x18.kiln.v1.GetBuildRequest\x1a\x19.kiln.v1.GetBuildResponse\x12H\n" +
-	"\vCancelBuild\x12\x1b.kiln.v1.CancelBuildRequest\x1a\x1c.kiln.v1.CancelBuildResponseB-\n" +
+	"\vCancelBuild\x12\x1b.kiln.v1.CancelBuildRequest\x1a\x1c.kiln.v1.CancelBuildResponse\x12R\n" +
+	"\rCreateContext\x12\x1d.kiln.v1.CreateContextRequest\x1a\x1e.kiln.v1.CreateContextResponse(\x010\x01B-\n" +
 	"\vdev.kiln.v1Z\x1ekiln.dev/sdk/go/kiln/v1;kilnv1b\x06proto3"
 
 var (
@@ -514,32 +1307,56 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_kiln_v1_kiln_proto_goTypes = []any{
-	(BuildPhase)(0),             // 0: kiln.v1.BuildPhase
-	(*GetVersionRequest)(nil),   // 1: kiln.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),  // 2: kiln.v1.GetVersionResponse
-	(*GetBuildRequest)(nil),     // 3: kiln.v1.GetBuildRequest
-	(*GetBuildResponse)(nil),    // 4: kiln.v1.GetBuildResponse
-	(*CancelBuildRequest)(nil),  // 5: kiln.v1.CancelBuildRequest
-	(*CancelBuildResponse)(nil), // 6: kiln.v1.CancelBuildResponse
-	(*Build)(nil),               // 7: kiln.v1.Build
+	(BuildPhase)(0),               // 0: kiln.v1.BuildPhase
+	(*GetVersionRequest)(nil),     // 1: kiln.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),    // 2: kiln.v1.GetVersionResponse
+	(*GetBuildRequest)(nil),       // 3: kiln.v1.GetBuildRequest
+	(*GetBuildResponse)(nil),      // 4: kiln.v1.GetBuildResponse
+	(*CancelBuildRequest)(nil),    // 5: kiln.v1.CancelBuildRequest
+	(*CancelBuildResponse)(nil),   // 6: kiln.v1.CancelBuildResponse
+	(*Build)(nil),                 // 7: kiln.v1.Build
+	(*CreateContextRequest)(nil),  // 8: kiln.v1.CreateContextRequest
+	(*ContextHeader)(nil),         // 9: kiln.v1.ContextHeader
+	(*ContextEntries)(nil),        // 10: kiln.v1.ContextEntries
+	(*ContextEntry)(nil),          // 11: kiln.v1.ContextEntry
+	(*ContextFolder)(nil),         // 12: kiln.v1.ContextFolder
+	(*ContextFile)(nil),           // 13: kiln.v1.ContextFile
+	(*ContextPipe)(nil),           // 14: kiln.v1.ContextPipe
+	(*ContextContent)(nil),        // 15: kiln.v1.ContextContent
+	(*CreateContextResponse)(nil), // 16: kiln.v1.CreateContextResponse
+	(*MissingContents)(nil),       // 17: kiln.v1.MissingContents
+	(*ContextCreated)(nil),        // 18: kiln.v1.ContextCreated
+	nil,                           // 19: kiln.v1.ContextEntry.XattrsEntry
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
-	7, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
-	7, // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
-	0, // 2: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
-	1, // 3: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	3, // 4: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	5, // 5: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	2, // 6: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	4, // 7: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	6, // 8: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	7,  // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
+	7,  // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
+	0,  // 2: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
+	9,  // 3: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
+	10, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
+	15, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
+	11, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
+	19, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	12, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
+	13, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
+	14, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
+	17, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
+	18, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
+	1,  // 13: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	3,  // 14: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	5,  // 15: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	8,  // 16: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	2,  // 17: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	4,  // 18: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	6,  // 19: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	16, // 20: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	17, // [17:21] is the sub-list for method output_type
+	13, // [13:17] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -547,13 +1364,29 @@ func file_kiln_v1_kiln_proto_init() {
 	if File_kiln_v1_kiln_proto != nil {
 		return
 	}
+	file_kiln_v1_kiln_proto_msgTypes[7].OneofWrappers = []any{
+		(*CreateContextRequest_Header)(nil),
+		(*CreateContextRequest_Entries)(nil),
+		(*CreateContextRequest_Content)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[10].OneofWrappers = []any{
+		(*ContextEntry_Folder)(nil),
+		(*ContextEntry_File)(nil),
+		(*ContextEntry_Symlink)(nil),
+		(*ContextEntry_HardLink)(nil),
+		(*ContextEntry_Pipe)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[15].OneofWrappers = []any{
+		(*CreateContextResponse_Missing)(nil),
+		(*CreateContextResponse_Created)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

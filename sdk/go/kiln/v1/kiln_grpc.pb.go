@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion8
 
 const (
-	Kiln_GetVersion_FullMethodName  = "/kiln.v1.Kiln/GetVersion"
-	Kiln_GetBuild_FullMethodName    = "/kiln.v1.Kiln/GetBuild"
-	Kiln_CancelBuild_FullMethodName = "/kiln.v1.Kiln/CancelBuild"
+	Kiln_GetVersion_FullMethodName    = "/kiln.v1.Kiln/GetVersion"
+	Kiln_GetBuild_FullMethodName      = "/kiln.v1.Kiln/GetBuild"
+	Kiln_CancelBuild_FullMethodName   = "/kiln.v1.Kiln/CancelBuild"
+	Kiln_CreateContext_FullMethodName = "/kiln.v1.Kiln/CreateContext"
 )
 
 // KilnClient is the client API for Kiln service.
@@ -38,6 +39,10 @@ type KilnClient interface {
 	GetBuild(ctx context.Context, in *GetBuildRequest, opts ...grpc.CallOption) (*GetBuildResponse, error)
 	// Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing.
 	CancelBuild(ctx context.Context, in *CancelBuildRequest, opts ...grpc.CallOption) (*CancelBuildResponse, error)
+	// Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
+	// caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
+	// does not get to its end but contents that were received whole. Messages have 4 MiB at most.
+	CreateContext(ctx context.Context, opts ...grpc.CallOption) (Kiln_CreateContextClient, error)
 }
 
 type kilnClient struct {
@@ -78,6 +83,38 @@ func (c *kilnClient) CancelBuild(ctx context.Context, in *CancelBuildRequest, op
 	return out, nil
 }
 
+func (c *kilnClient) CreateContext(ctx context.Context, opts ...grpc.CallOption) (Kiln_CreateContextClient, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[0], Kiln_CreateContext_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &kilnCreateContextClient{ClientStream: stream}
+	return x, nil
+}
+
+type Kiln_CreateContextClient interface {
+	Send(*CreateContextRequest) error
+	Recv() (*CreateContextResponse, error)
+	grpc.ClientStream
+}
+
+type kilnCreateContextClient struct {
+	grpc.ClientStream
+}
+
+func (x *kilnCreateContextClient) Send(m *CreateContextRequest) error {
+	return x.ClientStream.SendMsg(m)
+}
+
+func (x *kilnCreateContextClient) Recv() (*CreateContextResponse, error) {
+	m := new(CreateContextResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // KilnServer is the server API for Kiln service.
 // All implementations must embed UnimplementedKilnServer
 // for forward compatibility.
@@ -90,6 +127,10 @@ type KilnServer interface {
 	GetBuild(context.Context, *GetBuildRequest) (*GetBuildResponse, error)
 	// Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing.
 	CancelBuild(context.Context, *CancelBuildRequest) (*CancelBuildResponse, error)
+	// Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
+	// caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
+	// does not get to its end but contents that were received whole. Messages have 4 MiB at most.
+	CreateContext(Kiln_CreateContextServer) error
 	mustEmbedUnimplementedKilnServer()
 }
 
@@ -108,6 +149,9 @@ func (UnimplementedKilnServer) GetBuild(context.Context, *GetBuildRequest) (*Get
 }
 func (UnimplementedKilnServer) CancelBuild(context.Context, *CancelBuildRequest) (*CancelBuildResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method CancelBuild not implemented")
+}
+func (UnimplementedKilnServer) CreateContext(Kiln_CreateContextServer) error {
+	return status.Errorf(codes.Unimplemented, "method CreateContext not implemented")
 }
 func (UnimplementedKilnServer) mustEmbedUnimplementedKilnServer() {}
 func (UnimplementedKilnServer) testEmbeddedByValue()              {}
@@ -184,6 +228,32 @@ func _Kiln_CancelBuild_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Kiln_CreateContext_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(KilnServer).CreateContext(&kilnCreateContextServer{ServerStream: stream})
+}
+
+type Kiln_CreateContextServer interface {
+	Send(*CreateContextResponse) error
+	Recv() (*CreateContextRequest, error)
+	grpc.ServerStream
+}
+
+type kilnCreateContextServer struct {
+	grpc.ServerStream
+}
+
+func (x *kilnCreateContextServer) Send(m *CreateContextResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *kilnCreateContextServer) Recv() (*CreateContextRequest, error) {
+	m := new(CreateContextRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // Kiln_ServiceDesc is the grpc.ServiceDesc for Kiln service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -204,6 +274,13 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Kiln_CancelBuild_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "CreateContext",
+			Handler:       _Kiln_CreateContext_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "kiln/v1/kiln.proto",
 }

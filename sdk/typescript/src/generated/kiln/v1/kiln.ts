@@ -12,8 +12,10 @@ import {
   type CallOptions,
   type ChannelCredentials,
   Client,
+  type ClientDuplexStream,
   type ClientOptions,
   type ClientUnaryCall,
+  type handleBidiStreamingCall,
   type handleUnaryCall,
   makeGenericClientConstructor,
   type Metadata,
@@ -152,6 +154,109 @@ export interface Build {
   digest: string;
   /** Why, when it has not ended well. */
   message: string;
+}
+
+export interface CreateContextRequest {
+  message?:
+    | //
+    /** First. */
+    { $case: "header"; value: ContextHeader }
+    | //
+    /** Then, until there are as many as the header says. */
+    { $case: "entries"; value: ContextEntries }
+    | //
+    /** Then, after the server has named what it lacks. */
+    { $case: "content"; value: ContextContent }
+    | undefined;
+}
+
+/** What is about to be uploaded: refused here if it is too much. */
+export interface ContextHeader {
+  /** How many entries there are. */
+  nEntries: number;
+  /** How many bytes all files have together. */
+  nBytes: number;
+}
+
+/** Entries, in ascending order of their paths, compared component by component as bytes: a folder comes before what is in it. */
+export interface ContextEntries {
+  entries: ContextEntry[];
+}
+
+/** A file, folder, link or pipe. */
+export interface ContextEntry {
+  /** Path below the folder that is uploaded: components divided by `/`, none of them empty, `.` or `..`. */
+  path: Buffer;
+  /** Permissions with setuid, setgid and sticky bits: at most 07777. */
+  mode: number;
+  /** Time of the last change, in Unix seconds. */
+  modifiedS: number;
+  /** Nanoseconds beyond: below 1 000 000 000. */
+  modifiedNs: number;
+  /** Extended attributes, by name: 128 of 256 KiB together at most. Those that COPY keeps are kept: `user.*` and `security.capability`. */
+  xattrs: { [key: string]: Buffer };
+  /** What it is. */
+  kind?:
+    | { $case: "folder"; value: ContextFolder }
+    | { $case: "file"; value: ContextFile }
+    | //
+    /** A symbolic link: where it leads. */
+    { $case: "symlink"; value: Buffer }
+    | //
+    /** The same file or pipe as an earlier entry: that one's path. */
+    { $case: "hardLink"; value: Buffer }
+    | { $case: "pipe"; value: ContextPipe }
+    | undefined;
+}
+
+export interface ContextEntry_XattrsEntry {
+  key: string;
+  value: Buffer;
+}
+
+export interface ContextFolder {
+}
+
+export interface ContextFile {
+  /** Its content, in bytes. */
+  size: number;
+  /** Digest of its content, `sha256:…`. An empty content is never asked for. */
+  digest: string;
+}
+
+/** A named pipe. */
+export interface ContextPipe {
+}
+
+/** The contents that the server has named, in that order, one right after the other, cut anywhere. */
+export interface ContextContent {
+  data: Buffer;
+}
+
+export interface CreateContextResponse {
+  message?:
+    | //
+    /** Once, in several pieces when there are many. */
+    { $case: "missing"; value: MissingContents }
+    | //
+    /** Last. */
+    { $case: "created"; value: ContextCreated }
+    | undefined;
+}
+
+/** The contents that the server lacks. */
+export interface MissingContents {
+  /** Entries that have them, as positions among all entries from 0, ascending; a content that several entries have is named once. */
+  entries: number[];
+  /** Whether there are no more. */
+  last: boolean;
+}
+
+export interface ContextCreated {
+  /** What StartBuild takes. */
+  contextId: string;
+  /** Until when a build can be started from it, in Unix milliseconds. */
+  expiresAtMs: number;
 }
 
 function createBaseGetVersionRequest(): GetVersionRequest {
@@ -730,6 +835,1210 @@ export const Build: MessageFns<Build> = {
   },
 };
 
+function createBaseCreateContextRequest(): CreateContextRequest {
+  return { message: undefined };
+}
+
+export const CreateContextRequest: MessageFns<CreateContextRequest> = {
+  encode(message: CreateContextRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.message?.$case) {
+      case "header":
+        ContextHeader.encode(message.message.value, writer.uint32(10).fork()).join();
+        break;
+      case "entries":
+        ContextEntries.encode(message.message.value, writer.uint32(18).fork()).join();
+        break;
+      case "content":
+        ContextContent.encode(message.message.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CreateContextRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCreateContextRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.message = { $case: "header", value: ContextHeader.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.message = { $case: "entries", value: ContextEntries.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.message = { $case: "content", value: ContextContent.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CreateContextRequest {
+    return {
+      message: isSet(object.header)
+        ? { $case: "header", value: ContextHeader.fromJSON(object.header) }
+        : isSet(object.entries)
+        ? { $case: "entries", value: ContextEntries.fromJSON(object.entries) }
+        : isSet(object.content)
+        ? { $case: "content", value: ContextContent.fromJSON(object.content) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: CreateContextRequest): unknown {
+    const obj: any = {};
+    if (message.message?.$case === "header") {
+      obj.header = ContextHeader.toJSON(message.message.value);
+    } else if (message.message?.$case === "entries") {
+      obj.entries = ContextEntries.toJSON(message.message.value);
+    } else if (message.message?.$case === "content") {
+      obj.content = ContextContent.toJSON(message.message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<CreateContextRequest>, I>>(base?: I): CreateContextRequest {
+    return CreateContextRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CreateContextRequest>, I>>(object: I): CreateContextRequest {
+    const message = createBaseCreateContextRequest();
+    switch (object.message?.$case) {
+      case "header": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "header", value: ContextHeader.fromPartial(object.message.value) };
+        }
+        break;
+      }
+      case "entries": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "entries", value: ContextEntries.fromPartial(object.message.value) };
+        }
+        break;
+      }
+      case "content": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "content", value: ContextContent.fromPartial(object.message.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseContextHeader(): ContextHeader {
+  return { nEntries: 0, nBytes: 0 };
+}
+
+export const ContextHeader: MessageFns<ContextHeader> = {
+  encode(message: ContextHeader, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.nEntries !== 0) {
+      writer.uint32(8).uint64(message.nEntries);
+    }
+    if (message.nBytes !== 0) {
+      writer.uint32(16).uint64(message.nBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextHeader {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextHeader();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.nEntries = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.nBytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextHeader {
+    return {
+      nEntries: isSet(object.nEntries)
+        ? globalThis.Number(object.nEntries)
+        : isSet(object.n_entries)
+        ? globalThis.Number(object.n_entries)
+        : 0,
+      nBytes: isSet(object.nBytes)
+        ? globalThis.Number(object.nBytes)
+        : isSet(object.n_bytes)
+        ? globalThis.Number(object.n_bytes)
+        : 0,
+    };
+  },
+
+  toJSON(message: ContextHeader): unknown {
+    const obj: any = {};
+    if (message.nEntries !== 0) {
+      obj.nEntries = Math.round(message.nEntries);
+    }
+    if (message.nBytes !== 0) {
+      obj.nBytes = Math.round(message.nBytes);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextHeader>, I>>(base?: I): ContextHeader {
+    return ContextHeader.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextHeader>, I>>(object: I): ContextHeader {
+    const message = createBaseContextHeader();
+    message.nEntries = object.nEntries ?? 0;
+    message.nBytes = object.nBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseContextEntries(): ContextEntries {
+  return { entries: [] };
+}
+
+export const ContextEntries: MessageFns<ContextEntries> = {
+  encode(message: ContextEntries, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.entries) {
+      ContextEntry.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextEntries {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextEntries();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.entries.push(ContextEntry.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextEntries {
+    return {
+      entries: globalThis.Array.isArray(object?.entries)
+        ? object.entries.map((e: any) => ContextEntry.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: ContextEntries): unknown {
+    const obj: any = {};
+    if (message.entries?.length) {
+      obj.entries = message.entries.map((e) => ContextEntry.toJSON(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextEntries>, I>>(base?: I): ContextEntries {
+    return ContextEntries.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextEntries>, I>>(object: I): ContextEntries {
+    const message = createBaseContextEntries();
+    message.entries = object.entries?.map((e) => ContextEntry.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseContextEntry(): ContextEntry {
+  return { path: Buffer.alloc(0), mode: 0, modifiedS: 0, modifiedNs: 0, xattrs: {}, kind: undefined };
+}
+
+export const ContextEntry: MessageFns<ContextEntry> = {
+  encode(message: ContextEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.path.length !== 0) {
+      writer.uint32(10).bytes(message.path);
+    }
+    if (message.mode !== 0) {
+      writer.uint32(16).uint32(message.mode);
+    }
+    if (message.modifiedS !== 0) {
+      writer.uint32(24).int64(message.modifiedS);
+    }
+    if (message.modifiedNs !== 0) {
+      writer.uint32(32).uint32(message.modifiedNs);
+    }
+    globalThis.Object.entries(message.xattrs).forEach(([key, value]: [string, Buffer]) => {
+      ContextEntry_XattrsEntry.encode({ key: key as any, value }, writer.uint32(42).fork()).join();
+    });
+    switch (message.kind?.$case) {
+      case "folder":
+        ContextFolder.encode(message.kind.value, writer.uint32(50).fork()).join();
+        break;
+      case "file":
+        ContextFile.encode(message.kind.value, writer.uint32(58).fork()).join();
+        break;
+      case "symlink":
+        writer.uint32(66).bytes(message.kind.value);
+        break;
+      case "hardLink":
+        writer.uint32(74).bytes(message.kind.value);
+        break;
+      case "pipe":
+        ContextPipe.encode(message.kind.value, writer.uint32(82).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.path = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.mode = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.modifiedS = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.modifiedNs = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            const entry5 = ContextEntry_XattrsEntry.decode(reader, reader.uint32());
+            if (entry5.value !== undefined) {
+              message.xattrs[entry5.key] = entry5.value;
+            }
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.kind = { $case: "folder", value: ContextFolder.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.kind = { $case: "file", value: ContextFile.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.kind = { $case: "symlink", value: Buffer.from(reader.bytes()) };
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.kind = { $case: "hardLink", value: Buffer.from(reader.bytes()) };
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.kind = { $case: "pipe", value: ContextPipe.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextEntry {
+    return {
+      path: isSet(object.path) ? Buffer.from(bytesFromBase64(object.path)) : Buffer.alloc(0),
+      mode: isSet(object.mode) ? globalThis.Number(object.mode) : 0,
+      modifiedS: isSet(object.modifiedS)
+        ? globalThis.Number(object.modifiedS)
+        : isSet(object.modified_s)
+        ? globalThis.Number(object.modified_s)
+        : 0,
+      modifiedNs: isSet(object.modifiedNs)
+        ? globalThis.Number(object.modifiedNs)
+        : isSet(object.modified_ns)
+        ? globalThis.Number(object.modified_ns)
+        : 0,
+      xattrs: isObject(object.xattrs)
+        ? (globalThis.Object.entries(object.xattrs) as [string, any][]).reduce(
+          (acc: { [key: string]: Buffer }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: Buffer.from(bytesFromBase64(value as string)),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      kind: isSet(object.folder)
+        ? { $case: "folder", value: ContextFolder.fromJSON(object.folder) }
+        : isSet(object.file)
+        ? { $case: "file", value: ContextFile.fromJSON(object.file) }
+        : isSet(object.symlink)
+        ? { $case: "symlink", value: Buffer.from(bytesFromBase64(object.symlink)) }
+        : isSet(object.hardLink)
+        ? { $case: "hardLink", value: Buffer.from(bytesFromBase64(object.hardLink)) }
+        : isSet(object.hard_link)
+        ? { $case: "hardLink", value: Buffer.from(bytesFromBase64(object.hard_link)) }
+        : isSet(object.pipe)
+        ? { $case: "pipe", value: ContextPipe.fromJSON(object.pipe) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: ContextEntry): unknown {
+    const obj: any = {};
+    if (message.path.length !== 0) {
+      obj.path = base64FromBytes(message.path);
+    }
+    if (message.mode !== 0) {
+      obj.mode = Math.round(message.mode);
+    }
+    if (message.modifiedS !== 0) {
+      obj.modifiedS = Math.round(message.modifiedS);
+    }
+    if (message.modifiedNs !== 0) {
+      obj.modifiedNs = Math.round(message.modifiedNs);
+    }
+    if (message.xattrs) {
+      const entries = globalThis.Object.entries(message.xattrs) as [string, Buffer][];
+      if (entries.length > 0) {
+        obj.xattrs = {};
+        entries.forEach(([k, v]) => {
+          obj.xattrs[k] = base64FromBytes(v);
+        });
+      }
+    }
+    if (message.kind?.$case === "folder") {
+      obj.folder = ContextFolder.toJSON(message.kind.value);
+    } else if (message.kind?.$case === "file") {
+      obj.file = ContextFile.toJSON(message.kind.value);
+    } else if (message.kind?.$case === "symlink") {
+      obj.symlink = base64FromBytes(message.kind.value);
+    } else if (message.kind?.$case === "hardLink") {
+      obj.hardLink = base64FromBytes(message.kind.value);
+    } else if (message.kind?.$case === "pipe") {
+      obj.pipe = ContextPipe.toJSON(message.kind.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextEntry>, I>>(base?: I): ContextEntry {
+    return ContextEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextEntry>, I>>(object: I): ContextEntry {
+    const message = createBaseContextEntry();
+    message.path = object.path ?? Buffer.alloc(0);
+    message.mode = object.mode ?? 0;
+    message.modifiedS = object.modifiedS ?? 0;
+    message.modifiedNs = object.modifiedNs ?? 0;
+    message.xattrs = (globalThis.Object.entries(object.xattrs ?? {}) as [string, Buffer][]).reduce(
+      (acc: { [key: string]: Buffer }, [key, value]: [string, Buffer]) => {
+        if (value !== undefined) {
+          acc[key] = value;
+        }
+        return acc;
+      },
+      {},
+    );
+    switch (object.kind?.$case) {
+      case "folder": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "folder", value: ContextFolder.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "file": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "file", value: ContextFile.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "symlink": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "symlink", value: object.kind.value };
+        }
+        break;
+      }
+      case "hardLink": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "hardLink", value: object.kind.value };
+        }
+        break;
+      }
+      case "pipe": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "pipe", value: ContextPipe.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseContextEntry_XattrsEntry(): ContextEntry_XattrsEntry {
+  return { key: "", value: Buffer.alloc(0) };
+}
+
+export const ContextEntry_XattrsEntry: MessageFns<ContextEntry_XattrsEntry> = {
+  encode(message: ContextEntry_XattrsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value.length !== 0) {
+      writer.uint32(18).bytes(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextEntry_XattrsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextEntry_XattrsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextEntry_XattrsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? Buffer.from(bytesFromBase64(object.value)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: ContextEntry_XattrsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value.length !== 0) {
+      obj.value = base64FromBytes(message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextEntry_XattrsEntry>, I>>(base?: I): ContextEntry_XattrsEntry {
+    return ContextEntry_XattrsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextEntry_XattrsEntry>, I>>(object: I): ContextEntry_XattrsEntry {
+    const message = createBaseContextEntry_XattrsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseContextFolder(): ContextFolder {
+  return {};
+}
+
+export const ContextFolder: MessageFns<ContextFolder> = {
+  encode(_: ContextFolder, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextFolder {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextFolder();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): ContextFolder {
+    return {};
+  },
+
+  toJSON(_: ContextFolder): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextFolder>, I>>(base?: I): ContextFolder {
+    return ContextFolder.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextFolder>, I>>(_: I): ContextFolder {
+    const message = createBaseContextFolder();
+    return message;
+  },
+};
+
+function createBaseContextFile(): ContextFile {
+  return { size: 0, digest: "" };
+}
+
+export const ContextFile: MessageFns<ContextFile> = {
+  encode(message: ContextFile, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.size !== 0) {
+      writer.uint32(8).uint64(message.size);
+    }
+    if (message.digest !== "") {
+      writer.uint32(18).string(message.digest);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextFile {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextFile();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.size = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.digest = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextFile {
+    return {
+      size: isSet(object.size) ? globalThis.Number(object.size) : 0,
+      digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
+    };
+  },
+
+  toJSON(message: ContextFile): unknown {
+    const obj: any = {};
+    if (message.size !== 0) {
+      obj.size = Math.round(message.size);
+    }
+    if (message.digest !== "") {
+      obj.digest = message.digest;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextFile>, I>>(base?: I): ContextFile {
+    return ContextFile.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextFile>, I>>(object: I): ContextFile {
+    const message = createBaseContextFile();
+    message.size = object.size ?? 0;
+    message.digest = object.digest ?? "";
+    return message;
+  },
+};
+
+function createBaseContextPipe(): ContextPipe {
+  return {};
+}
+
+export const ContextPipe: MessageFns<ContextPipe> = {
+  encode(_: ContextPipe, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextPipe {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextPipe();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): ContextPipe {
+    return {};
+  },
+
+  toJSON(_: ContextPipe): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextPipe>, I>>(base?: I): ContextPipe {
+    return ContextPipe.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextPipe>, I>>(_: I): ContextPipe {
+    const message = createBaseContextPipe();
+    return message;
+  },
+};
+
+function createBaseContextContent(): ContextContent {
+  return { data: Buffer.alloc(0) };
+}
+
+export const ContextContent: MessageFns<ContextContent> = {
+  encode(message: ContextContent, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.data.length !== 0) {
+      writer.uint32(10).bytes(message.data);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextContent {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextContent();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.data = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextContent {
+    return { data: isSet(object.data) ? Buffer.from(bytesFromBase64(object.data)) : Buffer.alloc(0) };
+  },
+
+  toJSON(message: ContextContent): unknown {
+    const obj: any = {};
+    if (message.data.length !== 0) {
+      obj.data = base64FromBytes(message.data);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextContent>, I>>(base?: I): ContextContent {
+    return ContextContent.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextContent>, I>>(object: I): ContextContent {
+    const message = createBaseContextContent();
+    message.data = object.data ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseCreateContextResponse(): CreateContextResponse {
+  return { message: undefined };
+}
+
+export const CreateContextResponse: MessageFns<CreateContextResponse> = {
+  encode(message: CreateContextResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.message?.$case) {
+      case "missing":
+        MissingContents.encode(message.message.value, writer.uint32(10).fork()).join();
+        break;
+      case "created":
+        ContextCreated.encode(message.message.value, writer.uint32(18).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CreateContextResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCreateContextResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.message = { $case: "missing", value: MissingContents.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.message = { $case: "created", value: ContextCreated.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CreateContextResponse {
+    return {
+      message: isSet(object.missing)
+        ? { $case: "missing", value: MissingContents.fromJSON(object.missing) }
+        : isSet(object.created)
+        ? { $case: "created", value: ContextCreated.fromJSON(object.created) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: CreateContextResponse): unknown {
+    const obj: any = {};
+    if (message.message?.$case === "missing") {
+      obj.missing = MissingContents.toJSON(message.message.value);
+    } else if (message.message?.$case === "created") {
+      obj.created = ContextCreated.toJSON(message.message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<CreateContextResponse>, I>>(base?: I): CreateContextResponse {
+    return CreateContextResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CreateContextResponse>, I>>(object: I): CreateContextResponse {
+    const message = createBaseCreateContextResponse();
+    switch (object.message?.$case) {
+      case "missing": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "missing", value: MissingContents.fromPartial(object.message.value) };
+        }
+        break;
+      }
+      case "created": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "created", value: ContextCreated.fromPartial(object.message.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseMissingContents(): MissingContents {
+  return { entries: [], last: false };
+}
+
+export const MissingContents: MessageFns<MissingContents> = {
+  encode(message: MissingContents, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.entries.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.entries) {
+        writer.uint64(v);
+      }
+      writer.join();
+    }
+    if (message.last !== false) {
+      writer.uint32(16).bool(message.last);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MissingContents {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMissingContents();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 8) {
+              message.entries.push(longToNumber(reader.uint64()));
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.entries.push(longToNumber(reader.uint64()));
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.last = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): MissingContents {
+    return {
+      entries: globalThis.Array.isArray(object?.entries) ? object.entries.map((e: any) => globalThis.Number(e)) : [],
+      last: isSet(object.last) ? globalThis.Boolean(object.last) : false,
+    };
+  },
+
+  toJSON(message: MissingContents): unknown {
+    const obj: any = {};
+    if (message.entries?.length) {
+      obj.entries = message.entries.map((e) => Math.round(e));
+    }
+    if (message.last !== false) {
+      obj.last = message.last;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<MissingContents>, I>>(base?: I): MissingContents {
+    return MissingContents.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<MissingContents>, I>>(object: I): MissingContents {
+    const message = createBaseMissingContents();
+    message.entries = object.entries?.map((e) => e) || [];
+    message.last = object.last ?? false;
+    return message;
+  },
+};
+
+function createBaseContextCreated(): ContextCreated {
+  return { contextId: "", expiresAtMs: 0 };
+}
+
+export const ContextCreated: MessageFns<ContextCreated> = {
+  encode(message: ContextCreated, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.contextId !== "") {
+      writer.uint32(10).string(message.contextId);
+    }
+    if (message.expiresAtMs !== 0) {
+      writer.uint32(16).int64(message.expiresAtMs);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ContextCreated {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseContextCreated();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.contextId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.expiresAtMs = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ContextCreated {
+    return {
+      contextId: isSet(object.contextId)
+        ? globalThis.String(object.contextId)
+        : isSet(object.context_id)
+        ? globalThis.String(object.context_id)
+        : "",
+      expiresAtMs: isSet(object.expiresAtMs)
+        ? globalThis.Number(object.expiresAtMs)
+        : isSet(object.expires_at_ms)
+        ? globalThis.Number(object.expires_at_ms)
+        : 0,
+    };
+  },
+
+  toJSON(message: ContextCreated): unknown {
+    const obj: any = {};
+    if (message.contextId !== "") {
+      obj.contextId = message.contextId;
+    }
+    if (message.expiresAtMs !== 0) {
+      obj.expiresAtMs = Math.round(message.expiresAtMs);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ContextCreated>, I>>(base?: I): ContextCreated {
+    return ContextCreated.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ContextCreated>, I>>(object: I): ContextCreated {
+    const message = createBaseContextCreated();
+    message.contextId = object.contextId ?? "";
+    message.expiresAtMs = object.expiresAtMs ?? 0;
+    return message;
+  },
+};
+
 /** What the published API has no call for. */
 export type KilnService = typeof KilnService;
 export const KilnService = {
@@ -763,6 +2072,21 @@ export const KilnService = {
     responseSerialize: (value: CancelBuildResponse): Buffer => Buffer.from(CancelBuildResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): CancelBuildResponse => CancelBuildResponse.decode(value),
   },
+  /**
+   * Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
+   * caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
+   * does not get to its end but contents that were received whole. Messages have 4 MiB at most.
+   */
+  createContext: {
+    path: "/kiln.v1.Kiln/CreateContext" as const,
+    requestStream: true as const,
+    responseStream: true as const,
+    requestSerialize: (value: CreateContextRequest): Buffer => Buffer.from(CreateContextRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): CreateContextRequest => CreateContextRequest.decode(value),
+    responseSerialize: (value: CreateContextResponse): Buffer =>
+      Buffer.from(CreateContextResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): CreateContextResponse => CreateContextResponse.decode(value),
+  },
 } as const;
 
 export interface KilnServer extends UntypedServiceImplementation {
@@ -772,6 +2096,12 @@ export interface KilnServer extends UntypedServiceImplementation {
   getBuild: handleUnaryCall<GetBuildRequest, GetBuildResponse>;
   /** Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing. */
   cancelBuild: handleUnaryCall<CancelBuildRequest, CancelBuildResponse>;
+  /**
+   * Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
+   * caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
+   * does not get to its end but contents that were received whole. Messages have 4 MiB at most.
+   */
+  createContext: handleBidiStreamingCall<CreateContextRequest, CreateContextResponse>;
 }
 
 export interface KilnClient extends Client {
@@ -823,6 +2153,17 @@ export interface KilnClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: CancelBuildResponse) => void,
   ): ClientUnaryCall;
+  /**
+   * Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
+   * caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
+   * does not get to its end but contents that were received whole. Messages have 4 MiB at most.
+   */
+  createContext(): ClientDuplexStream<CreateContextRequest, CreateContextResponse>;
+  createContext(options: Partial<CallOptions>): ClientDuplexStream<CreateContextRequest, CreateContextResponse>;
+  createContext(
+    metadata: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientDuplexStream<CreateContextRequest, CreateContextResponse>;
 }
 
 export const KilnClient = makeGenericClientConstructor(KilnService, "kiln.v1.Kiln") as unknown as {
@@ -830,6 +2171,14 @@ export const KilnClient = makeGenericClientConstructor(KilnService, "kiln.v1.Kil
   service: typeof KilnService;
   serviceName: string;
 };
+
+function bytesFromBase64(b64: string): Uint8Array {
+  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
+}
+
+function base64FromBytes(arr: Uint8Array): string {
+  return globalThis.Buffer.from(arr).toString("base64");
+}
 
 type Builtin = Date | Function | Uint8Array | string | number | boolean | undefined;
 
@@ -853,6 +2202,10 @@ function longToNumber(int64: { toString(): string }): number {
     throw new globalThis.Error("Value is smaller than Number.MIN_SAFE_INTEGER");
   }
   return num;
+}
+
+function isObject(value: any): boolean {
+  return typeof value === "object" && value !== null;
 }
 
 function isSet(value: any): boolean {
