@@ -188,14 +188,12 @@ pub async fn run(
     let subassemblies = subassemblies(&config, &service, &opened, bucket);
     let subassemblies = subassemblies.map_err(RunError::Subassemblies)?;
     subassemblies.resume().await;
-    let contexts = contexts(&config, &setup, store);
-    contexts.keep_swept(tasks, stop);
     let calls = Calls::new(grpc::Parts {
         service: Arc::clone(&service),
         tokens: opened.tokens.clone(),
         log_base_url: addresses.url(&config),
         subassemblies,
-        contexts: contexts.clone(),
+        contexts: contexts(&config, &setup, &opened),
         downloads: downloads.clone(),
         shutdown: stop.clone(),
         tasks: tasks.clone(),
@@ -390,14 +388,17 @@ fn subassemblies(
     Subassemblies::open(parts, &opened.folder.join("subassemblies"))
 }
 
-fn contexts(config: &Config, setup: &Setup, store: &Store) -> Contexts {
-    Contexts::new(contexts::Parts {
-        store: store.clone(),
+/// Returns the contexts, of which old ones are forgotten from now on.
+fn contexts(config: &Config, setup: &Setup, opened: &Opened) -> Contexts {
+    let contexts = Contexts::new(contexts::Parts {
+        store: opened.store.clone(),
         config: config.contexts.clone(),
         max_entries: config.limits.context_files,
         max_bytes: config.limits.context_bytes,
         now_ms: setup.environment.now_ms,
-    })
+    });
+    contexts.keep_swept(&opened.tasks, &opened.stop);
+    contexts
 }
 
 /// Returns the embedded registry's options: what builds publish there is written by workers, through the store, and by nobody else.

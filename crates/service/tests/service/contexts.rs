@@ -191,24 +191,15 @@ async fn a_second_upload_of_five_thousand_files_moves_only_what_has_changed() {
     server.stopped().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn entries_that_mean_no_good_are_refused_by_name() {
-    let world = World::new();
-    let server = world.serve().await;
-    let link = |path: &str, to: &str| entry(path, Kind::HardLink(to.into()));
-    let moded = |mode| wire::ContextEntry {
-        mode,
-        ..file("a", b"x")
-    };
-    let late = wire::ContextEntry {
-        modified_ns: 1_000_000_000,
-        ..file("a", b"x")
-    };
-    let digest = |digest: &str| {
-        let digest = digest.to_owned();
-        entry("a", Kind::File(wire::ContextFile { size: 1, digest }))
-    };
-    let rows: Vec<(Vec<wire::ContextEntry>, &str)> = vec![
+type Row = (Vec<wire::ContextEntry>, &'static str);
+
+fn hard_link(path: &str, to: &str) -> wire::ContextEntry {
+    entry(path, Kind::HardLink(to.into()))
+}
+
+fn hostile_paths() -> Vec<Row> {
+    let symlink = entry("a", Kind::Symlink(b"/etc".to_vec()));
+    vec![
         (vec![file("../a", b"x")], "`.` or `..`"),
         (vec![file("/etc/passwd", b"x")], "absolute"),
         (vec![folder("a"), file("a//b", b"x")], "empty"),
@@ -225,33 +216,41 @@ async fn entries_that_mean_no_good_are_refused_by_name() {
         ),
         (vec![file("a/b", b"x")], "folder is not among"),
         (vec![file("a", b"x"), file("a/b", b"x")], "no folder"),
-        (
-            vec![
-                entry("a", Kind::Symlink(b"/etc".to_vec())),
-                file("a/b", b"x"),
-            ],
-            "no folder",
-        ),
-        (vec![link("a", "/etc/shadow")], "hard link"),
-        (vec![folder("a"), link("b", "a")], "hard link"),
-        (vec![moded(0o100_644)], "mode"),
+        (vec![symlink, file("a/b", b"x")], "no folder"),
+        (vec![hard_link("a", "/etc/shadow")], "hard link"),
+        (vec![folder("a"), hard_link("b", "a")], "hard link"),
+    ]
+}
+
+fn hostile_values() -> Vec<Row> {
+    let mut moded = file("a", b"x");
+    moded.mode = 0o100_644;
+    let mut late = file("a", b"x");
+    late.modified_ns = 1_000_000_000;
+    let mut kindless = file("a", b"x");
+    kindless.kind = None;
+    let digest = |digest: String| {
+        vec![entry(
+            "a",
+            Kind::File(wire::ContextFile { size: 1, digest }),
+        )]
+    };
+    vec![
+        (vec![moded], "mode"),
         (vec![late], "nanoseconds"),
-        (
-            vec![wire::ContextEntry {
-                kind: None,
-                ..file("a", b"x")
-            }],
-            "no kind",
-        ),
-        (vec![digest("sha256:abc")], "digest"),
-        (
-            vec![digest(&format!("sha512:{}", "a".repeat(128)))],
-            "sha256",
-        ),
-        (vec![digest(&Digest::sha256(b"").to_string())], "contradict"),
+        (vec![kindless], "no kind"),
+        (digest("sha256:abc".to_owned()), "digest"),
+        (digest(format!("sha512:{}", "a".repeat(128))), "sha256"),
+        (digest(Digest::sha256(b"").to_string()), "contradict"),
         (vec![], "has none"),
-    ];
-    for (entries, expected) in rows {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_mean_no_good_are_refused_by_name() {
+    let world = World::new();
+    let server = world.serve().await;
+    for (entries, expected) in hostile_paths().into_iter().chain(hostile_values()) {
         let talk = Talk::begin(&server).await;
         talk.header(entries.len().max(1) as u64, 1 << 20).await;
         talk.entries(&entries).await;
