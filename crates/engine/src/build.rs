@@ -22,6 +22,7 @@ use crate::publish::Publisher;
 use crate::recorder::Recorder;
 use crate::resolve::bases::Library;
 use crate::resolve::context::{self, BuildContext, Places, work_folder};
+use crate::resolve::uploaded::Shelf;
 use crate::resolve::{self, Resolved};
 use crate::sandbox::Sandbox;
 use crate::share::table::{Learning, Table};
@@ -63,7 +64,8 @@ pub async fn build(spec: &BuildSpec, rig: &Rig) -> Result<BuiltImage, Failure> {
     rig.recorder.event(&Event::Phase {
         phase: Phase::Resolving,
     });
-    let (library, publisher) = helpers(spec, rig)?;
+    let layouts = layouts(spec, rig).await?;
+    let (library, publisher) = helpers(spec, rig, layouts)?;
     match &spec.source {
         Source::Image { reference } => copy_image(spec, rig, &library, &publisher, reference).await,
         Source::Dockerfile {
@@ -80,7 +82,7 @@ pub async fn build(spec: &BuildSpec, rig: &Rig) -> Result<BuiltImage, Failure> {
     }
 }
 
-fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure> {
+fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Publisher), Failure> {
     let registries = &spec.registries;
     let options = Options {
         proxy: registries.proxy.clone(),
@@ -95,7 +97,7 @@ fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure>
         pull: pull.clone(),
         registries: registries.clone(),
         recorder: rig.recorder.clone(),
-        layouts: layouts(spec),
+        layouts,
     };
     let depot = Depot {
         store: rig.store.clone(),
@@ -113,16 +115,29 @@ fn helpers(spec: &BuildSpec, rig: &Rig) -> Result<(Library, Publisher), Failure>
     Ok((library, publisher))
 }
 
-fn layouts(spec: &BuildSpec) -> BTreeMap<String, (PathBuf, LayoutImage)> {
-    let contexts = spec.contexts.iter();
-    contexts
-        .filter_map(|(name, context)| match context {
-            NamedContext::Layout { path, image } => {
-                Some((name.clone(), (path.clone(), image.clone())))
+/// OCI layouts by the names that they stand for.
+type Layouts = BTreeMap<String, (PathBuf, LayoutImage)>;
+
+/// Returns where the layouts are that stand for images; those that were uploaded are put together first.
+async fn layouts(spec: &BuildSpec, rig: &Rig) -> Result<Layouts, Failure> {
+    let shelf = Shelf {
+        store: rig.store.clone(),
+        tenant: spec.tenant.clone(),
+    };
+    let mut layouts = Layouts::new();
+    for (index, (name, context)) in spec.contexts.iter().enumerate() {
+        let layout = match context {
+            NamedContext::Layout { path, image } => (path.clone(), image.clone()),
+            NamedContext::UploadedLayout { context, image } => {
+                let into = work_folder(&rig.folder).join(format!("layout-{index}"));
+                let path = shelf.put_together(context, into, &rig.cancel).await?;
+                (path, image.clone())
             }
-            _ => None,
-        })
-        .collect()
+            _ => continue,
+        };
+        layouts.insert(name.clone(), layout);
+    }
+    Ok(layouts)
 }
 
 async fn build_dockerfile(
@@ -134,7 +149,10 @@ async fn build_dockerfile(
 ) -> Result<BuiltImage, Failure> {
     let recorder = &rig.recorder;
     let work = work_folder(&rig.folder);
-    let workspace = context::load(spec, context, places, recorder, (&work, &rig.cancel)).await?;
+    let workspace = {
+        let work = (&rig.store, (work.as_path(), &rig.cancel));
+        context::load(spec, context, places, recorder, work).await?
+    };
     let platform = &spec.options.platform;
     let (resolved, imported) = tokio::join!(
         resolve::resolve(&workspace, spec, library, recorder),
@@ -147,7 +165,10 @@ async fn build_dockerfile(
         Learning::On
     };
     let table = Arc::new(Table::new(imported, learning));
-    let named = context::load_named(spec, &resolved.plan, recorder, (&work, &rig.cancel)).await?;
+    let named = {
+        let work = (&rig.store, (work.as_path(), &rig.cancel));
+        context::load_named(spec, &resolved.plan, recorder, work).await?
+    };
     recorder.event(&Event::Phase {
         phase: Phase::Running,
     });

@@ -84,7 +84,7 @@ impl BuildSpec {
             match context {
                 Context::Git(git) => secrets.extend(git.secret()),
                 Context::Filled { initializer } => secrets.extend(initializer.secrets()),
-                Context::Directory { .. } | Context::Archive { .. } => {}
+                Context::Directory { .. } | Context::Archive { .. } | Context::Uploaded { .. } => {}
             }
         }
         secrets
@@ -103,7 +103,9 @@ impl BuildSpec {
             match named {
                 NamedContext::Layout { path, .. } => paths.push(path),
                 NamedContext::Files { context, .. } => paths.extend(context.path_mut()),
-                NamedContext::Scratch | NamedContext::Image { .. } => {}
+                NamedContext::Scratch
+                | NamedContext::Image { .. }
+                | NamedContext::UploadedLayout { .. } => {}
             }
         }
         paths.extend(self.ssh.values_mut());
@@ -119,7 +121,7 @@ impl Context {
     fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::Archive { path } | Self::Directory { path, .. } => Some(path),
-            Self::Git(_) | Self::Filled { .. } => None,
+            Self::Git(_) | Self::Filled { .. } | Self::Uploaded { .. } => None,
         }
     }
 }
@@ -182,6 +184,13 @@ pub enum NamedContext {
         /// Which of its images.
         image: LayoutImage,
     },
+    /// An image in an OCI layout that a client has uploaded.
+    UploadedLayout {
+        /// Id of the context that is the layout; this tenant's.
+        context: String,
+        /// Which of its images.
+        image: LayoutImage,
+    },
     /// Files, seen through their own `.dockerignore`.
     Files {
         /// Where they come from.
@@ -222,6 +231,17 @@ pub enum Context {
     Archive {
         /// Absolute path.
         path: PathBuf,
+    },
+    /// A folder that a client has uploaded ([`store::context`]).
+    Uploaded {
+        /// Id of the context; this tenant's.
+        context: String,
+        /// Path in it of an archive whose content is meant: tar, plain or packed.
+        archive: Option<String>,
+        /// Content of the Dockerfile when it is not in the folder.
+        dockerfile_text: Option<String>,
+        /// What the cache's explanations are kept under.
+        name: String,
     },
     /// A folder that the worker can read.
     Directory {

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 
@@ -29,6 +31,7 @@ use oci::{Document, Manifest};
 use rustix::fs::{Mode, OFlags};
 use source::git::FetchOptions;
 use store::Store;
+use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
 use tokio_util::sync::CancellationToken;
 
 /// A state directory and a context.
@@ -36,6 +39,8 @@ struct Bench {
     state: tempfile::TempDir,
     context: tempfile::TempDir,
     n_builds: u8,
+    /// What is built from instead of the folder.
+    uploaded: Option<Context>,
     options: BuildOptions,
     contexts: BTreeMap<String, NamedContext>,
 }
@@ -52,6 +57,7 @@ impl Bench {
             state: tempfile::tempdir().unwrap(),
             context: tempfile::tempdir().unwrap(),
             n_builds: 0,
+            uploaded: None,
             options: BuildOptions {
                 source_date_epoch: Some(1_700_000_000),
                 ..BuildOptions::default()
@@ -100,11 +106,11 @@ impl Bench {
             id,
             tenant: "t".to_owned(),
             source: Source::Dockerfile {
-                context: Context::Directory {
+                context: self.uploaded.clone().unwrap_or_else(|| Context::Directory {
                     path: self.context.path().to_owned(),
                     dockerfile_text: None,
                     name: "ctx".to_owned(),
-                },
+                }),
                 dockerfile: None,
                 context_path: None,
             },
@@ -630,4 +636,142 @@ async fn an_argument_before_the_first_stage_may_date_the_image() {
         message.contains("dockerfile:1") && message.contains("not a number"),
         "{message}"
     );
+}
+
+/// Returns the entries of a folder in the order of an upload, and the contents of its files.
+fn entries_of(folder: &Path, prefix: &str, found: &mut Vec<(Entry, Vec<u8>)>) {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+    for name in names {
+        let (path, shown) = (
+            folder.join(&name),
+            format!("{prefix}{}", name.to_str().unwrap()),
+        );
+        let meta = path.symlink_metadata().unwrap();
+        let (kind, content) = if meta.is_dir() {
+            (EntryKind::Folder, Vec::new())
+        } else if meta.is_symlink() {
+            let to = fs::read_link(&path).unwrap();
+            (
+                EntryKind::Symlink(to.as_os_str().as_bytes().to_vec()),
+                Vec::new(),
+            )
+        } else {
+            let content = fs::read(&path).unwrap();
+            let (size, id) = (content.len() as u64, ContentId::of(&content));
+            (EntryKind::File { size, content: id }, content)
+        };
+        let entry = Entry {
+            path: shown.clone().into_bytes(),
+            mode: meta.mode() & 0o7777,
+            modified_s: meta.mtime(),
+            modified_ns: u32::try_from(meta.mtime_nsec()).unwrap(),
+            xattrs: BTreeMap::new(),
+            kind,
+        };
+        found.push((entry, content));
+        if meta.is_dir() {
+            entries_of(&path, &format!("{shown}/"), found);
+        }
+    }
+}
+
+impl Bench {
+    /// Uploads a folder; returns the id of the context.
+    fn upload(&self, folder: &Path) -> String {
+        let mut found = Vec::new();
+        entries_of(folder, "", &mut found);
+        let (entries, contents): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let announced = Announced {
+            n_entries: entries.len() as u64,
+            n_bytes: contents.iter().map(|content| content.len() as u64).sum(),
+        };
+        let keeping = Keeping {
+            now_ms: 2_000_000_000_000,
+            lifetime: std::time::Duration::from_secs(3600),
+        };
+        let store = self.store();
+        let mut draft = store.begin_context("t", announced, keeping).unwrap();
+        draft.entries(&entries).unwrap();
+        for position in draft.missing().unwrap() {
+            let at = usize::try_from(position).unwrap();
+            draft.content(contents.get(at).unwrap()).unwrap();
+        }
+        draft.commit(keeping.now_ms).unwrap().id.to_string()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_of_an_uploaded_folder_is_that_of_the_folder_itself() {
+    let files = [
+        (
+            "Dockerfile",
+            "FROM scratch\nCOPY . /app/\nCOPY sub /other/\n",
+        ),
+        (".dockerignore", "*.log\n"),
+        ("main.c", "int main;"),
+        ("noise.log", "x"),
+        ("sub/deep/file", "deep"),
+    ];
+    let mut bench = Bench::new(&files);
+    std::os::unix::fs::symlink("../main.c", bench.context.path().join("sub/link")).unwrap();
+    let here = bench.build(|_| panic!("nothing runs")).await;
+    let digest = here.image().digest.clone();
+
+    let uploaded = |context: String, archive: Option<&str>| Context::Uploaded {
+        context,
+        archive: archive.map(str::to_owned),
+        dockerfile_text: None,
+        name: "ctx".to_owned(),
+    };
+    // Another state: nothing is known of the first build there.
+    let mut other = Bench::new(&[]);
+    let id = other.upload(bench.context.path());
+    other.uploaded = Some(uploaded(id, None));
+    let there = other.build(|_| panic!("nothing runs")).await;
+    assert_eq!(there.image().digest, digest);
+    assert_eq!(there.image().n_run, 2);
+
+    let folder = tempfile::tempdir().unwrap();
+    let tar = fs::File::create(folder.path().join("context.tar")).unwrap();
+    let mut tar = tar::Builder::new(tar);
+    tar.follow_symlinks(false);
+    tar.append_dir_all("", bench.context.path()).unwrap();
+    tar.finish().unwrap();
+    let id = other.upload(folder.path());
+    other.uploaded = Some(uploaded(id.clone(), Some("context.tar")));
+    let unpacked = other.build(|_| panic!("nothing runs")).await;
+    assert_eq!(unpacked.image().digest, digest);
+    other.uploaded = Some(uploaded(id, Some("missing.tar")));
+    let failed = other.build(|_| panic!("nothing runs")).await;
+    assert!(
+        failed.failure().message.contains("missing.tar"),
+        "{:?}",
+        failed.failure()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uploaded_context_is_found_for_its_own_tenant_only() {
+    let mut bench = Bench::new(&[("Dockerfile", "FROM scratch\n")]);
+    let id = bench.upload(bench.context.path());
+    let store = bench.store();
+    let parsed = id.parse().unwrap();
+    assert!(store.context("t", &parsed).unwrap().is_some());
+    assert!(store.context("other", &parsed).unwrap().is_none());
+    for id in ["aaaaaaaaaaaaaaaaaaaaaaaaaa", "../../blobs", ""] {
+        bench.uploaded = Some(Context::Uploaded {
+            context: id.to_owned(),
+            archive: None,
+            dockerfile_text: None,
+            name: "ctx".to_owned(),
+        });
+        let failed = bench.build(|_| panic!("nothing runs")).await;
+        assert!(
+            failed.failure().message.contains("not there any more"),
+            "{:?}",
+            failed.failure()
+        );
+    }
 }

@@ -14,9 +14,11 @@ use dockerfile::limits::IGNORE_FILE_MAX_BYTES;
 use source::git::{Checkout, FetchOptions};
 use source::initializer::Initializer;
 use source::path::RelPath;
+use store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::DockerfileText;
+use super::uploaded::Shelf;
 use super::workspace::Filling;
 use crate::event::{Event, Failure, FailureKind};
 use crate::failure::{
@@ -104,7 +106,7 @@ pub(crate) async fn load(
     context: &Context,
     places: &Places<'_>,
     recorder: &Recorder,
-    work: (&Path, &CancellationToken),
+    (store, work): (&Store, (&Path, &CancellationToken)),
 ) -> Result<Workspace, Failure> {
     let step = recorder.begin("[internal] load build context", None);
     let (folder, text, checkout, project) = match context {
@@ -120,6 +122,17 @@ pub(crate) async fn load(
                 }
             }
         }
+        Context::Uploaded {
+            dockerfile_text,
+            name,
+            ..
+        } => match uploaded(spec, context, store, work.0.join("workspace"), work.1).await {
+            Ok(folder) => (folder, dockerfile_text.clone(), None, name.clone()),
+            Err(failure) => {
+                step.fail(&failure.message);
+                return Err(failure);
+            }
+        },
         Context::Archive { path } => {
             match unpack(spec, path, work.0.join("workspace"), work.1).await {
                 Ok(folder) => (folder, None, None, ARCHIVE.to_owned()),
@@ -164,10 +177,48 @@ pub(crate) async fn load(
     })
 }
 
+/// Brings the files of an uploaded context into a new folder; returns it.
+async fn uploaded(
+    spec: &BuildSpec,
+    context: &Context,
+    store: &Store,
+    folder: PathBuf,
+    cancel: &CancellationToken,
+) -> Result<PathBuf, Failure> {
+    let Context::Uploaded {
+        context, archive, ..
+    } = context
+    else {
+        let message = "a context that was not uploaded was taken for one that was";
+        return Err(failure(FailureKind::Platform, message));
+    };
+    let shelf = Shelf {
+        store: store.clone(),
+        tenant: spec.tenant.clone(),
+    };
+    let Some(archive) = archive.clone() else {
+        return shelf.put_together(context, folder, cancel).await;
+    };
+    let id = context.clone();
+    let open = move || shelf.open_file(&id, &archive);
+    unpack_file(spec, open, folder, cancel).await
+}
+
 /// Unpacks an archive of files; returns the folder that they are in.
 async fn unpack(
     spec: &BuildSpec,
     archive: &Path,
+    folder: PathBuf,
+    cancel: &CancellationToken,
+) -> Result<PathBuf, Failure> {
+    let archive = archive.to_owned();
+    let open = move || std::fs::File::open(&archive).map_err(|e| platform("open the context", &e));
+    unpack_file(spec, open, folder, cancel).await
+}
+
+async fn unpack_file(
+    spec: &BuildSpec,
+    open: impl FnOnce() -> Result<std::fs::File, Failure> + Send + 'static,
     folder: PathBuf,
     cancel: &CancellationToken,
 ) -> Result<PathBuf, Failure> {
@@ -177,9 +228,9 @@ async fn unpack(
         entries: spec.limits.context_files,
         ..UnpackLimits::default()
     };
-    let (archive, into, cancel) = (archive.to_owned(), folder.clone(), cancel.clone());
+    let (into, cancel) = (folder.clone(), cancel.clone());
     let unpacked = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::open(&archive).map_err(|e| platform("open the context", &e))?;
+        let file = open()?;
         let root = Root::open(&into).map_err(|e| platform("open the workspace", &e))?;
         let wrong =
             |e: &(dyn std::error::Error + 'static)| dockerfile_failure("unpack the context", e);
@@ -204,7 +255,7 @@ pub(crate) async fn load_named(
     spec: &BuildSpec,
     plan: &Plan,
     recorder: &Recorder,
-    work: (&Path, &CancellationToken),
+    (store, work): (&Store, (&Path, &CancellationToken)),
 ) -> Result<BTreeMap<String, BuildContext>, Failure> {
     let mut loaded = BTreeMap::new();
     for (index, name) in plan.named_files().into_iter().enumerate() {
@@ -215,6 +266,10 @@ pub(crate) async fn load_named(
         let step = recorder.begin(&format!("[internal] load context {name}"), None);
         let files = match context {
             Context::Directory { path, .. } => Ok(path.clone()),
+            Context::Uploaded { .. } => {
+                let into = work.0.join(format!("context-{index}"));
+                uploaded(spec, context, store, into, work.1).await
+            }
             Context::Archive { path } => {
                 let into = work.0.join(format!("context-{index}"));
                 unpack(spec, path, into, work.1).await

@@ -3,6 +3,7 @@
 pub(crate) mod bases;
 pub(crate) mod context;
 pub(crate) mod layout;
+pub(crate) mod uploaded;
 mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -205,7 +206,9 @@ fn named_contexts(spec: &BuildSpec) -> BTreeMap<String, dockerfile::NamedContext
     let kind = |context: &NamedContext| match context {
         NamedContext::Scratch => dockerfile::NamedContext::Scratch,
         NamedContext::Image { reference } => dockerfile::NamedContext::Image(reference.clone()),
-        NamedContext::Layout { .. } => dockerfile::NamedContext::Layout,
+        NamedContext::Layout { .. } | NamedContext::UploadedLayout { .. } => {
+            dockerfile::NamedContext::Layout
+        }
         NamedContext::Files { .. } => dockerfile::NamedContext::Files,
     };
     let contexts = spec.contexts.iter();

@@ -11,6 +11,7 @@
 //! | [`filter`] | what of a source `--parents` and `--exclude` leave |
 //! | [`select`] | which files the sources of COPY and ADD mean |
 //! | [`content`] | digests of what COPY and ADD would copy, for cache keys |
+//! | `planted` | an uploaded folder: entries and contents → files |
 //! | [`remove`] | deletes trees, however deep and whatever their modes |
 //!
 //! How a step goes: `unpack` each layer once into `store`'s snapshot draft → `overlay::Upper::create` →
@@ -32,6 +33,7 @@ pub mod copy;
 pub mod diff;
 pub mod filter;
 pub mod overlay;
+pub(crate) mod planted;
 pub mod remove;
 pub mod root;
 pub mod select;

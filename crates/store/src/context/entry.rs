@@ -239,12 +239,18 @@ fn check_values(entry: &Entry) -> Result<(), EntryError> {
     if entry.xattrs.len() > XATTRS_MAX {
         return Err(EntryError::Xattrs("there are too many"));
     }
+    let may_have_some = matches!(entry.kind, EntryKind::Folder | EntryKind::File { .. });
+    if !may_have_some && !entry.xattrs.is_empty() {
+        return Err(EntryError::Xattrs("only files and folders have some"));
+    }
     let mut n_bytes = 0_usize;
     for (name, value) in &entry.xattrs {
-        if name.is_empty() || name.len() > XATTR_NAME_MAX_BYTES || name.contains(&0) {
-            return Err(EntryError::Xattrs(
-                "a name is empty, too long, or has a NUL",
-            ));
+        if name.len() > XATTR_NAME_MAX_BYTES || name.contains(&0) {
+            return Err(EntryError::Xattrs("a name is too long, or has a NUL"));
+        }
+        if !may_be_kept(name) {
+            let problem = "only user.* and security.capability are kept";
+            return Err(EntryError::Xattrs(problem));
         }
         n_bytes = n_bytes.saturating_add(name.len() + value.len());
     }
@@ -252,6 +258,12 @@ fn check_values(entry: &Entry) -> Result<(), EntryError> {
         return Err(EntryError::Xattrs("they are too large"));
     }
     Ok(())
+}
+
+/// Tells whether COPY keeps an attribute of this name; by `user.overlay.*`, overlayfs would be told what to show.
+fn may_be_kept(name: &[u8]) -> bool {
+    let is_users = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+    is_users || name == b"security.capability"
 }
 
 /// Returns `path` for people: no longer than a message may be.
@@ -412,7 +424,9 @@ mod tests {
         for found in [
             xattrs(XATTRS_MAX + 1, "user.", 1),
             xattrs(2, "user.", XATTRS_MAX_BYTES / 2),
-            xattrs(1, "a\0", 1),
+            xattrs(1, "user.\0", 1),
+            xattrs(1, "trusted.overlay.opaque", 1),
+            xattrs(1, "user.overlay.opaque", 1),
         ] {
             assert!(matches!(found, Err(EntryError::Xattrs(_))));
         }

@@ -297,7 +297,10 @@ mod tests {
             mode: 0o4755,
             modified_s: -5,
             modified_ns: 7,
-            xattrs: BTreeMap::from([(b"user.a".to_vec(), vec![0, 255])]),
+            xattrs: match kind {
+                EntryKind::File { .. } => BTreeMap::from([(b"user.a".to_vec(), vec![0, 255])]),
+                _ => BTreeMap::new(),
+            },
             kind,
         };
         let content = ContentId::of(b"abc");
