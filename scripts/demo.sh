@@ -128,8 +128,8 @@ note "$repository"
 # --- the build --------------------------------------------------------------------------------------------------------
 
 say 'Building a C program in two stages, through the gRPC API'
-note "kiln build --server $address $repository#main:hello-c"
-"$kiln" build --server "$address" --metadata-file "$scratch/built.json" "$repository#main:hello-c"
+note "kiln build --server $address -t hello-c:1 $repository#main:hello-c"
+"$kiln" build --server "$address" -t hello-c:1 --metadata-file "$scratch/built.json" "$repository#main:hello-c"
 image=$(sed -n 's/^ *"image.name": "\(.*\)",*$/\1/p' "$scratch/built.json")
 digest=$(sed -n 's/^ *"containerimage.digest": "\(.*\)",*$/\1/p' "$scratch/built.json")
 [ -n "$image" ] && [ -n "$digest" ] || fail 'the build did not say what it made'

@@ -17,6 +17,7 @@
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
 //! | `copying` | the same: COPY and ADD |
+//! | `remote` | `kiln build --server` |
 //! | `sharing` | caches that travel from machine to machine |
 //! | `storage` | what is kept, and what is collected |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
@@ -40,6 +41,7 @@ mod language;
 mod mounts;
 mod ordinary_user;
 mod reader;
+mod remote;
 mod scene;
 mod sdk;
 mod sharing;

@@ -134,6 +134,7 @@ mod tests {
             started_at_ms: n.into(),
             key: String::new(),
             purpose: engine::spec::Purpose::Image,
+            request: String::new(),
         };
         fs::write(
             folder.join("record.json"),

@@ -521,6 +521,9 @@ pub struct Record {
     /// What it makes.
     #[serde(default)]
     pub purpose: Purpose,
+    /// What tells requests with the same id apart; nothing where there are none.
+    #[serde(default)]
+    pub request: String,
 }
 
 /// What a build makes.
@@ -532,4 +535,13 @@ pub enum Purpose {
     Image,
     /// A subassembly of an image that is there.
     Subassembly,
+    /// An image under names that its caller chose.
+    Named,
+}
+
+impl Purpose {
+    /// Tells whether it is one of those that people ask for and see.
+    pub fn is_image(self) -> bool {
+        matches!(self, Self::Image | Self::Named)
+    }
 }

@@ -26,6 +26,10 @@ pub enum Blame {
     Missing,
     /// It has not the credentials it needs.
     Credentials,
+    /// The operator does not allow it.
+    Forbidden,
+    /// It contradicts an earlier one.
+    Conflict,
     /// A registry fails, or asks us to come back later.
     Registry,
     /// There is more to do than the operator allows.
@@ -132,6 +136,8 @@ impl Failure {
             Blame::Request => Code::InvalidArgument,
             Blame::Missing => Code::NotFound,
             Blame::Credentials => Code::Unauthenticated,
+            Blame::Forbidden => Code::PermissionDenied,
+            Blame::Conflict => Code::AlreadyExists,
             Blame::Registry | Blame::Shutdown => Code::Unavailable,
             Blame::Load => Code::ResourceExhausted,
             Blame::Slow => Code::DeadlineExceeded,

@@ -31,6 +31,7 @@ mod housekeeping;
 pub mod images;
 pub mod lifecycle;
 pub mod names;
+pub mod native;
 pub mod request;
 pub mod subassembly;
 pub mod telemetry;

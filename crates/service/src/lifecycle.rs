@@ -51,6 +51,8 @@ pub struct Settings {
     pub base_repository: Reference,
     /// Where workspace images are published.
     pub workspace_repository: Reference,
+    /// What names that callers choose begin with, in the embedded registry; there are none when not given.
+    pub build_namespace: Option<String>,
     /// How workers reach registries; files read already.
     pub hosts: Hosts,
     /// Proxies on the way to registries.
@@ -317,6 +319,7 @@ impl Service {
             started_at_ms: (settings.environment.now_ms)(),
             key,
             purpose: Purpose::Image,
+            request: String::new(),
         };
         Ok(Order { record, spec })
     }

@@ -8,6 +8,7 @@ use engine::follow::follow;
 use engine::id::BuildId;
 use engine::spec::{BuildOptions, BuildSpec, Context, Limits, Purpose, Record, Registries, Source};
 use engine::state::BuildState;
+use futures_util::StreamExt;
 use rustix::process::{Pid, Signal};
 use source::git::{FetchOptions, GitDirectory};
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,6 +104,7 @@ fn record(id: &BuildId, outputs: &Outputs) -> Record {
         started_at_ms: now_ms(),
         key: String::new(),
         purpose: Purpose::Image,
+        request: String::new(),
     }
 }
 
@@ -175,10 +177,7 @@ fn spec(
 /// As with docker, COPY sees the files of a commit, and its history only if that is asked for.
 fn git_directory(args: &BuildArgs) -> GitDirectory {
     let arguments = options::build_args(args);
-    match arguments.get(KEEP_GIT_ARGUMENT).map(String::as_str) {
-        Some("1" | "t" | "T" | "true" | "True" | "TRUE") => GitDirectory::Keep,
-        _ => GitDirectory::Remove,
-    }
+    GitDirectory::of_argument(arguments.get(KEEP_GIT_ARGUMENT).map(String::as_str))
 }
 
 /// Returns how registries are reached: as the user who calls.
@@ -219,7 +218,8 @@ pub(crate) async fn carry_out(
         .await
         .or_exit(Exit::Machine)?;
     let pid = worker_pid(&handle);
-    let mut showing = pin!(progress::show(style, follow(handle.folder.clone())));
+    let records = follow(handle.folder.clone()).map(|record| record.or_exit(Exit::Internal));
+    let mut showing = pin!(progress::show(style, records));
     let mut waiting = pin!(handle.wait());
     let (mut is_gone, mut n_interrupts) = (false, 0_u32);
     let state = loop {

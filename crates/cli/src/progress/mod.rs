@@ -8,7 +8,7 @@ mod view;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use engine::journal::{Body, JournalError, Record};
+use engine::journal::{Body, Record};
 use engine::render::Renderer;
 use engine::state::BuildState;
 use futures_util::{Stream, StreamExt};
@@ -71,7 +71,7 @@ impl Style {
 /// Shows `records` until the build ends, and returns its state then.
 pub(crate) async fn show(
     style: Style,
-    records: impl Stream<Item = Result<Record, JournalError>>,
+    records: impl Stream<Item = Outcome<Record>>,
 ) -> Outcome<BuildState> {
     match style {
         Style::Tty(colours) => show_picture(colours, records).await,
@@ -83,13 +83,13 @@ pub(crate) async fn show(
 
 async fn show_lines(
     style: Style,
-    records: impl Stream<Item = Result<Record, JournalError>>,
+    records: impl Stream<Item = Outcome<Record>>,
 ) -> Outcome<BuildState> {
     let mut records = std::pin::pin!(records);
     let mut renderer = Renderer::default();
     let mut state = BuildState::default();
     while let Some(record) = records.next().await {
-        let record = record.or_exit(Exit::Internal)?;
+        let record = record?;
         if style == Style::Rawjson {
             terminal::say_bytes(rawjson::line(&record).as_bytes());
         } else {
@@ -104,7 +104,7 @@ async fn show_lines(
 
 async fn show_picture(
     colours: Colours,
-    records: impl Stream<Item = Result<Record, JournalError>>,
+    records: impl Stream<Item = Outcome<Record>>,
 ) -> Outcome<BuildState> {
     let mut records = std::pin::pin!(records);
     let mut view = View::new(colours);
@@ -115,7 +115,7 @@ async fn show_picture(
         tokio::select! {
             record = records.next() => match record {
                 Some(record) => {
-                    let record = record.or_exit(Exit::Internal)?;
+                    let record = record?;
                     view.record(&record);
                     state = fold(state, &record)?;
                 }

@@ -30,6 +30,7 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
         started_at_ms: now_ms(),
         key: String::new(),
         purpose: Purpose::Subassembly,
+        request: String::new(),
     };
     worker::prepare(&ready.command, &record).or_exit(Exit::Machine)?;
     let spec = BuildSpec {

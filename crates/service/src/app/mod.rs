@@ -334,6 +334,7 @@ fn service(
         settings: Settings {
             base_repository: addresses.base_repository.clone(),
             workspace_repository: addresses.workspace_repository.clone(),
+            build_namespace: Some(config.build_namespace.clone()).filter(|name| !name.is_empty()),
             hosts,
             fetch: FetchOptions {
                 proxy: proxy.as_ref().and_then(|proxy| proxy.https.clone()),

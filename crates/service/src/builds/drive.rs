@@ -161,11 +161,15 @@ pub(super) async fn remember(builds: &Builds, build: &Arc<Build>, digest: &oci::
     }
 }
 
-/// Returns the names that a build publishes: a base with a digest is there already.
+/// Returns the names that say which inputs made what stands under them: a base with a digest is there already, and names that a caller
+/// chose say nothing.
 fn names_of(record: &Record) -> impl Iterator<Item = &String> {
-    [&record.reference, &record.base_reference]
-        .into_iter()
-        .filter(|name| !name.contains('@'))
+    let names = match record.purpose {
+        Purpose::Named => None,
+        Purpose::Image | Purpose::Subassembly => Some([&record.reference, &record.base_reference]),
+    };
+    let names = names.into_iter().flatten();
+    names.filter(|name| !name.contains('@'))
 }
 
 fn end(builds: &Builds, build: &Build, event: &Event) {
@@ -187,7 +191,7 @@ fn end_at(builds: &Builds, build: &Build, event: &Event, at_ms: u64) {
         _ => Outcome::Failed,
     };
     let duration = Duration::from_millis(duration_ms);
-    if build.record.purpose == Purpose::Image {
+    if build.record.purpose.is_image() {
         builds.inner.metrics.build_done(outcome, duration);
     }
     tracing::info!(build = %build.record.id, ?outcome, duration_ms, "build ended");

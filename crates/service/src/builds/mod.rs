@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine::id::BuildId;
-use engine::spec::{BuildSpec, Purpose, Record};
+use engine::spec::{BuildSpec, Record};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -185,7 +185,7 @@ impl Builds {
             .insert(build.record.key.clone(), Arc::clone(&build));
         table.n_queued += 1;
         drop(table);
-        if build.record.purpose == Purpose::Image {
+        if build.record.purpose.is_image() {
             self.inner.metrics.build_started();
         }
         let driven = drive::drive(self.clone(), Arc::clone(&build), order.spec);
@@ -235,7 +235,7 @@ impl Builds {
             .by_key
             .values()
             .filter(|build| {
-                let is_image = build.record.purpose == Purpose::Image;
+                let is_image = build.record.purpose.is_image();
                 is_image && !build.has_ended() && build.record.tenant == tenant.as_str()
             })
             .map(Arc::clone)

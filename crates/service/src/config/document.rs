@@ -21,6 +21,10 @@ listen = "127.0.0.1:8080"
 #base_image_repository = "registry.example.com/base-images"
 #workspace_image_repository = "registry.example.com/workspace-images"
 
+# What names begin with that callers of kiln.v1 (kiln build --server -t) give to images in the embedded registry: host/builds/NAME, for
+# other tenants than the default one host/builds/TENANT/NAME. Empty: images are kept under no such names.
+build_namespace = "builds"
+
 # A docker config.json (or .dockerconfigjson) with the service's registry credentials: auths, credHelpers, credsStore.
 # Read again when it changes.
 #pull_secret_file = "/etc/kiln/docker-config.json"

@@ -51,6 +51,8 @@ pub struct Config {
     /// Where workspace images are published; `<address>/workspace-images` when not given.
     #[serde(deserialize_with = "repository")]
     pub workspace_image_repository: Option<Reference>,
+    /// What names that callers of `kiln.v1` choose begin with, in the embedded registry; none when empty.
+    pub build_namespace: String,
     /// A docker configuration with the service's registry credentials; read again when it changes.
     pub pull_secret_file: Option<PathBuf>,
     /// Whether tokens for Amazon's registries are fetched, by `docker-credential-ecr-login`.
@@ -94,6 +96,7 @@ impl Default for Config {
             tls: None,
             base_image_repository: None,
             workspace_image_repository: None,
+            build_namespace: "builds".to_owned(),
             pull_secret_file: None,
             enable_additional_ecr_auth: false,
             network: NetworkMode::Default,
@@ -442,6 +445,10 @@ impl Config {
         }
         if self.network == NetworkMode::Host && !self.limits.allow_host_network {
             return value("network", "\"host\" needs limits.allow_host_network = true");
+        }
+        let namespace = self.build_namespace.as_str();
+        if !namespace.is_empty() && !oci::reference::is_repository(namespace) {
+            return value("build_namespace", "must be a name such as builds, or empty");
         }
         let address = self.address.as_deref();
         if let Some(address) = address

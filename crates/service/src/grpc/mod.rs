@@ -8,6 +8,7 @@ mod native;
 mod stream;
 mod subassembly;
 mod upload;
+mod watch;
 
 use std::sync::Arc;
 

@@ -1,15 +1,57 @@
 //! What the published API has no call for.
 
+use std::sync::Arc;
+
 use api::kiln::v1 as wire;
 use api::kiln::v1::kiln_server::Kiln;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Calls, convert, tenant_of, upload};
+use super::{Calls, convert, tenant_of, upload, watch};
+use crate::access::Tenant;
+use crate::builds::Joined;
+use crate::builds::build::Build;
 use crate::lifecycle::not_found;
+
+impl Calls {
+    fn native_build(&self, tenant: &Tenant, id: &str) -> Result<Arc<Build>, Status> {
+        let builds = &self.service().builds;
+        let found = id.parse().ok().and_then(|id| builds.find(tenant, &id));
+        found.ok_or_else(|| not_found().status())
+    }
+}
 
 #[tonic::async_trait]
 impl Kiln for Calls {
+    type WatchBuildStream = BoxStream<'static, Result<wire::WatchBuildResponse, Status>>;
+
+    async fn start_build(
+        &self,
+        request: Request<wire::StartBuildRequest>,
+    ) -> Result<Response<wire::StartBuildResponse>, Status> {
+        let tenant = tenant_of(&request);
+        let service = Arc::clone(self.service());
+        let call = convert::native_call(request.into_inner(), &service.settings.fetch);
+        let call = call.map_err(|failure| failure.status())?;
+        let started = async move { service.start(&tenant, call).await };
+        let (build, joined) = self.to_its_end(started).await?;
+        Ok(Response::new(wire::StartBuildResponse {
+            build: Some(convert::native(&build, &build.progress())),
+            already_started: joined == Joined::Joined,
+        }))
+    }
+
+    async fn watch_build(
+        &self,
+        request: Request<wire::WatchBuildRequest>,
+    ) -> Result<Response<Self::WatchBuildStream>, Status> {
+        let tenant = tenant_of(&request);
+        let wire::WatchBuildRequest { build_id, skip } = request.into_inner();
+        let build = self.native_build(&tenant, &build_id)?;
+        let records = watch::records(build, skip, self.inner.shutdown.clone());
+        Ok(Response::new(records))
+    }
+
     async fn get_version(
         &self,
         _request: Request<wire::GetVersionRequest>,
@@ -25,11 +67,7 @@ impl Kiln for Calls {
     ) -> Result<Response<wire::GetBuildResponse>, Status> {
         let tenant = tenant_of(&request);
         let id = request.into_inner().build_id;
-        let build = id
-            .parse()
-            .ok()
-            .and_then(|id| self.service().builds.find(&tenant, &id))
-            .ok_or_else(|| not_found().status())?;
+        let build = self.native_build(&tenant, &id)?;
         Ok(Response::new(wire::GetBuildResponse {
             build: Some(convert::native(&build, &build.progress())),
         }))
@@ -41,13 +79,8 @@ impl Kiln for Calls {
     ) -> Result<Response<wire::CancelBuildResponse>, Status> {
         let tenant = tenant_of(&request);
         let id = request.into_inner().build_id;
-        let builds = &self.service().builds;
-        let build = id
-            .parse()
-            .ok()
-            .and_then(|id| builds.find(&tenant, &id))
-            .ok_or_else(|| not_found().status())?;
-        let cancelled = builds.cancel(&build).await;
+        let build = self.native_build(&tenant, &id)?;
+        let cancelled = self.service().builds.cancel(&build).await;
         cancelled.map_err(|failure| failure.status())?;
         Ok(Response::new(wire::CancelBuildResponse {
             build: Some(convert::native(&build, &build.progress())),

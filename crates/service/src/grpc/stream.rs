@@ -131,6 +131,6 @@ pub(super) fn log(
     .boxed()
 }
 
-fn shutting_down() -> Status {
+pub(super) fn shutting_down() -> Status {
     Failure::new(Blame::Shutdown, "server is shutting down").status()
 }

@@ -269,6 +269,7 @@ impl Subassemblies {
             started_at_ms: (environment.now_ms)(),
             key: wish.key(self.inner.format),
             purpose: Purpose::Subassembly,
+            request: String::new(),
         };
         Ok(Order { record, spec })
     }

@@ -15,6 +15,7 @@ mod harness;
 mod hostile;
 mod joining;
 mod logs;
+mod native;
 mod registries;
 mod resolving;
 mod restart;

@@ -121,6 +121,16 @@ pub enum GitDirectory {
     Remove,
 }
 
+impl GitDirectory {
+    /// Returns what the build argument `BUILDKIT_CONTEXT_KEEP_GIT_DIR` says, as docker reads it.
+    pub fn of_argument(value: Option<&str>) -> Self {
+        match value {
+            Some("1" | "t" | "T" | "true" | "True" | "TRUE") => Self::Keep,
+            _ => Self::Remove,
+        }
+    }
+}
+
 /// What the machine allows and offers; not part of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

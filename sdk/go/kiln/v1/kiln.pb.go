@@ -11,6 +11,8 @@ package kilnv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	builder "kiln.dev/sdk/go/builder"
+	contentservice "kiln.dev/sdk/go/contentservice"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -97,6 +99,164 @@ func (x BuildPhase) Number() protoreflect.EnumNumber {
 // Deprecated: Use BuildPhase.Descriptor instead.
 func (BuildPhase) EnumDescriptor() ([]byte, []int) {
 	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{0}
+}
+
+// What network a step has.
+type StepNetwork int32
+
+const (
+	StepNetwork_STEP_NETWORK_UNSPECIFIED StepNetwork = 0
+	// Its own, with a way out.
+	StepNetwork_STEP_NETWORK_DEFAULT StepNetwork = 1
+	// None but its own loopback.
+	StepNetwork_STEP_NETWORK_NONE StepNetwork = 2
+	// The machine's. Only where the operator allows it.
+	StepNetwork_STEP_NETWORK_HOST StepNetwork = 3
+)
+
+// Enum value maps for StepNetwork.
+var (
+	StepNetwork_name = map[int32]string{
+		0: "STEP_NETWORK_UNSPECIFIED",
+		1: "STEP_NETWORK_DEFAULT",
+		2: "STEP_NETWORK_NONE",
+		3: "STEP_NETWORK_HOST",
+	}
+	StepNetwork_value = map[string]int32{
+		"STEP_NETWORK_UNSPECIFIED": 0,
+		"STEP_NETWORK_DEFAULT":     1,
+		"STEP_NETWORK_NONE":        2,
+		"STEP_NETWORK_HOST":        3,
+	}
+)
+
+func (x StepNetwork) Enum() *StepNetwork {
+	p := new(StepNetwork)
+	*p = x
+	return p
+}
+
+func (x StepNetwork) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StepNetwork) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[1].Descriptor()
+}
+
+func (StepNetwork) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[1]
+}
+
+func (x StepNetwork) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StepNetwork.Descriptor instead.
+func (StepNetwork) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{1}
+}
+
+// How new layers are compressed.
+type LayerCompression int32
+
+const (
+	LayerCompression_LAYER_COMPRESSION_UNSPECIFIED LayerCompression = 0
+	LayerCompression_LAYER_COMPRESSION_GZIP        LayerCompression = 1
+	LayerCompression_LAYER_COMPRESSION_ZSTD        LayerCompression = 2
+)
+
+// Enum value maps for LayerCompression.
+var (
+	LayerCompression_name = map[int32]string{
+		0: "LAYER_COMPRESSION_UNSPECIFIED",
+		1: "LAYER_COMPRESSION_GZIP",
+		2: "LAYER_COMPRESSION_ZSTD",
+	}
+	LayerCompression_value = map[string]int32{
+		"LAYER_COMPRESSION_UNSPECIFIED": 0,
+		"LAYER_COMPRESSION_GZIP":        1,
+		"LAYER_COMPRESSION_ZSTD":        2,
+	}
+)
+
+func (x LayerCompression) Enum() *LayerCompression {
+	p := new(LayerCompression)
+	*p = x
+	return p
+}
+
+func (x LayerCompression) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LayerCompression) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[2].Descriptor()
+}
+
+func (LayerCompression) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[2]
+}
+
+func (x LayerCompression) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LayerCompression.Descriptor instead.
+func (LayerCompression) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{2}
+}
+
+// Which family of media types is written.
+type MediaTypes int32
+
+const (
+	MediaTypes_MEDIA_TYPES_UNSPECIFIED MediaTypes = 0
+	// application/vnd.oci.image.*
+	MediaTypes_MEDIA_TYPES_OCI MediaTypes = 1
+	// application/vnd.docker.*
+	MediaTypes_MEDIA_TYPES_DOCKER MediaTypes = 2
+)
+
+// Enum value maps for MediaTypes.
+var (
+	MediaTypes_name = map[int32]string{
+		0: "MEDIA_TYPES_UNSPECIFIED",
+		1: "MEDIA_TYPES_OCI",
+		2: "MEDIA_TYPES_DOCKER",
+	}
+	MediaTypes_value = map[string]int32{
+		"MEDIA_TYPES_UNSPECIFIED": 0,
+		"MEDIA_TYPES_OCI":         1,
+		"MEDIA_TYPES_DOCKER":      2,
+	}
+)
+
+func (x MediaTypes) Enum() *MediaTypes {
+	p := new(MediaTypes)
+	*p = x
+	return p
+}
+
+func (x MediaTypes) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MediaTypes) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[3].Descriptor()
+}
+
+func (MediaTypes) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[3]
+}
+
+func (x MediaTypes) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MediaTypes.Descriptor instead.
+func (MediaTypes) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{3}
 }
 
 type GetVersionRequest struct {
@@ -1205,11 +1365,1167 @@ func (x *ContextCreated) GetExpiresAtMs() int64 {
 	return 0
 }
 
+type StartBuildRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Chosen by the caller, up to 128 characters: a request that is made again with the same id starts no second build. None when empty.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What is built from.
+	Files *BuildFiles `protobuf:"bytes,2,opt,name=files,proto3" json:"files,omitempty"`
+	// Path of the Dockerfile within the files; `Dockerfile` when neither this nor its text is given.
+	DockerfilePath string `protobuf:"bytes,3,opt,name=dockerfile_path,json=dockerfilePath,proto3" json:"dockerfile_path,omitempty"`
+	// Text of a Dockerfile that is not among the files.
+	DockerfileText string `protobuf:"bytes,4,opt,name=dockerfile_text,json=dockerfileText,proto3" json:"dockerfile_text,omitempty"`
+	// Folder within the files that COPY sees; all of them when empty.
+	ContextPath string `protobuf:"bytes,5,opt,name=context_path,json=contextPath,proto3" json:"context_path,omitempty"`
+	// Stage to build; the last one when empty.
+	Target string `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
+	// `linux/amd64`; the server's own when empty.
+	Platform string `protobuf:"bytes,7,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Values of ARGs.
+	BuildArgs map[string]string `protobuf:"bytes,8,rep,name=build_args,json=buildArgs,proto3" json:"build_args,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Labels added to the image.
+	Labels map[string]string `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Annotations of its manifest.
+	Annotations map[string]string `protobuf:"bytes,10,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What stands for stages and images of these names.
+	Contexts map[string]*NamedContext `protobuf:"bytes,11,rep,name=contexts,proto3" json:"contexts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Whether every step is run, whatever is in the cache.
+	NoCache bool `protobuf:"varint,12,opt,name=no_cache,json=noCache,proto3" json:"no_cache,omitempty"`
+	// Stages for which earlier results are not used.
+	NoCacheStages []string `protobuf:"bytes,13,rep,name=no_cache_stages,json=noCacheStages,proto3" json:"no_cache_stages,omitempty"`
+	// Network of steps that do not say; the server's default when not specified.
+	Network StepNetwork `protobuf:"varint,14,opt,name=network,proto3,enum=kiln.v1.StepNetwork" json:"network,omitempty"`
+	// Names that steps find in /etc/hosts.
+	ExtraHosts []*ExtraHost `protobuf:"bytes,15,rep,name=extra_hosts,json=extraHosts,proto3" json:"extra_hosts,omitempty"`
+	// Limits of the processes of steps.
+	Ulimits []*Ulimit `protobuf:"bytes,16,rep,name=ulimits,proto3" json:"ulimits,omitempty"`
+	// Size of /dev/shm in bytes; 64 MiB when 0.
+	ShmBytes uint64 `protobuf:"varint,17,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
+	// What RUN --mount=type=secret finds, by id. Never stored.
+	Secrets map[string][]byte `protobuf:"bytes,18,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What the Dockerfile may ask for and the operator has to allow: `network.host`, `security.insecure`.
+	Entitlements []string `protobuf:"bytes,20,rep,name=entitlements,proto3" json:"entitlements,omitempty"`
+	// What becomes of the image; nothing but its digest when empty.
+	Outputs []*BuildOutput `protobuf:"bytes,21,rep,name=outputs,proto3" json:"outputs,omitempty"`
+	// Compression of new layers; the server's default when not specified.
+	Compression LayerCompression `protobuf:"varint,22,opt,name=compression,proto3,enum=kiln.v1.LayerCompression" json:"compression,omitempty"`
+	// Media types of what is made; those of OCI when not specified.
+	MediaTypes MediaTypes `protobuf:"varint,23,opt,name=media_types,json=mediaTypes,proto3,enum=kiln.v1.MediaTypes" json:"media_types,omitempty"`
+	// Unix seconds that the image is dated with; the commit's date where there is one when not given.
+	SourceDateEpoch *int64 `protobuf:"varint,24,opt,name=source_date_epoch,json=sourceDateEpoch,proto3,oneof" json:"source_date_epoch,omitempty"`
+	// Most seconds that the build may take; the operator's limit when 0, and never more.
+	TimeoutS uint64 `protobuf:"varint,25,opt,name=timeout_s,json=timeoutS,proto3" json:"timeout_s,omitempty"`
+	// Registry credentials: what bases are pulled with, and what is published is pushed with.
+	Auth *builder.BuildRegistryAuth `protobuf:"bytes,26,opt,name=auth,proto3" json:"auth,omitempty"`
+	// Who says to have asked; recorded, never trusted.
+	TriggeredBy string `protobuf:"bytes,27,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
+	// What the build's caches are kept under, beside those of others: a name that is the same for the next build of the same thing.
+	Project string `protobuf:"bytes,28,opt,name=project,proto3" json:"project,omitempty"`
+	// Caches of other machines to read: names in registries.
+	CacheFrom []string `protobuf:"bytes,29,rep,name=cache_from,json=cacheFrom,proto3" json:"cache_from,omitempty"`
+	// Caches to write for other machines.
+	CacheTo       []*CacheTarget `protobuf:"bytes,30,rep,name=cache_to,json=cacheTo,proto3" json:"cache_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartBuildRequest) Reset() {
+	*x = StartBuildRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartBuildRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartBuildRequest) ProtoMessage() {}
+
+func (x *StartBuildRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartBuildRequest.ProtoReflect.Descriptor instead.
+func (*StartBuildRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *StartBuildRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetFiles() *BuildFiles {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetDockerfilePath() string {
+	if x != nil {
+		return x.DockerfilePath
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetDockerfileText() string {
+	if x != nil {
+		return x.DockerfileText
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetContextPath() string {
+	if x != nil {
+		return x.ContextPath
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetBuildArgs() map[string]string {
+	if x != nil {
+		return x.BuildArgs
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetContexts() map[string]*NamedContext {
+	if x != nil {
+		return x.Contexts
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetNoCache() bool {
+	if x != nil {
+		return x.NoCache
+	}
+	return false
+}
+
+func (x *StartBuildRequest) GetNoCacheStages() []string {
+	if x != nil {
+		return x.NoCacheStages
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetNetwork() StepNetwork {
+	if x != nil {
+		return x.Network
+	}
+	return StepNetwork_STEP_NETWORK_UNSPECIFIED
+}
+
+func (x *StartBuildRequest) GetExtraHosts() []*ExtraHost {
+	if x != nil {
+		return x.ExtraHosts
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetUlimits() []*Ulimit {
+	if x != nil {
+		return x.Ulimits
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetShmBytes() uint64 {
+	if x != nil {
+		return x.ShmBytes
+	}
+	return 0
+}
+
+func (x *StartBuildRequest) GetSecrets() map[string][]byte {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetEntitlements() []string {
+	if x != nil {
+		return x.Entitlements
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetOutputs() []*BuildOutput {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetCompression() LayerCompression {
+	if x != nil {
+		return x.Compression
+	}
+	return LayerCompression_LAYER_COMPRESSION_UNSPECIFIED
+}
+
+func (x *StartBuildRequest) GetMediaTypes() MediaTypes {
+	if x != nil {
+		return x.MediaTypes
+	}
+	return MediaTypes_MEDIA_TYPES_UNSPECIFIED
+}
+
+func (x *StartBuildRequest) GetSourceDateEpoch() int64 {
+	if x != nil && x.SourceDateEpoch != nil {
+		return *x.SourceDateEpoch
+	}
+	return 0
+}
+
+func (x *StartBuildRequest) GetTimeoutS() uint64 {
+	if x != nil {
+		return x.TimeoutS
+	}
+	return 0
+}
+
+func (x *StartBuildRequest) GetAuth() *builder.BuildRegistryAuth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetTriggeredBy() string {
+	if x != nil {
+		return x.TriggeredBy
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *StartBuildRequest) GetCacheFrom() []string {
+	if x != nil {
+		return x.CacheFrom
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetCacheTo() []*CacheTarget {
+	if x != nil {
+		return x.CacheTo
+	}
+	return nil
+}
+
+// A cache for other machines.
+type CacheTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*CacheTarget_Registry
+	//	*CacheTarget_Inline
+	Kind          isCacheTarget_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheTarget) Reset() {
+	*x = CacheTarget{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheTarget) ProtoMessage() {}
+
+func (x *CacheTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheTarget.ProtoReflect.Descriptor instead.
+func (*CacheTarget) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CacheTarget) GetKind() isCacheTarget_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *CacheTarget) GetRegistry() *RegistryCache {
+	if x != nil {
+		if x, ok := x.Kind.(*CacheTarget_Registry); ok {
+			return x.Registry
+		}
+	}
+	return nil
+}
+
+func (x *CacheTarget) GetInline() *InlineCache {
+	if x != nil {
+		if x, ok := x.Kind.(*CacheTarget_Inline); ok {
+			return x.Inline
+		}
+	}
+	return nil
+}
+
+type isCacheTarget_Kind interface {
+	isCacheTarget_Kind()
+}
+
+type CacheTarget_Registry struct {
+	// In a registry.
+	Registry *RegistryCache `protobuf:"bytes,1,opt,name=registry,proto3,oneof"`
+}
+
+type CacheTarget_Inline struct {
+	// In the image itself.
+	Inline *InlineCache `protobuf:"bytes,2,opt,name=inline,proto3,oneof"`
+}
+
+func (*CacheTarget_Registry) isCacheTarget_Kind() {}
+
+func (*CacheTarget_Inline) isCacheTarget_Kind() {}
+
+type RegistryCache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, with a tag.
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Whether steps of all stages are written, and not only of those that the image consists of.
+	AllStages bool `protobuf:"varint,2,opt,name=all_stages,json=allStages,proto3" json:"all_stages,omitempty"`
+	// Whether the build goes on when it cannot be written.
+	IgnoreError   bool `protobuf:"varint,3,opt,name=ignore_error,json=ignoreError,proto3" json:"ignore_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryCache) Reset() {
+	*x = RegistryCache{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryCache) ProtoMessage() {}
+
+func (x *RegistryCache) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryCache.ProtoReflect.Descriptor instead.
+func (*RegistryCache) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RegistryCache) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *RegistryCache) GetAllStages() bool {
+	if x != nil {
+		return x.AllStages
+	}
+	return false
+}
+
+func (x *RegistryCache) GetIgnoreError() bool {
+	if x != nil {
+		return x.IgnoreError
+	}
+	return false
+}
+
+type InlineCache struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InlineCache) Reset() {
+	*x = InlineCache{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InlineCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InlineCache) ProtoMessage() {}
+
+func (x *InlineCache) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InlineCache.ProtoReflect.Descriptor instead.
+func (*InlineCache) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{21}
+}
+
+// Files to build from.
+type BuildFiles struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to From:
+	//
+	//	*BuildFiles_Workspace
+	From          isBuildFiles_From `protobuf_oneof:"from"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildFiles) Reset() {
+	*x = BuildFiles{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildFiles) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildFiles) ProtoMessage() {}
+
+func (x *BuildFiles) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildFiles.ProtoReflect.Descriptor instead.
+func (*BuildFiles) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BuildFiles) GetFrom() isBuildFiles_From {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *BuildFiles) GetWorkspace() *contentservice.WorkspaceInitializer {
+	if x != nil {
+		if x, ok := x.From.(*BuildFiles_Workspace); ok {
+			return x.Workspace
+		}
+	}
+	return nil
+}
+
+type isBuildFiles_From interface {
+	isBuildFiles_From()
+}
+
+type BuildFiles_Workspace struct {
+	// Fetched by the server.
+	Workspace *contentservice.WorkspaceInitializer `protobuf:"bytes,1,opt,name=workspace,proto3,oneof"`
+}
+
+func (*BuildFiles_Workspace) isBuildFiles_From() {}
+
+// What stands for a stage or an image.
+type NamedContext struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to What:
+	//
+	//	*NamedContext_Image
+	//	*NamedContext_Files
+	What          isNamedContext_What `protobuf_oneof:"what"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamedContext) Reset() {
+	*x = NamedContext{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamedContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamedContext) ProtoMessage() {}
+
+func (x *NamedContext) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamedContext.ProtoReflect.Descriptor instead.
+func (*NamedContext) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *NamedContext) GetWhat() isNamedContext_What {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *NamedContext) GetImage() string {
+	if x != nil {
+		if x, ok := x.What.(*NamedContext_Image); ok {
+			return x.Image
+		}
+	}
+	return ""
+}
+
+func (x *NamedContext) GetFiles() *NamedFiles {
+	if x != nil {
+		if x, ok := x.What.(*NamedContext_Files); ok {
+			return x.Files
+		}
+	}
+	return nil
+}
+
+type isNamedContext_What interface {
+	isNamedContext_What()
+}
+
+type NamedContext_Image struct {
+	// An image: `scratch` or a reference.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3,oneof"`
+}
+
+type NamedContext_Files struct {
+	// Files, seen through their own .dockerignore.
+	Files *NamedFiles `protobuf:"bytes,3,opt,name=files,proto3,oneof"`
+}
+
+func (*NamedContext_Image) isNamedContext_What() {}
+
+func (*NamedContext_Files) isNamedContext_What() {}
+
+// Files that stand for a stage.
+type NamedFiles struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The files.
+	Files *BuildFiles `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	// Folder within; all of them when empty.
+	Folder        string `protobuf:"bytes,2,opt,name=folder,proto3" json:"folder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamedFiles) Reset() {
+	*x = NamedFiles{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamedFiles) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamedFiles) ProtoMessage() {}
+
+func (x *NamedFiles) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamedFiles.ProtoReflect.Descriptor instead.
+func (*NamedFiles) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *NamedFiles) GetFiles() *BuildFiles {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *NamedFiles) GetFolder() string {
+	if x != nil {
+		return x.Folder
+	}
+	return ""
+}
+
+// A line of /etc/hosts.
+type ExtraHost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// An address of version 4 or 6.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExtraHost) Reset() {
+	*x = ExtraHost{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExtraHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExtraHost) ProtoMessage() {}
+
+func (x *ExtraHost) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExtraHost.ProtoReflect.Descriptor instead.
+func (*ExtraHost) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ExtraHost) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExtraHost) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+// A limit of setrlimit.
+type Ulimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `nofile`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// UINT64_MAX is no limit.
+	Soft          uint64 `protobuf:"varint,2,opt,name=soft,proto3" json:"soft,omitempty"`
+	Hard          uint64 `protobuf:"varint,3,opt,name=hard,proto3" json:"hard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ulimit) Reset() {
+	*x = Ulimit{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ulimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ulimit) ProtoMessage() {}
+
+func (x *Ulimit) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
+func (*Ulimit) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Ulimit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Ulimit) GetSoft() uint64 {
+	if x != nil {
+		return x.Soft
+	}
+	return 0
+}
+
+func (x *Ulimit) GetHard() uint64 {
+	if x != nil {
+		return x.Hard
+	}
+	return 0
+}
+
+// What becomes of the image.
+type BuildOutput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*BuildOutput_Publish
+	//	*BuildOutput_Keep
+	Kind          isBuildOutput_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildOutput) Reset() {
+	*x = BuildOutput{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildOutput) ProtoMessage() {}
+
+func (x *BuildOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildOutput.ProtoReflect.Descriptor instead.
+func (*BuildOutput) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BuildOutput) GetKind() isBuildOutput_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *BuildOutput) GetPublish() string {
+	if x != nil {
+		if x, ok := x.Kind.(*BuildOutput_Publish); ok {
+			return x.Publish
+		}
+	}
+	return ""
+}
+
+func (x *BuildOutput) GetKeep() string {
+	if x != nil {
+		if x, ok := x.Kind.(*BuildOutput_Keep); ok {
+			return x.Keep
+		}
+	}
+	return ""
+}
+
+type isBuildOutput_Kind interface {
+	isBuildOutput_Kind()
+}
+
+type BuildOutput_Publish struct {
+	// It is pushed to the registry of this name, with the credentials of the request for that host. In the embedded registry, only below
+	// the tenant's own names, and without credentials.
+	Publish string `protobuf:"bytes,1,opt,name=publish,proto3,oneof"`
+}
+
+type BuildOutput_Keep struct {
+	// It is kept under this name in the embedded registry, below the tenant's own names; the whole name is in the events.
+	Keep string `protobuf:"bytes,3,opt,name=keep,proto3,oneof"`
+}
+
+func (*BuildOutput_Publish) isBuildOutput_Kind() {}
+
+func (*BuildOutput_Keep) isBuildOutput_Kind() {}
+
+type StartBuildResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Build *Build                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`
+	// Whether the request had been made before.
+	AlreadyStarted bool `protobuf:"varint,2,opt,name=already_started,json=alreadyStarted,proto3" json:"already_started,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *StartBuildResponse) Reset() {
+	*x = StartBuildResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartBuildResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartBuildResponse) ProtoMessage() {}
+
+func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartBuildResponse.ProtoReflect.Descriptor instead.
+func (*StartBuildResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *StartBuildResponse) GetBuild() *Build {
+	if x != nil {
+		return x.Build
+	}
+	return nil
+}
+
+func (x *StartBuildResponse) GetAlreadyStarted() bool {
+	if x != nil {
+		return x.AlreadyStarted
+	}
+	return false
+}
+
+type WatchBuildRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the build.
+	BuildId string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// How many records to leave out: those that were received before.
+	Skip          uint64 `protobuf:"varint,2,opt,name=skip,proto3" json:"skip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchBuildRequest) Reset() {
+	*x = WatchBuildRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchBuildRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchBuildRequest) ProtoMessage() {}
+
+func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchBuildRequest.ProtoReflect.Descriptor instead.
+func (*WatchBuildRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchBuildRequest) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+func (x *WatchBuildRequest) GetSkip() uint64 {
+	if x != nil {
+		return x.Skip
+	}
+	return 0
+}
+
+// A record of the journal.
+type WatchBuildResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was written, in Unix milliseconds.
+	AtMs int64 `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	// Types that are valid to be assigned to Body:
+	//
+	//	*WatchBuildResponse_Event
+	//	*WatchBuildResponse_Output
+	Body          isWatchBuildResponse_Body `protobuf_oneof:"body"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchBuildResponse) Reset() {
+	*x = WatchBuildResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchBuildResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchBuildResponse) ProtoMessage() {}
+
+func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchBuildResponse.ProtoReflect.Descriptor instead.
+func (*WatchBuildResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *WatchBuildResponse) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *WatchBuildResponse) GetBody() isWatchBuildResponse_Body {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *WatchBuildResponse) GetEvent() string {
+	if x != nil {
+		if x, ok := x.Body.(*WatchBuildResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return ""
+}
+
+func (x *WatchBuildResponse) GetOutput() *StepOutput {
+	if x != nil {
+		if x, ok := x.Body.(*WatchBuildResponse_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+type isWatchBuildResponse_Body interface {
+	isWatchBuildResponse_Body()
+}
+
+type WatchBuildResponse_Event struct {
+	// An event, as JSON; docs/journal.md says which there are.
+	Event string `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
+}
+
+type WatchBuildResponse_Output struct {
+	// A piece of a step's output.
+	Output *StepOutput `protobuf:"bytes,3,opt,name=output,proto3,oneof"`
+}
+
+func (*WatchBuildResponse_Event) isWatchBuildResponse_Body() {}
+
+func (*WatchBuildResponse_Output) isWatchBuildResponse_Body() {}
+
+// A piece of what a step wrote.
+type StepOutput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which step, as events number them.
+	Step uint32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// Whether it was written to standard error.
+	Stderr        bool   `protobuf:"varint,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepOutput) Reset() {
+	*x = StepOutput{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepOutput) ProtoMessage() {}
+
+func (x *StepOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepOutput.ProtoReflect.Descriptor instead.
+func (*StepOutput) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *StepOutput) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *StepOutput) GetStderr() bool {
+	if x != nil {
+		return x.Stderr
+	}
+	return false
+}
+
+func (x *StepOutput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_kiln_v1_kiln_proto protoreflect.FileDescriptor
 
 const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\n" +
-	"\x12kiln/v1/kiln.proto\x12\akiln.v1\"\x13\n" +
+	"\x12kiln/v1/kiln.proto\x12\akiln.v1\x1a\x18builder/imgbuilder.proto\x1a%content-service-api/initializer.proto\"\x13\n" +
 	"\x11GetVersionRequest\".\n" +
 	"\x12GetVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\",\n" +
@@ -1274,7 +2590,108 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x0eContextCreated\x12\x1d\n" +
 	"\n" +
 	"context_id\x18\x01 \x01(\tR\tcontextId\x12\"\n" +
-	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs*\xf6\x01\n" +
+	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\x89\r\n" +
+	"\x11StartBuildRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12)\n" +
+	"\x05files\x18\x02 \x01(\v2\x13.kiln.v1.BuildFilesR\x05files\x12'\n" +
+	"\x0fdockerfile_path\x18\x03 \x01(\tR\x0edockerfilePath\x12'\n" +
+	"\x0fdockerfile_text\x18\x04 \x01(\tR\x0edockerfileText\x12!\n" +
+	"\fcontext_path\x18\x05 \x01(\tR\vcontextPath\x12\x16\n" +
+	"\x06target\x18\x06 \x01(\tR\x06target\x12\x1a\n" +
+	"\bplatform\x18\a \x01(\tR\bplatform\x12H\n" +
+	"\n" +
+	"build_args\x18\b \x03(\v2).kiln.v1.StartBuildRequest.BuildArgsEntryR\tbuildArgs\x12>\n" +
+	"\x06labels\x18\t \x03(\v2&.kiln.v1.StartBuildRequest.LabelsEntryR\x06labels\x12M\n" +
+	"\vannotations\x18\n" +
+	" \x03(\v2+.kiln.v1.StartBuildRequest.AnnotationsEntryR\vannotations\x12D\n" +
+	"\bcontexts\x18\v \x03(\v2(.kiln.v1.StartBuildRequest.ContextsEntryR\bcontexts\x12\x19\n" +
+	"\bno_cache\x18\f \x01(\bR\anoCache\x12&\n" +
+	"\x0fno_cache_stages\x18\r \x03(\tR\rnoCacheStages\x12.\n" +
+	"\anetwork\x18\x0e \x01(\x0e2\x14.kiln.v1.StepNetworkR\anetwork\x123\n" +
+	"\vextra_hosts\x18\x0f \x03(\v2\x12.kiln.v1.ExtraHostR\n" +
+	"extraHosts\x12)\n" +
+	"\aulimits\x18\x10 \x03(\v2\x0f.kiln.v1.UlimitR\aulimits\x12\x1b\n" +
+	"\tshm_bytes\x18\x11 \x01(\x04R\bshmBytes\x12A\n" +
+	"\asecrets\x18\x12 \x03(\v2'.kiln.v1.StartBuildRequest.SecretsEntryR\asecrets\x12\"\n" +
+	"\fentitlements\x18\x14 \x03(\tR\fentitlements\x12.\n" +
+	"\aoutputs\x18\x15 \x03(\v2\x14.kiln.v1.BuildOutputR\aoutputs\x12;\n" +
+	"\vcompression\x18\x16 \x01(\x0e2\x19.kiln.v1.LayerCompressionR\vcompression\x124\n" +
+	"\vmedia_types\x18\x17 \x01(\x0e2\x13.kiln.v1.MediaTypesR\n" +
+	"mediaTypes\x12/\n" +
+	"\x11source_date_epoch\x18\x18 \x01(\x03H\x00R\x0fsourceDateEpoch\x88\x01\x01\x12\x1b\n" +
+	"\ttimeout_s\x18\x19 \x01(\x04R\btimeoutS\x12.\n" +
+	"\x04auth\x18\x1a \x01(\v2\x1a.builder.BuildRegistryAuthR\x04auth\x12!\n" +
+	"\ftriggered_by\x18\x1b \x01(\tR\vtriggeredBy\x12\x18\n" +
+	"\aproject\x18\x1c \x01(\tR\aproject\x12\x1d\n" +
+	"\n" +
+	"cache_from\x18\x1d \x03(\tR\tcacheFrom\x12/\n" +
+	"\bcache_to\x18\x1e \x03(\v2\x14.kiln.v1.CacheTargetR\acacheTo\x1a<\n" +
+	"\x0eBuildArgsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aR\n" +
+	"\rContextsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12+\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.kiln.v1.NamedContextR\x05value:\x028\x01\x1a:\n" +
+	"\fSecretsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x14\n" +
+	"\x12_source_date_epoch\"{\n" +
+	"\vCacheTarget\x124\n" +
+	"\bregistry\x18\x01 \x01(\v2\x16.kiln.v1.RegistryCacheH\x00R\bregistry\x12.\n" +
+	"\x06inline\x18\x02 \x01(\v2\x14.kiln.v1.InlineCacheH\x00R\x06inlineB\x06\n" +
+	"\x04kind\"o\n" +
+	"\rRegistryCache\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x1d\n" +
+	"\n" +
+	"all_stages\x18\x02 \x01(\bR\tallStages\x12!\n" +
+	"\fignore_error\x18\x03 \x01(\bR\vignoreError\"\r\n" +
+	"\vInlineCache\"Z\n" +
+	"\n" +
+	"BuildFiles\x12D\n" +
+	"\tworkspace\x18\x01 \x01(\v2$.contentservice.WorkspaceInitializerH\x00R\tworkspaceB\x06\n" +
+	"\x04from\"[\n" +
+	"\fNamedContext\x12\x16\n" +
+	"\x05image\x18\x01 \x01(\tH\x00R\x05image\x12+\n" +
+	"\x05files\x18\x03 \x01(\v2\x13.kiln.v1.NamedFilesH\x00R\x05filesB\x06\n" +
+	"\x04what\"O\n" +
+	"\n" +
+	"NamedFiles\x12)\n" +
+	"\x05files\x18\x01 \x01(\v2\x13.kiln.v1.BuildFilesR\x05files\x12\x16\n" +
+	"\x06folder\x18\x02 \x01(\tR\x06folder\"9\n" +
+	"\tExtraHost\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"D\n" +
+	"\x06Ulimit\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04soft\x18\x02 \x01(\x04R\x04soft\x12\x12\n" +
+	"\x04hard\x18\x03 \x01(\x04R\x04hard\"G\n" +
+	"\vBuildOutput\x12\x1a\n" +
+	"\apublish\x18\x01 \x01(\tH\x00R\apublish\x12\x14\n" +
+	"\x04keep\x18\x03 \x01(\tH\x00R\x04keepB\x06\n" +
+	"\x04kind\"c\n" +
+	"\x12StartBuildResponse\x12$\n" +
+	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\x12'\n" +
+	"\x0falready_started\x18\x02 \x01(\bR\x0ealreadyStarted\"B\n" +
+	"\x11WatchBuildRequest\x12\x19\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x12\n" +
+	"\x04skip\x18\x02 \x01(\x04R\x04skip\"x\n" +
+	"\x12WatchBuildResponse\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x16\n" +
+	"\x05event\x18\x02 \x01(\tH\x00R\x05event\x12-\n" +
+	"\x06output\x18\x03 \x01(\v2\x13.kiln.v1.StepOutputH\x00R\x06outputB\x06\n" +
+	"\x04body\"L\n" +
+	"\n" +
+	"StepOutput\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\rR\x04step\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\bR\x06stderr\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data*\xf6\x01\n" +
 	"\n" +
 	"BuildPhase\x12\x1b\n" +
 	"\x17BUILD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -1285,13 +2702,31 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x13BUILD_PHASE_PUSHING\x10\x05\x12\x19\n" +
 	"\x15BUILD_PHASE_SUCCEEDED\x10\x06\x12\x16\n" +
 	"\x12BUILD_PHASE_FAILED\x10\a\x12\x19\n" +
-	"\x15BUILD_PHASE_CANCELLED\x10\b2\xac\x02\n" +
+	"\x15BUILD_PHASE_CANCELLED\x10\b*s\n" +
+	"\vStepNetwork\x12\x1c\n" +
+	"\x18STEP_NETWORK_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14STEP_NETWORK_DEFAULT\x10\x01\x12\x15\n" +
+	"\x11STEP_NETWORK_NONE\x10\x02\x12\x15\n" +
+	"\x11STEP_NETWORK_HOST\x10\x03*m\n" +
+	"\x10LayerCompression\x12!\n" +
+	"\x1dLAYER_COMPRESSION_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16LAYER_COMPRESSION_GZIP\x10\x01\x12\x1a\n" +
+	"\x16LAYER_COMPRESSION_ZSTD\x10\x02*V\n" +
+	"\n" +
+	"MediaTypes\x12\x1b\n" +
+	"\x17MEDIA_TYPES_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fMEDIA_TYPES_OCI\x10\x01\x12\x16\n" +
+	"\x12MEDIA_TYPES_DOCKER\x10\x022\xbc\x03\n" +
 	"\x04Kiln\x12E\n" +
 	"\n" +
 	"GetVersion\x12\x1a.kiln.v1.GetVersionRequest\x1a\x1b.kiln.v1.GetVersionResponse\x12?\n" +
 	"\bGetBuild\x12\x18.kiln.v1.GetBuildRequest\x1a\x19.kiln.v1.GetBuildResponse\x12H\n" +
 	"\vCancelBuild\x12\x1b.kiln.v1.CancelBuildRequest\x1a\x1c.kiln.v1.CancelBuildResponse\x12R\n" +
-	"\rCreateContext\x12\x1d.kiln.v1.CreateContextRequest\x1a\x1e.kiln.v1.CreateContextResponse(\x010\x01B-\n" +
+	"\rCreateContext\x12\x1d.kiln.v1.CreateContextRequest\x1a\x1e.kiln.v1.CreateContextResponse(\x010\x01\x12E\n" +
+	"\n" +
+	"StartBuild\x12\x1a.kiln.v1.StartBuildRequest\x1a\x1b.kiln.v1.StartBuildResponse\x12G\n" +
+	"\n" +
+	"WatchBuild\x12\x1a.kiln.v1.WatchBuildRequest\x1a\x1b.kiln.v1.WatchBuildResponse0\x01B-\n" +
 	"\vdev.kiln.v1Z\x1ekiln.dev/sdk/go/kiln/v1;kilnv1b\x06proto3"
 
 var (
@@ -1306,57 +2741,107 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 	return file_kiln_v1_kiln_proto_rawDescData
 }
 
-var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_kiln_v1_kiln_proto_goTypes = []any{
-	(BuildPhase)(0),               // 0: kiln.v1.BuildPhase
-	(*GetVersionRequest)(nil),     // 1: kiln.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),    // 2: kiln.v1.GetVersionResponse
-	(*GetBuildRequest)(nil),       // 3: kiln.v1.GetBuildRequest
-	(*GetBuildResponse)(nil),      // 4: kiln.v1.GetBuildResponse
-	(*CancelBuildRequest)(nil),    // 5: kiln.v1.CancelBuildRequest
-	(*CancelBuildResponse)(nil),   // 6: kiln.v1.CancelBuildResponse
-	(*Build)(nil),                 // 7: kiln.v1.Build
-	(*CreateContextRequest)(nil),  // 8: kiln.v1.CreateContextRequest
-	(*ContextHeader)(nil),         // 9: kiln.v1.ContextHeader
-	(*ContextEntries)(nil),        // 10: kiln.v1.ContextEntries
-	(*ContextEntry)(nil),          // 11: kiln.v1.ContextEntry
-	(*ContextFolder)(nil),         // 12: kiln.v1.ContextFolder
-	(*ContextFile)(nil),           // 13: kiln.v1.ContextFile
-	(*ContextPipe)(nil),           // 14: kiln.v1.ContextPipe
-	(*ContextContent)(nil),        // 15: kiln.v1.ContextContent
-	(*CreateContextResponse)(nil), // 16: kiln.v1.CreateContextResponse
-	(*MissingContents)(nil),       // 17: kiln.v1.MissingContents
-	(*ContextCreated)(nil),        // 18: kiln.v1.ContextCreated
-	nil,                           // 19: kiln.v1.ContextEntry.XattrsEntry
+	(BuildPhase)(0),                   // 0: kiln.v1.BuildPhase
+	(StepNetwork)(0),                  // 1: kiln.v1.StepNetwork
+	(LayerCompression)(0),             // 2: kiln.v1.LayerCompression
+	(MediaTypes)(0),                   // 3: kiln.v1.MediaTypes
+	(*GetVersionRequest)(nil),         // 4: kiln.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),        // 5: kiln.v1.GetVersionResponse
+	(*GetBuildRequest)(nil),           // 6: kiln.v1.GetBuildRequest
+	(*GetBuildResponse)(nil),          // 7: kiln.v1.GetBuildResponse
+	(*CancelBuildRequest)(nil),        // 8: kiln.v1.CancelBuildRequest
+	(*CancelBuildResponse)(nil),       // 9: kiln.v1.CancelBuildResponse
+	(*Build)(nil),                     // 10: kiln.v1.Build
+	(*CreateContextRequest)(nil),      // 11: kiln.v1.CreateContextRequest
+	(*ContextHeader)(nil),             // 12: kiln.v1.ContextHeader
+	(*ContextEntries)(nil),            // 13: kiln.v1.ContextEntries
+	(*ContextEntry)(nil),              // 14: kiln.v1.ContextEntry
+	(*ContextFolder)(nil),             // 15: kiln.v1.ContextFolder
+	(*ContextFile)(nil),               // 16: kiln.v1.ContextFile
+	(*ContextPipe)(nil),               // 17: kiln.v1.ContextPipe
+	(*ContextContent)(nil),            // 18: kiln.v1.ContextContent
+	(*CreateContextResponse)(nil),     // 19: kiln.v1.CreateContextResponse
+	(*MissingContents)(nil),           // 20: kiln.v1.MissingContents
+	(*ContextCreated)(nil),            // 21: kiln.v1.ContextCreated
+	(*StartBuildRequest)(nil),         // 22: kiln.v1.StartBuildRequest
+	(*CacheTarget)(nil),               // 23: kiln.v1.CacheTarget
+	(*RegistryCache)(nil),             // 24: kiln.v1.RegistryCache
+	(*InlineCache)(nil),               // 25: kiln.v1.InlineCache
+	(*BuildFiles)(nil),                // 26: kiln.v1.BuildFiles
+	(*NamedContext)(nil),              // 27: kiln.v1.NamedContext
+	(*NamedFiles)(nil),                // 28: kiln.v1.NamedFiles
+	(*ExtraHost)(nil),                 // 29: kiln.v1.ExtraHost
+	(*Ulimit)(nil),                    // 30: kiln.v1.Ulimit
+	(*BuildOutput)(nil),               // 31: kiln.v1.BuildOutput
+	(*StartBuildResponse)(nil),        // 32: kiln.v1.StartBuildResponse
+	(*WatchBuildRequest)(nil),         // 33: kiln.v1.WatchBuildRequest
+	(*WatchBuildResponse)(nil),        // 34: kiln.v1.WatchBuildResponse
+	(*StepOutput)(nil),                // 35: kiln.v1.StepOutput
+	nil,                               // 36: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 37: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 38: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 39: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 40: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 41: kiln.v1.StartBuildRequest.SecretsEntry
+	(*builder.BuildRegistryAuth)(nil), // 42: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 43: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
-	7,  // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
-	7,  // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
+	10, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
+	10, // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
 	0,  // 2: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
-	9,  // 3: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
-	10, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
-	15, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
-	11, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	19, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
-	12, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
-	13, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
-	14, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
-	17, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
-	18, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
-	1,  // 13: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	3,  // 14: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	5,  // 15: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	8,  // 16: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	2,  // 17: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	4,  // 18: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	6,  // 19: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	16, // 20: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	17, // [17:21] is the sub-list for method output_type
-	13, // [13:17] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 3: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
+	13, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
+	18, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
+	14, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
+	36, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	15, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
+	16, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
+	17, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
+	20, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
+	21, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
+	26, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
+	37, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	38, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	39, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	40, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	1,  // 18: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
+	29, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
+	30, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
+	41, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	31, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
+	2,  // 23: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
+	3,  // 24: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
+	42, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	23, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
+	24, // 27: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
+	25, // 28: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
+	43, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	28, // 30: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
+	26, // 31: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
+	10, // 32: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
+	35, // 33: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
+	27, // 34: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	4,  // 35: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	6,  // 36: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	8,  // 37: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	11, // 38: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	22, // 39: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	33, // 40: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	5,  // 41: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	7,  // 42: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	9,  // 43: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	19, // 44: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	32, // 45: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	34, // 46: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	41, // [41:47] is the sub-list for method output_type
+	35, // [35:41] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -1380,13 +2865,33 @@ func file_kiln_v1_kiln_proto_init() {
 		(*CreateContextResponse_Missing)(nil),
 		(*CreateContextResponse_Created)(nil),
 	}
+	file_kiln_v1_kiln_proto_msgTypes[18].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[19].OneofWrappers = []any{
+		(*CacheTarget_Registry)(nil),
+		(*CacheTarget_Inline)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[22].OneofWrappers = []any{
+		(*BuildFiles_Workspace)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[23].OneofWrappers = []any{
+		(*NamedContext_Image)(nil),
+		(*NamedContext_Files)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[27].OneofWrappers = []any{
+		(*BuildOutput_Publish)(nil),
+		(*BuildOutput_Keep)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[30].OneofWrappers = []any{
+		(*WatchBuildResponse_Event)(nil),
+		(*WatchBuildResponse_Output)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   19,
+			NumEnums:      4,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

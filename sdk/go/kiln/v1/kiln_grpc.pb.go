@@ -25,6 +25,8 @@ const (
 	Kiln_GetBuild_FullMethodName      = "/kiln.v1.Kiln/GetBuild"
 	Kiln_CancelBuild_FullMethodName   = "/kiln.v1.Kiln/CancelBuild"
 	Kiln_CreateContext_FullMethodName = "/kiln.v1.Kiln/CreateContext"
+	Kiln_StartBuild_FullMethodName    = "/kiln.v1.Kiln/StartBuild"
+	Kiln_WatchBuild_FullMethodName    = "/kiln.v1.Kiln/WatchBuild"
 )
 
 // KilnClient is the client API for Kiln service.
@@ -43,6 +45,10 @@ type KilnClient interface {
 	// caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
 	// does not get to its end but contents that were received whole. Messages have 4 MiB at most.
 	CreateContext(ctx context.Context, opts ...grpc.CallOption) (Kiln_CreateContextClient, error)
+	// Starts a build and returns at once. A request with the id of an earlier one returns that one's build.
+	StartBuild(ctx context.Context, in *StartBuildRequest, opts ...grpc.CallOption) (*StartBuildResponse, error)
+	// Sends the journal of a build, from any record on, and ends when the build has ended.
+	WatchBuild(ctx context.Context, in *WatchBuildRequest, opts ...grpc.CallOption) (Kiln_WatchBuildClient, error)
 }
 
 type kilnClient struct {
@@ -115,6 +121,49 @@ func (x *kilnCreateContextClient) Recv() (*CreateContextResponse, error) {
 	return m, nil
 }
 
+func (c *kilnClient) StartBuild(ctx context.Context, in *StartBuildRequest, opts ...grpc.CallOption) (*StartBuildResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartBuildResponse)
+	err := c.cc.Invoke(ctx, Kiln_StartBuild_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kilnClient) WatchBuild(ctx context.Context, in *WatchBuildRequest, opts ...grpc.CallOption) (Kiln_WatchBuildClient, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[1], Kiln_WatchBuild_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &kilnWatchBuildClient{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+type Kiln_WatchBuildClient interface {
+	Recv() (*WatchBuildResponse, error)
+	grpc.ClientStream
+}
+
+type kilnWatchBuildClient struct {
+	grpc.ClientStream
+}
+
+func (x *kilnWatchBuildClient) Recv() (*WatchBuildResponse, error) {
+	m := new(WatchBuildResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // KilnServer is the server API for Kiln service.
 // All implementations must embed UnimplementedKilnServer
 // for forward compatibility.
@@ -131,6 +180,10 @@ type KilnServer interface {
 	// caller sends those and no others, and closes its side; the server answers with the id of the context. Nothing is kept of an upload that
 	// does not get to its end but contents that were received whole. Messages have 4 MiB at most.
 	CreateContext(Kiln_CreateContextServer) error
+	// Starts a build and returns at once. A request with the id of an earlier one returns that one's build.
+	StartBuild(context.Context, *StartBuildRequest) (*StartBuildResponse, error)
+	// Sends the journal of a build, from any record on, and ends when the build has ended.
+	WatchBuild(*WatchBuildRequest, Kiln_WatchBuildServer) error
 	mustEmbedUnimplementedKilnServer()
 }
 
@@ -152,6 +205,12 @@ func (UnimplementedKilnServer) CancelBuild(context.Context, *CancelBuildRequest)
 }
 func (UnimplementedKilnServer) CreateContext(Kiln_CreateContextServer) error {
 	return status.Errorf(codes.Unimplemented, "method CreateContext not implemented")
+}
+func (UnimplementedKilnServer) StartBuild(context.Context, *StartBuildRequest) (*StartBuildResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method StartBuild not implemented")
+}
+func (UnimplementedKilnServer) WatchBuild(*WatchBuildRequest, Kiln_WatchBuildServer) error {
+	return status.Errorf(codes.Unimplemented, "method WatchBuild not implemented")
 }
 func (UnimplementedKilnServer) mustEmbedUnimplementedKilnServer() {}
 func (UnimplementedKilnServer) testEmbeddedByValue()              {}
@@ -254,6 +313,45 @@ func (x *kilnCreateContextServer) Recv() (*CreateContextRequest, error) {
 	return m, nil
 }
 
+func _Kiln_StartBuild_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartBuildRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KilnServer).StartBuild(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Kiln_StartBuild_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KilnServer).StartBuild(ctx, req.(*StartBuildRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Kiln_WatchBuild_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchBuildRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KilnServer).WatchBuild(m, &kilnWatchBuildServer{ServerStream: stream})
+}
+
+type Kiln_WatchBuildServer interface {
+	Send(*WatchBuildResponse) error
+	grpc.ServerStream
+}
+
+type kilnWatchBuildServer struct {
+	grpc.ServerStream
+}
+
+func (x *kilnWatchBuildServer) Send(m *WatchBuildResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
 // Kiln_ServiceDesc is the grpc.ServiceDesc for Kiln service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -273,6 +371,10 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "CancelBuild",
 			Handler:    _Kiln_CancelBuild_Handler,
 		},
+		{
+			MethodName: "StartBuild",
+			Handler:    _Kiln_StartBuild_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -280,6 +382,11 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _Kiln_CreateContext_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "WatchBuild",
+			Handler:       _Kiln_WatchBuild_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "kiln/v1/kiln.proto",

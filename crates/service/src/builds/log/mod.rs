@@ -159,7 +159,7 @@ impl Reading {
 }
 
 /// Waits until the build has a folder. Else returns how it ended without one.
-async fn folder_or_end(build: &Build) -> Result<PathBuf, Option<Event>> {
+pub(crate) async fn folder_or_end(build: &Build) -> Result<PathBuf, Option<Event>> {
     let mut watch = build.watch();
     let known = |progress: &Progress| progress.folder.is_some() || progress.state.is_terminal();
     let Ok(progress) = watch.wait_for(known).await else {

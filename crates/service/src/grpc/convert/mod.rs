@@ -4,6 +4,7 @@
 //! and the name of the field.
 
 mod initializer;
+mod start;
 
 use std::collections::HashMap;
 
@@ -22,6 +23,8 @@ use crate::names::{NamedFields, Rebuild};
 use crate::request::{BuildCall, FileSource, Source};
 use crate::subassembly::Standing;
 use crate::web::tokens::LogGrant;
+
+pub(super) use self::start::native_call;
 
 /// Longest text of one field that has no shorter limit of its own.
 const FIELD_MAX_BYTES: usize = 8 << 10;

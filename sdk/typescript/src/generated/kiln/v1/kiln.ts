@@ -14,14 +14,18 @@ import {
   Client,
   type ClientDuplexStream,
   type ClientOptions,
+  type ClientReadableStream,
   type ClientUnaryCall,
   type handleBidiStreamingCall,
+  type handleServerStreamingCall,
   type handleUnaryCall,
   makeGenericClientConstructor,
   type Metadata,
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { BuildRegistryAuth } from "../../builder/imgbuilder";
+import { WorkspaceInitializer } from "../../content-service-api/initializer";
 
 export const protobufPackage = "kiln.v1";
 
@@ -106,6 +110,137 @@ export function buildPhaseToJSON(object: BuildPhase): string {
     case BuildPhase.BUILD_PHASE_CANCELLED:
       return "BUILD_PHASE_CANCELLED";
     case BuildPhase.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
+/** What network a step has. */
+export enum StepNetwork {
+  STEP_NETWORK_UNSPECIFIED = 0,
+  /** STEP_NETWORK_DEFAULT - Its own, with a way out. */
+  STEP_NETWORK_DEFAULT = 1,
+  /** STEP_NETWORK_NONE - None but its own loopback. */
+  STEP_NETWORK_NONE = 2,
+  /** STEP_NETWORK_HOST - The machine's. Only where the operator allows it. */
+  STEP_NETWORK_HOST = 3,
+  UNRECOGNIZED = -1,
+}
+
+export function stepNetworkFromJSON(object: any): StepNetwork {
+  switch (object) {
+    case 0:
+    case "STEP_NETWORK_UNSPECIFIED":
+      return StepNetwork.STEP_NETWORK_UNSPECIFIED;
+    case 1:
+    case "STEP_NETWORK_DEFAULT":
+      return StepNetwork.STEP_NETWORK_DEFAULT;
+    case 2:
+    case "STEP_NETWORK_NONE":
+      return StepNetwork.STEP_NETWORK_NONE;
+    case 3:
+    case "STEP_NETWORK_HOST":
+      return StepNetwork.STEP_NETWORK_HOST;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return StepNetwork.UNRECOGNIZED;
+  }
+}
+
+export function stepNetworkToJSON(object: StepNetwork): string {
+  switch (object) {
+    case StepNetwork.STEP_NETWORK_UNSPECIFIED:
+      return "STEP_NETWORK_UNSPECIFIED";
+    case StepNetwork.STEP_NETWORK_DEFAULT:
+      return "STEP_NETWORK_DEFAULT";
+    case StepNetwork.STEP_NETWORK_NONE:
+      return "STEP_NETWORK_NONE";
+    case StepNetwork.STEP_NETWORK_HOST:
+      return "STEP_NETWORK_HOST";
+    case StepNetwork.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
+/** How new layers are compressed. */
+export enum LayerCompression {
+  LAYER_COMPRESSION_UNSPECIFIED = 0,
+  LAYER_COMPRESSION_GZIP = 1,
+  LAYER_COMPRESSION_ZSTD = 2,
+  UNRECOGNIZED = -1,
+}
+
+export function layerCompressionFromJSON(object: any): LayerCompression {
+  switch (object) {
+    case 0:
+    case "LAYER_COMPRESSION_UNSPECIFIED":
+      return LayerCompression.LAYER_COMPRESSION_UNSPECIFIED;
+    case 1:
+    case "LAYER_COMPRESSION_GZIP":
+      return LayerCompression.LAYER_COMPRESSION_GZIP;
+    case 2:
+    case "LAYER_COMPRESSION_ZSTD":
+      return LayerCompression.LAYER_COMPRESSION_ZSTD;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return LayerCompression.UNRECOGNIZED;
+  }
+}
+
+export function layerCompressionToJSON(object: LayerCompression): string {
+  switch (object) {
+    case LayerCompression.LAYER_COMPRESSION_UNSPECIFIED:
+      return "LAYER_COMPRESSION_UNSPECIFIED";
+    case LayerCompression.LAYER_COMPRESSION_GZIP:
+      return "LAYER_COMPRESSION_GZIP";
+    case LayerCompression.LAYER_COMPRESSION_ZSTD:
+      return "LAYER_COMPRESSION_ZSTD";
+    case LayerCompression.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
+/** Which family of media types is written. */
+export enum MediaTypes {
+  MEDIA_TYPES_UNSPECIFIED = 0,
+  /** MEDIA_TYPES_OCI - application/vnd.oci.image.* */
+  MEDIA_TYPES_OCI = 1,
+  /** MEDIA_TYPES_DOCKER - application/vnd.docker.* */
+  MEDIA_TYPES_DOCKER = 2,
+  UNRECOGNIZED = -1,
+}
+
+export function mediaTypesFromJSON(object: any): MediaTypes {
+  switch (object) {
+    case 0:
+    case "MEDIA_TYPES_UNSPECIFIED":
+      return MediaTypes.MEDIA_TYPES_UNSPECIFIED;
+    case 1:
+    case "MEDIA_TYPES_OCI":
+      return MediaTypes.MEDIA_TYPES_OCI;
+    case 2:
+    case "MEDIA_TYPES_DOCKER":
+      return MediaTypes.MEDIA_TYPES_DOCKER;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return MediaTypes.UNRECOGNIZED;
+  }
+}
+
+export function mediaTypesToJSON(object: MediaTypes): string {
+  switch (object) {
+    case MediaTypes.MEDIA_TYPES_UNSPECIFIED:
+      return "MEDIA_TYPES_UNSPECIFIED";
+    case MediaTypes.MEDIA_TYPES_OCI:
+      return "MEDIA_TYPES_OCI";
+    case MediaTypes.MEDIA_TYPES_DOCKER:
+      return "MEDIA_TYPES_DOCKER";
+    case MediaTypes.UNRECOGNIZED:
     default:
       return "UNRECOGNIZED";
   }
@@ -257,6 +392,222 @@ export interface ContextCreated {
   contextId: string;
   /** Until when a build can be started from it, in Unix milliseconds. */
   expiresAtMs: number;
+}
+
+export interface StartBuildRequest {
+  /** Chosen by the caller, up to 128 characters: a request that is made again with the same id starts no second build. None when empty. */
+  requestId: string;
+  /** What is built from. */
+  files?:
+    | BuildFiles
+    | undefined;
+  /** Path of the Dockerfile within the files; `Dockerfile` when neither this nor its text is given. */
+  dockerfilePath: string;
+  /** Text of a Dockerfile that is not among the files. */
+  dockerfileText: string;
+  /** Folder within the files that COPY sees; all of them when empty. */
+  contextPath: string;
+  /** Stage to build; the last one when empty. */
+  target: string;
+  /** `linux/amd64`; the server's own when empty. */
+  platform: string;
+  /** Values of ARGs. */
+  buildArgs: { [key: string]: string };
+  /** Labels added to the image. */
+  labels: { [key: string]: string };
+  /** Annotations of its manifest. */
+  annotations: { [key: string]: string };
+  /** What stands for stages and images of these names. */
+  contexts: { [key: string]: NamedContext };
+  /** Whether every step is run, whatever is in the cache. */
+  noCache: boolean;
+  /** Stages for which earlier results are not used. */
+  noCacheStages: string[];
+  /** Network of steps that do not say; the server's default when not specified. */
+  network: StepNetwork;
+  /** Names that steps find in /etc/hosts. */
+  extraHosts: ExtraHost[];
+  /** Limits of the processes of steps. */
+  ulimits: Ulimit[];
+  /** Size of /dev/shm in bytes; 64 MiB when 0. */
+  shmBytes: number;
+  /** What RUN --mount=type=secret finds, by id. Never stored. */
+  secrets: { [key: string]: Buffer };
+  /** What the Dockerfile may ask for and the operator has to allow: `network.host`, `security.insecure`. */
+  entitlements: string[];
+  /** What becomes of the image; nothing but its digest when empty. */
+  outputs: BuildOutput[];
+  /** Compression of new layers; the server's default when not specified. */
+  compression: LayerCompression;
+  /** Media types of what is made; those of OCI when not specified. */
+  mediaTypes: MediaTypes;
+  /** Unix seconds that the image is dated with; the commit's date where there is one when not given. */
+  sourceDateEpoch?:
+    | number
+    | undefined;
+  /** Most seconds that the build may take; the operator's limit when 0, and never more. */
+  timeoutS: number;
+  /** Registry credentials: what bases are pulled with, and what is published is pushed with. */
+  auth?:
+    | BuildRegistryAuth
+    | undefined;
+  /** Who says to have asked; recorded, never trusted. */
+  triggeredBy: string;
+  /** What the build's caches are kept under, beside those of others: a name that is the same for the next build of the same thing. */
+  project: string;
+  /** Caches of other machines to read: names in registries. */
+  cacheFrom: string[];
+  /** Caches to write for other machines. */
+  cacheTo: CacheTarget[];
+}
+
+export interface StartBuildRequest_BuildArgsEntry {
+  key: string;
+  value: string;
+}
+
+export interface StartBuildRequest_LabelsEntry {
+  key: string;
+  value: string;
+}
+
+export interface StartBuildRequest_AnnotationsEntry {
+  key: string;
+  value: string;
+}
+
+export interface StartBuildRequest_ContextsEntry {
+  key: string;
+  value?: NamedContext | undefined;
+}
+
+export interface StartBuildRequest_SecretsEntry {
+  key: string;
+  value: Buffer;
+}
+
+/** A cache for other machines. */
+export interface CacheTarget {
+  kind?:
+    | //
+    /** In a registry. */
+    { $case: "registry"; value: RegistryCache }
+    | //
+    /** In the image itself. */
+    { $case: "inline"; value: InlineCache }
+    | undefined;
+}
+
+export interface RegistryCache {
+  /** Its name, with a tag. */
+  reference: string;
+  /** Whether steps of all stages are written, and not only of those that the image consists of. */
+  allStages: boolean;
+  /** Whether the build goes on when it cannot be written. */
+  ignoreError: boolean;
+}
+
+export interface InlineCache {
+}
+
+/** Files to build from. */
+export interface BuildFiles {
+  from?:
+    | //
+    /** Fetched by the server. */
+    { $case: "workspace"; value: WorkspaceInitializer }
+    | undefined;
+}
+
+/** What stands for a stage or an image. */
+export interface NamedContext {
+  what?:
+    | //
+    /** An image: `scratch` or a reference. */
+    { $case: "image"; value: string }
+    | //
+    /** Files, seen through their own .dockerignore. */
+    { $case: "files"; value: NamedFiles }
+    | undefined;
+}
+
+/** Files that stand for a stage. */
+export interface NamedFiles {
+  /** The files. */
+  files?:
+    | BuildFiles
+    | undefined;
+  /** Folder within; all of them when empty. */
+  folder: string;
+}
+
+/** A line of /etc/hosts. */
+export interface ExtraHost {
+  name: string;
+  /** An address of version 4 or 6. */
+  address: string;
+}
+
+/** A limit of setrlimit. */
+export interface Ulimit {
+  /** `nofile`. */
+  name: string;
+  /** UINT64_MAX is no limit. */
+  soft: number;
+  hard: number;
+}
+
+/** What becomes of the image. */
+export interface BuildOutput {
+  kind?:
+    | //
+    /**
+     * It is pushed to the registry of this name, with the credentials of the request for that host. In the embedded registry, only below
+     * the tenant's own names, and without credentials.
+     */
+    { $case: "publish"; value: string }
+    | //
+    /** It is kept under this name in the embedded registry, below the tenant's own names; the whole name is in the events. */
+    { $case: "keep"; value: string }
+    | undefined;
+}
+
+export interface StartBuildResponse {
+  build?:
+    | Build
+    | undefined;
+  /** Whether the request had been made before. */
+  alreadyStarted: boolean;
+}
+
+export interface WatchBuildRequest {
+  /** Id of the build. */
+  buildId: string;
+  /** How many records to leave out: those that were received before. */
+  skip: number;
+}
+
+/** A record of the journal. */
+export interface WatchBuildResponse {
+  /** When it was written, in Unix milliseconds. */
+  atMs: number;
+  body?:
+    | //
+    /** An event, as JSON; docs/journal.md says which there are. */
+    { $case: "event"; value: string }
+    | //
+    /** A piece of a step's output. */
+    { $case: "output"; value: StepOutput }
+    | undefined;
+}
+
+/** A piece of what a step wrote. */
+export interface StepOutput {
+  /** Which step, as events number them. */
+  step: number;
+  /** Whether it was written to standard error. */
+  stderr: boolean;
+  data: Buffer;
 }
 
 function createBaseGetVersionRequest(): GetVersionRequest {
@@ -2039,6 +2390,2440 @@ export const ContextCreated: MessageFns<ContextCreated> = {
   },
 };
 
+function createBaseStartBuildRequest(): StartBuildRequest {
+  return {
+    requestId: "",
+    files: undefined,
+    dockerfilePath: "",
+    dockerfileText: "",
+    contextPath: "",
+    target: "",
+    platform: "",
+    buildArgs: {},
+    labels: {},
+    annotations: {},
+    contexts: {},
+    noCache: false,
+    noCacheStages: [],
+    network: 0,
+    extraHosts: [],
+    ulimits: [],
+    shmBytes: 0,
+    secrets: {},
+    entitlements: [],
+    outputs: [],
+    compression: 0,
+    mediaTypes: 0,
+    sourceDateEpoch: undefined,
+    timeoutS: 0,
+    auth: undefined,
+    triggeredBy: "",
+    project: "",
+    cacheFrom: [],
+    cacheTo: [],
+  };
+}
+
+export const StartBuildRequest: MessageFns<StartBuildRequest> = {
+  encode(message: StartBuildRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.requestId !== "") {
+      writer.uint32(10).string(message.requestId);
+    }
+    if (message.files !== undefined) {
+      BuildFiles.encode(message.files, writer.uint32(18).fork()).join();
+    }
+    if (message.dockerfilePath !== "") {
+      writer.uint32(26).string(message.dockerfilePath);
+    }
+    if (message.dockerfileText !== "") {
+      writer.uint32(34).string(message.dockerfileText);
+    }
+    if (message.contextPath !== "") {
+      writer.uint32(42).string(message.contextPath);
+    }
+    if (message.target !== "") {
+      writer.uint32(50).string(message.target);
+    }
+    if (message.platform !== "") {
+      writer.uint32(58).string(message.platform);
+    }
+    globalThis.Object.entries(message.buildArgs).forEach(([key, value]: [string, string]) => {
+      StartBuildRequest_BuildArgsEntry.encode({ key: key as any, value }, writer.uint32(66).fork()).join();
+    });
+    globalThis.Object.entries(message.labels).forEach(([key, value]: [string, string]) => {
+      StartBuildRequest_LabelsEntry.encode({ key: key as any, value }, writer.uint32(74).fork()).join();
+    });
+    globalThis.Object.entries(message.annotations).forEach(([key, value]: [string, string]) => {
+      StartBuildRequest_AnnotationsEntry.encode({ key: key as any, value }, writer.uint32(82).fork()).join();
+    });
+    globalThis.Object.entries(message.contexts).forEach(([key, value]: [string, NamedContext]) => {
+      StartBuildRequest_ContextsEntry.encode({ key: key as any, value }, writer.uint32(90).fork()).join();
+    });
+    if (message.noCache !== false) {
+      writer.uint32(96).bool(message.noCache);
+    }
+    for (const v of message.noCacheStages) {
+      writer.uint32(106).string(v!);
+    }
+    if (message.network !== 0) {
+      writer.uint32(112).int32(message.network);
+    }
+    for (const v of message.extraHosts) {
+      ExtraHost.encode(v!, writer.uint32(122).fork()).join();
+    }
+    for (const v of message.ulimits) {
+      Ulimit.encode(v!, writer.uint32(130).fork()).join();
+    }
+    if (message.shmBytes !== 0) {
+      writer.uint32(136).uint64(message.shmBytes);
+    }
+    globalThis.Object.entries(message.secrets).forEach(([key, value]: [string, Buffer]) => {
+      StartBuildRequest_SecretsEntry.encode({ key: key as any, value }, writer.uint32(146).fork()).join();
+    });
+    for (const v of message.entitlements) {
+      writer.uint32(162).string(v!);
+    }
+    for (const v of message.outputs) {
+      BuildOutput.encode(v!, writer.uint32(170).fork()).join();
+    }
+    if (message.compression !== 0) {
+      writer.uint32(176).int32(message.compression);
+    }
+    if (message.mediaTypes !== 0) {
+      writer.uint32(184).int32(message.mediaTypes);
+    }
+    if (message.sourceDateEpoch !== undefined) {
+      writer.uint32(192).int64(message.sourceDateEpoch);
+    }
+    if (message.timeoutS !== 0) {
+      writer.uint32(200).uint64(message.timeoutS);
+    }
+    if (message.auth !== undefined) {
+      BuildRegistryAuth.encode(message.auth, writer.uint32(210).fork()).join();
+    }
+    if (message.triggeredBy !== "") {
+      writer.uint32(218).string(message.triggeredBy);
+    }
+    if (message.project !== "") {
+      writer.uint32(226).string(message.project);
+    }
+    for (const v of message.cacheFrom) {
+      writer.uint32(234).string(v!);
+    }
+    for (const v of message.cacheTo) {
+      CacheTarget.encode(v!, writer.uint32(242).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.files = BuildFiles.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.dockerfilePath = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.dockerfileText = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.contextPath = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.target = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.platform = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            const entry8 = StartBuildRequest_BuildArgsEntry.decode(reader, reader.uint32());
+            if (entry8.value !== undefined) {
+              message.buildArgs[entry8.key] = entry8.value;
+            }
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            const entry9 = StartBuildRequest_LabelsEntry.decode(reader, reader.uint32());
+            if (entry9.value !== undefined) {
+              message.labels[entry9.key] = entry9.value;
+            }
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            const entry10 = StartBuildRequest_AnnotationsEntry.decode(reader, reader.uint32());
+            if (entry10.value !== undefined) {
+              message.annotations[entry10.key] = entry10.value;
+            }
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            const entry11 = StartBuildRequest_ContextsEntry.decode(reader, reader.uint32());
+            if (entry11.value !== undefined) {
+              message.contexts[entry11.key] = entry11.value;
+            }
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.noCache = reader.bool();
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.noCacheStages.push(reader.string());
+            continue;
+          }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.network = reader.int32() as any;
+            continue;
+          }
+          case 15: {
+            if (tag !== 122) {
+              break;
+            }
+
+            message.extraHosts.push(ExtraHost.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.ulimits.push(Ulimit.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 17: {
+            if (tag !== 136) {
+              break;
+            }
+
+            message.shmBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            const entry18 = StartBuildRequest_SecretsEntry.decode(reader, reader.uint32());
+            if (entry18.value !== undefined) {
+              message.secrets[entry18.key] = entry18.value;
+            }
+            continue;
+          }
+          case 20: {
+            if (tag !== 162) {
+              break;
+            }
+
+            message.entitlements.push(reader.string());
+            continue;
+          }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.outputs.push(BuildOutput.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 22: {
+            if (tag !== 176) {
+              break;
+            }
+
+            message.compression = reader.int32() as any;
+            continue;
+          }
+          case 23: {
+            if (tag !== 184) {
+              break;
+            }
+
+            message.mediaTypes = reader.int32() as any;
+            continue;
+          }
+          case 24: {
+            if (tag !== 192) {
+              break;
+            }
+
+            message.sourceDateEpoch = longToNumber(reader.int64());
+            continue;
+          }
+          case 25: {
+            if (tag !== 200) {
+              break;
+            }
+
+            message.timeoutS = longToNumber(reader.uint64());
+            continue;
+          }
+          case 26: {
+            if (tag !== 210) {
+              break;
+            }
+
+            message.auth = BuildRegistryAuth.decode(reader, reader.uint32());
+            continue;
+          }
+          case 27: {
+            if (tag !== 218) {
+              break;
+            }
+
+            message.triggeredBy = reader.string();
+            continue;
+          }
+          case 28: {
+            if (tag !== 226) {
+              break;
+            }
+
+            message.project = reader.string();
+            continue;
+          }
+          case 29: {
+            if (tag !== 234) {
+              break;
+            }
+
+            message.cacheFrom.push(reader.string());
+            continue;
+          }
+          case 30: {
+            if (tag !== 242) {
+              break;
+            }
+
+            message.cacheTo.push(CacheTarget.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest {
+    return {
+      requestId: isSet(object.requestId)
+        ? globalThis.String(object.requestId)
+        : isSet(object.request_id)
+        ? globalThis.String(object.request_id)
+        : "",
+      files: isSet(object.files) ? BuildFiles.fromJSON(object.files) : undefined,
+      dockerfilePath: isSet(object.dockerfilePath)
+        ? globalThis.String(object.dockerfilePath)
+        : isSet(object.dockerfile_path)
+        ? globalThis.String(object.dockerfile_path)
+        : "",
+      dockerfileText: isSet(object.dockerfileText)
+        ? globalThis.String(object.dockerfileText)
+        : isSet(object.dockerfile_text)
+        ? globalThis.String(object.dockerfile_text)
+        : "",
+      contextPath: isSet(object.contextPath)
+        ? globalThis.String(object.contextPath)
+        : isSet(object.context_path)
+        ? globalThis.String(object.context_path)
+        : "",
+      target: isSet(object.target) ? globalThis.String(object.target) : "",
+      platform: isSet(object.platform) ? globalThis.String(object.platform) : "",
+      buildArgs: isObject(object.buildArgs)
+        ? (globalThis.Object.entries(object.buildArgs) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : isObject(object.build_args)
+        ? (globalThis.Object.entries(object.build_args) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      labels: isObject(object.labels)
+        ? (globalThis.Object.entries(object.labels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      annotations: isObject(object.annotations)
+        ? (globalThis.Object.entries(object.annotations) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      contexts: isObject(object.contexts)
+        ? (globalThis.Object.entries(object.contexts) as [string, any][]).reduce(
+          (acc: { [key: string]: NamedContext }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: NamedContext.fromJSON(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      noCache: isSet(object.noCache)
+        ? globalThis.Boolean(object.noCache)
+        : isSet(object.no_cache)
+        ? globalThis.Boolean(object.no_cache)
+        : false,
+      noCacheStages: globalThis.Array.isArray(object?.noCacheStages)
+        ? object.noCacheStages.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.no_cache_stages)
+        ? object.no_cache_stages.map((e: any) => globalThis.String(e))
+        : [],
+      network: isSet(object.network) ? stepNetworkFromJSON(object.network) : 0,
+      extraHosts: globalThis.Array.isArray(object?.extraHosts)
+        ? object.extraHosts.map((e: any) => ExtraHost.fromJSON(e))
+        : globalThis.Array.isArray(object?.extra_hosts)
+        ? object.extra_hosts.map((e: any) => ExtraHost.fromJSON(e))
+        : [],
+      ulimits: globalThis.Array.isArray(object?.ulimits)
+        ? object.ulimits.map((e: any) => Ulimit.fromJSON(e))
+        : [],
+      shmBytes: isSet(object.shmBytes)
+        ? globalThis.Number(object.shmBytes)
+        : isSet(object.shm_bytes)
+        ? globalThis.Number(object.shm_bytes)
+        : 0,
+      secrets: isObject(object.secrets)
+        ? (globalThis.Object.entries(object.secrets) as [string, any][]).reduce(
+          (acc: { [key: string]: Buffer }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: Buffer.from(bytesFromBase64(value as string)),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      entitlements: globalThis.Array.isArray(object?.entitlements)
+        ? object.entitlements.map((e: any) => globalThis.String(e))
+        : [],
+      outputs: globalThis.Array.isArray(object?.outputs)
+        ? object.outputs.map((e: any) => BuildOutput.fromJSON(e))
+        : [],
+      compression: isSet(object.compression) ? layerCompressionFromJSON(object.compression) : 0,
+      mediaTypes: isSet(object.mediaTypes)
+        ? mediaTypesFromJSON(object.mediaTypes)
+        : isSet(object.media_types)
+        ? mediaTypesFromJSON(object.media_types)
+        : 0,
+      sourceDateEpoch: isSet(object.sourceDateEpoch)
+        ? globalThis.Number(object.sourceDateEpoch)
+        : isSet(object.source_date_epoch)
+        ? globalThis.Number(object.source_date_epoch)
+        : undefined,
+      timeoutS: isSet(object.timeoutS)
+        ? globalThis.Number(object.timeoutS)
+        : isSet(object.timeout_s)
+        ? globalThis.Number(object.timeout_s)
+        : 0,
+      auth: isSet(object.auth) ? BuildRegistryAuth.fromJSON(object.auth) : undefined,
+      triggeredBy: isSet(object.triggeredBy)
+        ? globalThis.String(object.triggeredBy)
+        : isSet(object.triggered_by)
+        ? globalThis.String(object.triggered_by)
+        : "",
+      project: isSet(object.project) ? globalThis.String(object.project) : "",
+      cacheFrom: globalThis.Array.isArray(object?.cacheFrom)
+        ? object.cacheFrom.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.cache_from)
+        ? object.cache_from.map((e: any) => globalThis.String(e))
+        : [],
+      cacheTo: globalThis.Array.isArray(object?.cacheTo)
+        ? object.cacheTo.map((e: any) => CacheTarget.fromJSON(e))
+        : globalThis.Array.isArray(object?.cache_to)
+        ? object.cache_to.map((e: any) => CacheTarget.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: StartBuildRequest): unknown {
+    const obj: any = {};
+    if (message.requestId !== "") {
+      obj.requestId = message.requestId;
+    }
+    if (message.files !== undefined) {
+      obj.files = BuildFiles.toJSON(message.files);
+    }
+    if (message.dockerfilePath !== "") {
+      obj.dockerfilePath = message.dockerfilePath;
+    }
+    if (message.dockerfileText !== "") {
+      obj.dockerfileText = message.dockerfileText;
+    }
+    if (message.contextPath !== "") {
+      obj.contextPath = message.contextPath;
+    }
+    if (message.target !== "") {
+      obj.target = message.target;
+    }
+    if (message.platform !== "") {
+      obj.platform = message.platform;
+    }
+    if (message.buildArgs) {
+      const entries = globalThis.Object.entries(message.buildArgs) as [string, string][];
+      if (entries.length > 0) {
+        obj.buildArgs = {};
+        entries.forEach(([k, v]) => {
+          obj.buildArgs[k] = v;
+        });
+      }
+    }
+    if (message.labels) {
+      const entries = globalThis.Object.entries(message.labels) as [string, string][];
+      if (entries.length > 0) {
+        obj.labels = {};
+        entries.forEach(([k, v]) => {
+          obj.labels[k] = v;
+        });
+      }
+    }
+    if (message.annotations) {
+      const entries = globalThis.Object.entries(message.annotations) as [string, string][];
+      if (entries.length > 0) {
+        obj.annotations = {};
+        entries.forEach(([k, v]) => {
+          obj.annotations[k] = v;
+        });
+      }
+    }
+    if (message.contexts) {
+      const entries = globalThis.Object.entries(message.contexts) as [string, NamedContext][];
+      if (entries.length > 0) {
+        obj.contexts = {};
+        entries.forEach(([k, v]) => {
+          obj.contexts[k] = NamedContext.toJSON(v);
+        });
+      }
+    }
+    if (message.noCache !== false) {
+      obj.noCache = message.noCache;
+    }
+    if (message.noCacheStages?.length) {
+      obj.noCacheStages = message.noCacheStages;
+    }
+    if (message.network !== 0) {
+      obj.network = stepNetworkToJSON(message.network);
+    }
+    if (message.extraHosts?.length) {
+      obj.extraHosts = message.extraHosts.map((e) => ExtraHost.toJSON(e));
+    }
+    if (message.ulimits?.length) {
+      obj.ulimits = message.ulimits.map((e) => Ulimit.toJSON(e));
+    }
+    if (message.shmBytes !== 0) {
+      obj.shmBytes = Math.round(message.shmBytes);
+    }
+    if (message.secrets) {
+      const entries = globalThis.Object.entries(message.secrets) as [string, Buffer][];
+      if (entries.length > 0) {
+        obj.secrets = {};
+        entries.forEach(([k, v]) => {
+          obj.secrets[k] = base64FromBytes(v);
+        });
+      }
+    }
+    if (message.entitlements?.length) {
+      obj.entitlements = message.entitlements;
+    }
+    if (message.outputs?.length) {
+      obj.outputs = message.outputs.map((e) => BuildOutput.toJSON(e));
+    }
+    if (message.compression !== 0) {
+      obj.compression = layerCompressionToJSON(message.compression);
+    }
+    if (message.mediaTypes !== 0) {
+      obj.mediaTypes = mediaTypesToJSON(message.mediaTypes);
+    }
+    if (message.sourceDateEpoch !== undefined) {
+      obj.sourceDateEpoch = Math.round(message.sourceDateEpoch);
+    }
+    if (message.timeoutS !== 0) {
+      obj.timeoutS = Math.round(message.timeoutS);
+    }
+    if (message.auth !== undefined) {
+      obj.auth = BuildRegistryAuth.toJSON(message.auth);
+    }
+    if (message.triggeredBy !== "") {
+      obj.triggeredBy = message.triggeredBy;
+    }
+    if (message.project !== "") {
+      obj.project = message.project;
+    }
+    if (message.cacheFrom?.length) {
+      obj.cacheFrom = message.cacheFrom;
+    }
+    if (message.cacheTo?.length) {
+      obj.cacheTo = message.cacheTo.map((e) => CacheTarget.toJSON(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest>, I>>(base?: I): StartBuildRequest {
+    return StartBuildRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest>, I>>(object: I): StartBuildRequest {
+    const message = createBaseStartBuildRequest();
+    message.requestId = object.requestId ?? "";
+    message.files = (object.files !== undefined && object.files !== null)
+      ? BuildFiles.fromPartial(object.files)
+      : undefined;
+    message.dockerfilePath = object.dockerfilePath ?? "";
+    message.dockerfileText = object.dockerfileText ?? "";
+    message.contextPath = object.contextPath ?? "";
+    message.target = object.target ?? "";
+    message.platform = object.platform ?? "";
+    message.buildArgs = (globalThis.Object.entries(object.buildArgs ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.labels = (globalThis.Object.entries(object.labels ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.annotations = (globalThis.Object.entries(object.annotations ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.contexts = (globalThis.Object.entries(object.contexts ?? {}) as [string, NamedContext][]).reduce(
+      (acc: { [key: string]: NamedContext }, [key, value]: [string, NamedContext]) => {
+        if (value !== undefined) {
+          acc[key] = NamedContext.fromPartial(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.noCache = object.noCache ?? false;
+    message.noCacheStages = object.noCacheStages?.map((e) => e) || [];
+    message.network = object.network ?? 0;
+    message.extraHosts = object.extraHosts?.map((e) => ExtraHost.fromPartial(e)) || [];
+    message.ulimits = object.ulimits?.map((e) => Ulimit.fromPartial(e)) || [];
+    message.shmBytes = object.shmBytes ?? 0;
+    message.secrets = (globalThis.Object.entries(object.secrets ?? {}) as [string, Buffer][]).reduce(
+      (acc: { [key: string]: Buffer }, [key, value]: [string, Buffer]) => {
+        if (value !== undefined) {
+          acc[key] = value;
+        }
+        return acc;
+      },
+      {},
+    );
+    message.entitlements = object.entitlements?.map((e) => e) || [];
+    message.outputs = object.outputs?.map((e) => BuildOutput.fromPartial(e)) || [];
+    message.compression = object.compression ?? 0;
+    message.mediaTypes = object.mediaTypes ?? 0;
+    message.sourceDateEpoch = object.sourceDateEpoch ?? undefined;
+    message.timeoutS = object.timeoutS ?? 0;
+    message.auth = (object.auth !== undefined && object.auth !== null)
+      ? BuildRegistryAuth.fromPartial(object.auth)
+      : undefined;
+    message.triggeredBy = object.triggeredBy ?? "";
+    message.project = object.project ?? "";
+    message.cacheFrom = object.cacheFrom?.map((e) => e) || [];
+    message.cacheTo = object.cacheTo?.map((e) => CacheTarget.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseStartBuildRequest_BuildArgsEntry(): StartBuildRequest_BuildArgsEntry {
+  return { key: "", value: "" };
+}
+
+export const StartBuildRequest_BuildArgsEntry: MessageFns<StartBuildRequest_BuildArgsEntry> = {
+  encode(message: StartBuildRequest_BuildArgsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest_BuildArgsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest_BuildArgsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest_BuildArgsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: StartBuildRequest_BuildArgsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== "") {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest_BuildArgsEntry>, I>>(
+    base?: I,
+  ): StartBuildRequest_BuildArgsEntry {
+    return StartBuildRequest_BuildArgsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest_BuildArgsEntry>, I>>(
+    object: I,
+  ): StartBuildRequest_BuildArgsEntry {
+    const message = createBaseStartBuildRequest_BuildArgsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseStartBuildRequest_LabelsEntry(): StartBuildRequest_LabelsEntry {
+  return { key: "", value: "" };
+}
+
+export const StartBuildRequest_LabelsEntry: MessageFns<StartBuildRequest_LabelsEntry> = {
+  encode(message: StartBuildRequest_LabelsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest_LabelsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest_LabelsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest_LabelsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: StartBuildRequest_LabelsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== "") {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest_LabelsEntry>, I>>(base?: I): StartBuildRequest_LabelsEntry {
+    return StartBuildRequest_LabelsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest_LabelsEntry>, I>>(
+    object: I,
+  ): StartBuildRequest_LabelsEntry {
+    const message = createBaseStartBuildRequest_LabelsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseStartBuildRequest_AnnotationsEntry(): StartBuildRequest_AnnotationsEntry {
+  return { key: "", value: "" };
+}
+
+export const StartBuildRequest_AnnotationsEntry: MessageFns<StartBuildRequest_AnnotationsEntry> = {
+  encode(message: StartBuildRequest_AnnotationsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest_AnnotationsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest_AnnotationsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest_AnnotationsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: StartBuildRequest_AnnotationsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== "") {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest_AnnotationsEntry>, I>>(
+    base?: I,
+  ): StartBuildRequest_AnnotationsEntry {
+    return StartBuildRequest_AnnotationsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest_AnnotationsEntry>, I>>(
+    object: I,
+  ): StartBuildRequest_AnnotationsEntry {
+    const message = createBaseStartBuildRequest_AnnotationsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseStartBuildRequest_ContextsEntry(): StartBuildRequest_ContextsEntry {
+  return { key: "", value: undefined };
+}
+
+export const StartBuildRequest_ContextsEntry: MessageFns<StartBuildRequest_ContextsEntry> = {
+  encode(message: StartBuildRequest_ContextsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      NamedContext.encode(message.value, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest_ContextsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest_ContextsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = NamedContext.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest_ContextsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? NamedContext.fromJSON(object.value) : undefined,
+    };
+  },
+
+  toJSON(message: StartBuildRequest_ContextsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = NamedContext.toJSON(message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest_ContextsEntry>, I>>(base?: I): StartBuildRequest_ContextsEntry {
+    return StartBuildRequest_ContextsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest_ContextsEntry>, I>>(
+    object: I,
+  ): StartBuildRequest_ContextsEntry {
+    const message = createBaseStartBuildRequest_ContextsEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null)
+      ? NamedContext.fromPartial(object.value)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseStartBuildRequest_SecretsEntry(): StartBuildRequest_SecretsEntry {
+  return { key: "", value: Buffer.alloc(0) };
+}
+
+export const StartBuildRequest_SecretsEntry: MessageFns<StartBuildRequest_SecretsEntry> = {
+  encode(message: StartBuildRequest_SecretsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value.length !== 0) {
+      writer.uint32(18).bytes(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest_SecretsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest_SecretsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest_SecretsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? Buffer.from(bytesFromBase64(object.value)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: StartBuildRequest_SecretsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value.length !== 0) {
+      obj.value = base64FromBytes(message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest_SecretsEntry>, I>>(base?: I): StartBuildRequest_SecretsEntry {
+    return StartBuildRequest_SecretsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest_SecretsEntry>, I>>(
+    object: I,
+  ): StartBuildRequest_SecretsEntry {
+    const message = createBaseStartBuildRequest_SecretsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseCacheTarget(): CacheTarget {
+  return { kind: undefined };
+}
+
+export const CacheTarget: MessageFns<CacheTarget> = {
+  encode(message: CacheTarget, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.kind?.$case) {
+      case "registry":
+        RegistryCache.encode(message.kind.value, writer.uint32(10).fork()).join();
+        break;
+      case "inline":
+        InlineCache.encode(message.kind.value, writer.uint32(18).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CacheTarget {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCacheTarget();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = { $case: "registry", value: RegistryCache.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.kind = { $case: "inline", value: InlineCache.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): CacheTarget {
+    return {
+      kind: isSet(object.registry)
+        ? { $case: "registry", value: RegistryCache.fromJSON(object.registry) }
+        : isSet(object.inline)
+        ? { $case: "inline", value: InlineCache.fromJSON(object.inline) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: CacheTarget): unknown {
+    const obj: any = {};
+    if (message.kind?.$case === "registry") {
+      obj.registry = RegistryCache.toJSON(message.kind.value);
+    } else if (message.kind?.$case === "inline") {
+      obj.inline = InlineCache.toJSON(message.kind.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<CacheTarget>, I>>(base?: I): CacheTarget {
+    return CacheTarget.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<CacheTarget>, I>>(object: I): CacheTarget {
+    const message = createBaseCacheTarget();
+    switch (object.kind?.$case) {
+      case "registry": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "registry", value: RegistryCache.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "inline": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "inline", value: InlineCache.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseRegistryCache(): RegistryCache {
+  return { reference: "", allStages: false, ignoreError: false };
+}
+
+export const RegistryCache: MessageFns<RegistryCache> = {
+  encode(message: RegistryCache, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.reference !== "") {
+      writer.uint32(10).string(message.reference);
+    }
+    if (message.allStages !== false) {
+      writer.uint32(16).bool(message.allStages);
+    }
+    if (message.ignoreError !== false) {
+      writer.uint32(24).bool(message.ignoreError);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RegistryCache {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRegistryCache();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.reference = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.allStages = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.ignoreError = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RegistryCache {
+    return {
+      reference: isSet(object.reference) ? globalThis.String(object.reference) : "",
+      allStages: isSet(object.allStages)
+        ? globalThis.Boolean(object.allStages)
+        : isSet(object.all_stages)
+        ? globalThis.Boolean(object.all_stages)
+        : false,
+      ignoreError: isSet(object.ignoreError)
+        ? globalThis.Boolean(object.ignoreError)
+        : isSet(object.ignore_error)
+        ? globalThis.Boolean(object.ignore_error)
+        : false,
+    };
+  },
+
+  toJSON(message: RegistryCache): unknown {
+    const obj: any = {};
+    if (message.reference !== "") {
+      obj.reference = message.reference;
+    }
+    if (message.allStages !== false) {
+      obj.allStages = message.allStages;
+    }
+    if (message.ignoreError !== false) {
+      obj.ignoreError = message.ignoreError;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RegistryCache>, I>>(base?: I): RegistryCache {
+    return RegistryCache.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RegistryCache>, I>>(object: I): RegistryCache {
+    const message = createBaseRegistryCache();
+    message.reference = object.reference ?? "";
+    message.allStages = object.allStages ?? false;
+    message.ignoreError = object.ignoreError ?? false;
+    return message;
+  },
+};
+
+function createBaseInlineCache(): InlineCache {
+  return {};
+}
+
+export const InlineCache: MessageFns<InlineCache> = {
+  encode(_: InlineCache, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): InlineCache {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseInlineCache();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): InlineCache {
+    return {};
+  },
+
+  toJSON(_: InlineCache): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<InlineCache>, I>>(base?: I): InlineCache {
+    return InlineCache.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<InlineCache>, I>>(_: I): InlineCache {
+    const message = createBaseInlineCache();
+    return message;
+  },
+};
+
+function createBaseBuildFiles(): BuildFiles {
+  return { from: undefined };
+}
+
+export const BuildFiles: MessageFns<BuildFiles> = {
+  encode(message: BuildFiles, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.from?.$case) {
+      case "workspace":
+        WorkspaceInitializer.encode(message.from.value, writer.uint32(10).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BuildFiles {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBuildFiles();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.from = { $case: "workspace", value: WorkspaceInitializer.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): BuildFiles {
+    return {
+      from: isSet(object.workspace)
+        ? { $case: "workspace", value: WorkspaceInitializer.fromJSON(object.workspace) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: BuildFiles): unknown {
+    const obj: any = {};
+    if (message.from?.$case === "workspace") {
+      obj.workspace = WorkspaceInitializer.toJSON(message.from.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<BuildFiles>, I>>(base?: I): BuildFiles {
+    return BuildFiles.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BuildFiles>, I>>(object: I): BuildFiles {
+    const message = createBaseBuildFiles();
+    switch (object.from?.$case) {
+      case "workspace": {
+        if (object.from?.value !== undefined && object.from?.value !== null) {
+          message.from = { $case: "workspace", value: WorkspaceInitializer.fromPartial(object.from.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseNamedContext(): NamedContext {
+  return { what: undefined };
+}
+
+export const NamedContext: MessageFns<NamedContext> = {
+  encode(message: NamedContext, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.what?.$case) {
+      case "image":
+        writer.uint32(10).string(message.what.value);
+        break;
+      case "files":
+        NamedFiles.encode(message.what.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NamedContext {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNamedContext();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.what = { $case: "image", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.what = { $case: "files", value: NamedFiles.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NamedContext {
+    return {
+      what: isSet(object.image)
+        ? { $case: "image", value: globalThis.String(object.image) }
+        : isSet(object.files)
+        ? { $case: "files", value: NamedFiles.fromJSON(object.files) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: NamedContext): unknown {
+    const obj: any = {};
+    if (message.what?.$case === "image") {
+      obj.image = message.what.value;
+    } else if (message.what?.$case === "files") {
+      obj.files = NamedFiles.toJSON(message.what.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<NamedContext>, I>>(base?: I): NamedContext {
+    return NamedContext.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<NamedContext>, I>>(object: I): NamedContext {
+    const message = createBaseNamedContext();
+    switch (object.what?.$case) {
+      case "image": {
+        if (object.what?.value !== undefined && object.what?.value !== null) {
+          message.what = { $case: "image", value: object.what.value };
+        }
+        break;
+      }
+      case "files": {
+        if (object.what?.value !== undefined && object.what?.value !== null) {
+          message.what = { $case: "files", value: NamedFiles.fromPartial(object.what.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseNamedFiles(): NamedFiles {
+  return { files: undefined, folder: "" };
+}
+
+export const NamedFiles: MessageFns<NamedFiles> = {
+  encode(message: NamedFiles, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.files !== undefined) {
+      BuildFiles.encode(message.files, writer.uint32(10).fork()).join();
+    }
+    if (message.folder !== "") {
+      writer.uint32(18).string(message.folder);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NamedFiles {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNamedFiles();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.files = BuildFiles.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.folder = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NamedFiles {
+    return {
+      files: isSet(object.files) ? BuildFiles.fromJSON(object.files) : undefined,
+      folder: isSet(object.folder) ? globalThis.String(object.folder) : "",
+    };
+  },
+
+  toJSON(message: NamedFiles): unknown {
+    const obj: any = {};
+    if (message.files !== undefined) {
+      obj.files = BuildFiles.toJSON(message.files);
+    }
+    if (message.folder !== "") {
+      obj.folder = message.folder;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<NamedFiles>, I>>(base?: I): NamedFiles {
+    return NamedFiles.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<NamedFiles>, I>>(object: I): NamedFiles {
+    const message = createBaseNamedFiles();
+    message.files = (object.files !== undefined && object.files !== null)
+      ? BuildFiles.fromPartial(object.files)
+      : undefined;
+    message.folder = object.folder ?? "";
+    return message;
+  },
+};
+
+function createBaseExtraHost(): ExtraHost {
+  return { name: "", address: "" };
+}
+
+export const ExtraHost: MessageFns<ExtraHost> = {
+  encode(message: ExtraHost, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.address !== "") {
+      writer.uint32(18).string(message.address);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExtraHost {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExtraHost();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExtraHost {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      address: isSet(object.address) ? globalThis.String(object.address) : "",
+    };
+  },
+
+  toJSON(message: ExtraHost): unknown {
+    const obj: any = {};
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.address !== "") {
+      obj.address = message.address;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ExtraHost>, I>>(base?: I): ExtraHost {
+    return ExtraHost.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ExtraHost>, I>>(object: I): ExtraHost {
+    const message = createBaseExtraHost();
+    message.name = object.name ?? "";
+    message.address = object.address ?? "";
+    return message;
+  },
+};
+
+function createBaseUlimit(): Ulimit {
+  return { name: "", soft: 0, hard: 0 };
+}
+
+export const Ulimit: MessageFns<Ulimit> = {
+  encode(message: Ulimit, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.soft !== 0) {
+      writer.uint32(16).uint64(message.soft);
+    }
+    if (message.hard !== 0) {
+      writer.uint32(24).uint64(message.hard);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Ulimit {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUlimit();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.soft = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.hard = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Ulimit {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      soft: isSet(object.soft) ? globalThis.Number(object.soft) : 0,
+      hard: isSet(object.hard) ? globalThis.Number(object.hard) : 0,
+    };
+  },
+
+  toJSON(message: Ulimit): unknown {
+    const obj: any = {};
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.soft !== 0) {
+      obj.soft = Math.round(message.soft);
+    }
+    if (message.hard !== 0) {
+      obj.hard = Math.round(message.hard);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<Ulimit>, I>>(base?: I): Ulimit {
+    return Ulimit.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Ulimit>, I>>(object: I): Ulimit {
+    const message = createBaseUlimit();
+    message.name = object.name ?? "";
+    message.soft = object.soft ?? 0;
+    message.hard = object.hard ?? 0;
+    return message;
+  },
+};
+
+function createBaseBuildOutput(): BuildOutput {
+  return { kind: undefined };
+}
+
+export const BuildOutput: MessageFns<BuildOutput> = {
+  encode(message: BuildOutput, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.kind?.$case) {
+      case "publish":
+        writer.uint32(10).string(message.kind.value);
+        break;
+      case "keep":
+        writer.uint32(26).string(message.kind.value);
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BuildOutput {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBuildOutput();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = { $case: "publish", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.kind = { $case: "keep", value: reader.string() };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): BuildOutput {
+    return {
+      kind: isSet(object.publish)
+        ? { $case: "publish", value: globalThis.String(object.publish) }
+        : isSet(object.keep)
+        ? { $case: "keep", value: globalThis.String(object.keep) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: BuildOutput): unknown {
+    const obj: any = {};
+    if (message.kind?.$case === "publish") {
+      obj.publish = message.kind.value;
+    } else if (message.kind?.$case === "keep") {
+      obj.keep = message.kind.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<BuildOutput>, I>>(base?: I): BuildOutput {
+    return BuildOutput.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BuildOutput>, I>>(object: I): BuildOutput {
+    const message = createBaseBuildOutput();
+    switch (object.kind?.$case) {
+      case "publish": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "publish", value: object.kind.value };
+        }
+        break;
+      }
+      case "keep": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "keep", value: object.kind.value };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseStartBuildResponse(): StartBuildResponse {
+  return { build: undefined, alreadyStarted: false };
+}
+
+export const StartBuildResponse: MessageFns<StartBuildResponse> = {
+  encode(message: StartBuildResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.build !== undefined) {
+      Build.encode(message.build, writer.uint32(10).fork()).join();
+    }
+    if (message.alreadyStarted !== false) {
+      writer.uint32(16).bool(message.alreadyStarted);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.build = Build.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.alreadyStarted = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildResponse {
+    return {
+      build: isSet(object.build) ? Build.fromJSON(object.build) : undefined,
+      alreadyStarted: isSet(object.alreadyStarted)
+        ? globalThis.Boolean(object.alreadyStarted)
+        : isSet(object.already_started)
+        ? globalThis.Boolean(object.already_started)
+        : false,
+    };
+  },
+
+  toJSON(message: StartBuildResponse): unknown {
+    const obj: any = {};
+    if (message.build !== undefined) {
+      obj.build = Build.toJSON(message.build);
+    }
+    if (message.alreadyStarted !== false) {
+      obj.alreadyStarted = message.alreadyStarted;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildResponse>, I>>(base?: I): StartBuildResponse {
+    return StartBuildResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildResponse>, I>>(object: I): StartBuildResponse {
+    const message = createBaseStartBuildResponse();
+    message.build = (object.build !== undefined && object.build !== null) ? Build.fromPartial(object.build) : undefined;
+    message.alreadyStarted = object.alreadyStarted ?? false;
+    return message;
+  },
+};
+
+function createBaseWatchBuildRequest(): WatchBuildRequest {
+  return { buildId: "", skip: 0 };
+}
+
+export const WatchBuildRequest: MessageFns<WatchBuildRequest> = {
+  encode(message: WatchBuildRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.buildId !== "") {
+      writer.uint32(10).string(message.buildId);
+    }
+    if (message.skip !== 0) {
+      writer.uint32(16).uint64(message.skip);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchBuildRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchBuildRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.buildId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.skip = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): WatchBuildRequest {
+    return {
+      buildId: isSet(object.buildId)
+        ? globalThis.String(object.buildId)
+        : isSet(object.build_id)
+        ? globalThis.String(object.build_id)
+        : "",
+      skip: isSet(object.skip) ? globalThis.Number(object.skip) : 0,
+    };
+  },
+
+  toJSON(message: WatchBuildRequest): unknown {
+    const obj: any = {};
+    if (message.buildId !== "") {
+      obj.buildId = message.buildId;
+    }
+    if (message.skip !== 0) {
+      obj.skip = Math.round(message.skip);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<WatchBuildRequest>, I>>(base?: I): WatchBuildRequest {
+    return WatchBuildRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchBuildRequest>, I>>(object: I): WatchBuildRequest {
+    const message = createBaseWatchBuildRequest();
+    message.buildId = object.buildId ?? "";
+    message.skip = object.skip ?? 0;
+    return message;
+  },
+};
+
+function createBaseWatchBuildResponse(): WatchBuildResponse {
+  return { atMs: 0, body: undefined };
+}
+
+export const WatchBuildResponse: MessageFns<WatchBuildResponse> = {
+  encode(message: WatchBuildResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.atMs !== 0) {
+      writer.uint32(8).int64(message.atMs);
+    }
+    switch (message.body?.$case) {
+      case "event":
+        writer.uint32(18).string(message.body.value);
+        break;
+      case "output":
+        StepOutput.encode(message.body.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchBuildResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchBuildResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.atMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.body = { $case: "event", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.body = { $case: "output", value: StepOutput.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): WatchBuildResponse {
+    return {
+      atMs: isSet(object.atMs)
+        ? globalThis.Number(object.atMs)
+        : isSet(object.at_ms)
+        ? globalThis.Number(object.at_ms)
+        : 0,
+      body: isSet(object.event)
+        ? { $case: "event", value: globalThis.String(object.event) }
+        : isSet(object.output)
+        ? { $case: "output", value: StepOutput.fromJSON(object.output) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: WatchBuildResponse): unknown {
+    const obj: any = {};
+    if (message.atMs !== 0) {
+      obj.atMs = Math.round(message.atMs);
+    }
+    if (message.body?.$case === "event") {
+      obj.event = message.body.value;
+    } else if (message.body?.$case === "output") {
+      obj.output = StepOutput.toJSON(message.body.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<WatchBuildResponse>, I>>(base?: I): WatchBuildResponse {
+    return WatchBuildResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<WatchBuildResponse>, I>>(object: I): WatchBuildResponse {
+    const message = createBaseWatchBuildResponse();
+    message.atMs = object.atMs ?? 0;
+    switch (object.body?.$case) {
+      case "event": {
+        if (object.body?.value !== undefined && object.body?.value !== null) {
+          message.body = { $case: "event", value: object.body.value };
+        }
+        break;
+      }
+      case "output": {
+        if (object.body?.value !== undefined && object.body?.value !== null) {
+          message.body = { $case: "output", value: StepOutput.fromPartial(object.body.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseStepOutput(): StepOutput {
+  return { step: 0, stderr: false, data: Buffer.alloc(0) };
+}
+
+export const StepOutput: MessageFns<StepOutput> = {
+  encode(message: StepOutput, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.step !== 0) {
+      writer.uint32(8).uint32(message.step);
+    }
+    if (message.stderr !== false) {
+      writer.uint32(16).bool(message.stderr);
+    }
+    if (message.data.length !== 0) {
+      writer.uint32(26).bytes(message.data);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StepOutput {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStepOutput();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.step = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.stderr = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.data = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StepOutput {
+    return {
+      step: isSet(object.step) ? globalThis.Number(object.step) : 0,
+      stderr: isSet(object.stderr) ? globalThis.Boolean(object.stderr) : false,
+      data: isSet(object.data) ? Buffer.from(bytesFromBase64(object.data)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: StepOutput): unknown {
+    const obj: any = {};
+    if (message.step !== 0) {
+      obj.step = Math.round(message.step);
+    }
+    if (message.stderr !== false) {
+      obj.stderr = message.stderr;
+    }
+    if (message.data.length !== 0) {
+      obj.data = base64FromBytes(message.data);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StepOutput>, I>>(base?: I): StepOutput {
+    return StepOutput.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StepOutput>, I>>(object: I): StepOutput {
+    const message = createBaseStepOutput();
+    message.step = object.step ?? 0;
+    message.stderr = object.stderr ?? false;
+    message.data = object.data ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
 /** What the published API has no call for. */
 export type KilnService = typeof KilnService;
 export const KilnService = {
@@ -2087,6 +4872,26 @@ export const KilnService = {
       Buffer.from(CreateContextResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): CreateContextResponse => CreateContextResponse.decode(value),
   },
+  /** Starts a build and returns at once. A request with the id of an earlier one returns that one's build. */
+  startBuild: {
+    path: "/kiln.v1.Kiln/StartBuild" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: StartBuildRequest): Buffer => Buffer.from(StartBuildRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): StartBuildRequest => StartBuildRequest.decode(value),
+    responseSerialize: (value: StartBuildResponse): Buffer => Buffer.from(StartBuildResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): StartBuildResponse => StartBuildResponse.decode(value),
+  },
+  /** Sends the journal of a build, from any record on, and ends when the build has ended. */
+  watchBuild: {
+    path: "/kiln.v1.Kiln/WatchBuild" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: WatchBuildRequest): Buffer => Buffer.from(WatchBuildRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): WatchBuildRequest => WatchBuildRequest.decode(value),
+    responseSerialize: (value: WatchBuildResponse): Buffer => Buffer.from(WatchBuildResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): WatchBuildResponse => WatchBuildResponse.decode(value),
+  },
 } as const;
 
 export interface KilnServer extends UntypedServiceImplementation {
@@ -2102,6 +4907,10 @@ export interface KilnServer extends UntypedServiceImplementation {
    * does not get to its end but contents that were received whole. Messages have 4 MiB at most.
    */
   createContext: handleBidiStreamingCall<CreateContextRequest, CreateContextResponse>;
+  /** Starts a build and returns at once. A request with the id of an earlier one returns that one's build. */
+  startBuild: handleUnaryCall<StartBuildRequest, StartBuildResponse>;
+  /** Sends the journal of a build, from any record on, and ends when the build has ended. */
+  watchBuild: handleServerStreamingCall<WatchBuildRequest, WatchBuildResponse>;
 }
 
 export interface KilnClient extends Client {
@@ -2164,6 +4973,29 @@ export interface KilnClient extends Client {
     metadata: Metadata,
     options?: Partial<CallOptions>,
   ): ClientDuplexStream<CreateContextRequest, CreateContextResponse>;
+  /** Starts a build and returns at once. A request with the id of an earlier one returns that one's build. */
+  startBuild(
+    request: StartBuildRequest,
+    callback: (error: ServiceError | null, response: StartBuildResponse) => void,
+  ): ClientUnaryCall;
+  startBuild(
+    request: StartBuildRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: StartBuildResponse) => void,
+  ): ClientUnaryCall;
+  startBuild(
+    request: StartBuildRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: StartBuildResponse) => void,
+  ): ClientUnaryCall;
+  /** Sends the journal of a build, from any record on, and ends when the build has ended. */
+  watchBuild(request: WatchBuildRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchBuildResponse>;
+  watchBuild(
+    request: WatchBuildRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<WatchBuildResponse>;
 }
 
 export const KilnClient = makeGenericClientConstructor(KilnService, "kiln.v1.Kiln") as unknown as {

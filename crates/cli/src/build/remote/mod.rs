@@ -1,0 +1,58 @@
+//! `kiln build --server`: the same build, carried out by a server. It is shown by its journal here as there.
+
+mod request;
+mod watch;
+
+use engine::id::BuildId;
+
+use super::context::{self, Input};
+use super::outputs;
+use super::{options, report};
+use crate::args::BuildArgs;
+use crate::client;
+use crate::failure::{Exit, Failure, OrExit, Outcome};
+use crate::git;
+use crate::progress::{self, Style};
+use service::config::Config;
+use source::git::TargetMode;
+
+/// Builds on the server at `address`.
+pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
+    // What the server's configuration decides is not said in the request.
+    let mut options = options::decide(args, &Config::default())?;
+    let outputs = outputs::decide(args, &mut options)?;
+    let input = pinned(context::read(&args.context, args.file.as_deref())?).await?;
+    let request = request::request(args, input, options, &outputs)?;
+    let mut client = client::connect(address).await?;
+    let style = if args.quiet {
+        Style::Quiet
+    } else {
+        Style::choose(args.progress)
+    };
+    let started = client.kiln.start_build(request).await;
+    let started = started.map_err(client::failure)?.into_inner();
+    let id = started.build.unwrap_or_default().build_id;
+    let id: BuildId = id.parse().or_exit(Exit::Internal)?;
+    let showing = progress::show(style, watch::records(client.kiln.clone(), id.clone()));
+    let state = tokio::select! {
+        state = showing => state?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.or_exit(Exit::Internal)?;
+            return Err(Failure::text(Exit::Interrupted, "interrupted")
+                .hint(format!("build {id} goes on: see `kiln ls` and `kiln logs {id}` with the same --server")));
+        }
+    };
+    let image = report::image(state, style)?;
+    report::tell(args, &id, &image, style)
+}
+
+/// Replaces a branch or tag by the commit that it stands for now: what is built is what the user sees now, and with the user's own git.
+async fn pinned(mut input: Input) -> Outcome<Input> {
+    if let Input::Git(git) = &mut input
+        && let Some(commit) = git::commit_of(&git.source).await?
+    {
+        git.source.target_mode = TargetMode::RemoteCommit;
+        git.source.target = commit;
+    }
+    Ok(input)
+}

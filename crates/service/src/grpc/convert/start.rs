@@ -1,0 +1,399 @@
+//! A request of `kiln.v1` to build, in our words. Each field is carried out, or refused by its name: the message is taken apart
+//! completely, so that a new field does not compile until somebody has decided about it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use api::contentservice as content;
+use api::kiln::v1 as wire;
+use engine::sandbox::SecretBytes;
+use engine::spec::{
+    BuildOptions, CacheFrom, CacheMode, CacheMountScope, CacheTo, CachedSteps, Compression,
+    Context, MediaTypes, NamedContext, NetworkMode, OnCacheError, Source, StepOptions, Ulimit,
+};
+use oci::{Platform, Reference};
+use source::git::FetchOptions;
+use source::initializer::Initializer;
+
+use super::{initializer, path, rights, short};
+use crate::failure::{Blame, Failure};
+use crate::native::{Entitlement, NativeCall, Wish};
+
+/// Longest id of a request.
+const REQUEST_ID_MAX_BYTES: usize = 128;
+/// Most entries of a list or map that has no smaller limit.
+const ENTRIES_MAX: usize = 1000;
+/// Largest value of a build argument, label or annotation.
+const VALUE_MAX_BYTES: usize = 128 << 10;
+/// Largest secret, as with docker.
+const SECRET_MAX_BYTES: usize = 500 << 10;
+/// Most that all secrets may have together.
+const SECRETS_MAX_BYTES: usize = 2 << 20;
+/// Most outputs, and most caches.
+const OUTPUTS_MAX: usize = 32;
+/// The image that is none.
+const SCRATCH: &str = "scratch";
+
+/// Returns what a request asks for.
+#[expect(
+    clippy::too_many_lines,
+    reason = "a line or two for each field, all of them in one place"
+)]
+pub(crate) fn native_call(
+    request: wire::StartBuildRequest,
+    fetch: &FetchOptions,
+) -> Result<NativeCall, Failure> {
+    let wire::StartBuildRequest {
+        request_id,
+        files,
+        dockerfile_path,
+        dockerfile_text,
+        context_path,
+        target,
+        platform,
+        build_args,
+        labels,
+        annotations,
+        contexts,
+        no_cache,
+        no_cache_stages,
+        network,
+        extra_hosts,
+        ulimits,
+        shm_bytes,
+        secrets,
+        entitlements,
+        outputs,
+        compression,
+        media_types,
+        source_date_epoch,
+        timeout_s,
+        auth,
+        triggered_by,
+        project,
+        cache_from,
+        cache_to,
+    } = request;
+    let files = files.ok_or_else(|| refused("files", "missing"))?;
+    if !dockerfile_text.is_empty() {
+        return Err(refused(
+            "dockerfile_text",
+            "a workspace has its own Dockerfile: name it with dockerfile_path",
+        ));
+    }
+    if !project.is_empty() {
+        return Err(refused(
+            "project",
+            "a workspace is named by where it comes from",
+        ));
+    }
+    let media_types = media_types_of(media_types)?;
+    let annotations = texts("annotations", annotations)?;
+    if media_types == MediaTypes::Docker && !annotations.is_empty() {
+        let text = "docker's manifests have no place for them (media_types)";
+        return Err(refused("annotations", text));
+    }
+    Ok(NativeCall {
+        request_id: request_id_of(request_id)?,
+        source: Source::Dockerfile {
+            context: context("files", files, fetch)?,
+            dockerfile: path(
+                "dockerfile_path",
+                &short("dockerfile_path", dockerfile_path)?,
+            )?,
+            context_path: path("context_path", &short("context_path", context_path)?)?,
+        },
+        contexts: named_contexts(contexts, fetch)?,
+        options: BuildOptions {
+            target: given(short("target", target)?),
+            build_args: texts("build_args", build_args)?,
+            labels: texts("labels", labels)?,
+            platform: platform_of(&platform)?,
+            cache: if no_cache {
+                CacheMode::Ignore
+            } else {
+                CacheMode::Use
+            },
+            no_cache_stages: words("no_cache_stages", no_cache_stages)?,
+            annotations,
+            steps: StepOptions {
+                extra_hosts: hosts(extra_hosts)?,
+                ulimits: limits(ulimits)?,
+                shm_bytes: (shm_bytes > 0).then_some(shm_bytes),
+            },
+            // What one project leaves runs in the next build of the same one only.
+            cache_mounts: CacheMountScope::Project,
+            source_date_epoch,
+            media_types,
+            ..BuildOptions::default()
+        },
+        network: network_of(network)?,
+        compression: compression_of(compression)?,
+        secrets: secrets_of(secrets)?,
+        outputs: wishes(outputs)?,
+        cache_from: caches_from(cache_from)?,
+        cache_to: caches_to(cache_to)?,
+        entitlements: entitlements_of(entitlements)?,
+        timeout_s: (timeout_s > 0).then_some(timeout_s),
+        rights: rights(auth)?,
+        triggered_by: short("triggered_by", triggered_by)?,
+    })
+}
+
+fn refused(field: &str, why: &str) -> Failure {
+    Failure::new(Blame::Request, format!("{field}: {why}"))
+}
+
+fn given(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn request_id_of(text: String) -> Result<Option<String>, Failure> {
+    let is_fine = text.len() <= REQUEST_ID_MAX_BYTES && text.bytes().all(|b| b.is_ascii_graphic());
+    if is_fine {
+        return Ok(given(text));
+    }
+    let why = format!("not up to {REQUEST_ID_MAX_BYTES} visible ASCII characters");
+    Err(refused("request_id", &why))
+}
+
+fn context(field: &str, files: wire::BuildFiles, fetch: &FetchOptions) -> Result<Context, Failure> {
+    let wire::BuildFiles { from } = files;
+    match from.ok_or_else(|| refused(field, "missing"))? {
+        wire::build_files::From::Workspace(content::WorkspaceInitializer { spec }) => {
+            let spec = spec.ok_or_else(|| refused(field, "the workspace has no initializer"))?;
+            Ok(match initializer::of(spec, fetch)? {
+                Initializer::Git(git) => Context::Git(*git),
+                initializer => Context::Filled { initializer },
+            })
+        }
+    }
+}
+
+fn named_contexts(
+    contexts: HashMap<String, wire::NamedContext>,
+    fetch: &FetchOptions,
+) -> Result<BTreeMap<String, NamedContext>, Failure> {
+    at_most("contexts", contexts.len(), ENTRIES_MAX)?;
+    let mut named = BTreeMap::new();
+    for (name, wire::NamedContext { what }) in contexts {
+        let field = format!("contexts[{:?}]", crate::failure::truncate(&name, 64));
+        let name = dockerfile::context_name(&name).map_err(|e| Failure::field(&field, &e))?;
+        let what = match what.ok_or_else(|| refused(&field, "missing"))? {
+            wire::named_context::What::Image(image) if image == SCRATCH => NamedContext::Scratch,
+            wire::named_context::What::Image(image) => NamedContext::Image {
+                reference: name_of(&field, &image)?,
+            },
+            wire::named_context::What::Files(wire::NamedFiles { files, folder }) => {
+                let files = files.ok_or_else(|| refused(&field, "missing"))?;
+                let folder = path(&field, &short(&field, folder)?)?;
+                NamedContext::Files {
+                    context: context(&field, files, fetch)?,
+                    folder: folder.unwrap_or_default(),
+                }
+            }
+        };
+        if named.insert(name, what).is_some() {
+            return Err(refused(&field, "two contexts have this name"));
+        }
+    }
+    Ok(named)
+}
+
+fn name_of(field: &str, text: &str) -> Result<Reference, Failure> {
+    let parsed: Result<Reference, oci::reference::ReferenceError> = text.parse();
+    parsed.map_err(|error| Failure::field(field, &error))
+}
+
+/// Returns a name that something is to get: with a tag and without a digest.
+fn new_name(field: &str, text: &str) -> Result<Reference, Failure> {
+    let name = name_of(field, text)?;
+    if name.digest().is_some() {
+        return Err(refused(field, "a digest is for the build to find out"));
+    }
+    let tagged = name.with_tag(name.tag_or_latest());
+    tagged.map_err(|error| Failure::field(field, &error))
+}
+
+fn platform_of(text: &str) -> Result<Platform, Failure> {
+    let host = Platform::host();
+    if text.is_empty() {
+        return Ok(host);
+    }
+    let wanted: Result<Platform, oci::platform::PlatformError> = text.parse();
+    let wanted = wanted.map_err(|error| Failure::field("platform", &error))?;
+    if host.satisfies(&wanted) {
+        return Ok(host);
+    }
+    let why = format!("this server builds for {host} only");
+    Err(refused("platform", &why))
+}
+
+fn at_most(field: &str, n: usize, max: usize) -> Result<(), Failure> {
+    if n <= max {
+        return Ok(());
+    }
+    Err(refused(field, &format!("more than {max}")))
+}
+
+fn texts(
+    field: &str,
+    entries: HashMap<String, String>,
+) -> Result<BTreeMap<String, String>, Failure> {
+    at_most(field, entries.len(), ENTRIES_MAX)?;
+    for (name, value) in &entries {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(refused(field, "a name is empty, or one holds = or NUL"));
+        }
+        if name.len() + value.len() > VALUE_MAX_BYTES {
+            let why = format!("an entry is longer than {VALUE_MAX_BYTES} bytes");
+            return Err(refused(field, &why));
+        }
+    }
+    Ok(entries.into_iter().collect())
+}
+
+fn words(field: &str, words: Vec<String>) -> Result<Vec<String>, Failure> {
+    at_most(field, words.len(), ENTRIES_MAX)?;
+    words.into_iter().map(|word| short(field, word)).collect()
+}
+
+fn hosts(hosts: Vec<wire::ExtraHost>) -> Result<Vec<(String, IpAddr)>, Failure> {
+    at_most("extra_hosts", hosts.len(), ENTRIES_MAX)?;
+    let host = |host: wire::ExtraHost| {
+        let wire::ExtraHost { name, address } = host;
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+        if name.is_empty() || name.len() > 255 || !name.bytes().all(is_name) {
+            return Err(refused("extra_hosts", "a name is none of a host"));
+        }
+        let address = address.parse();
+        let address = address.map_err(|_| refused("extra_hosts", "an address is none"))?;
+        Ok((name, address))
+    };
+    hosts.into_iter().map(host).collect()
+}
+
+fn limits(limits: Vec<wire::Ulimit>) -> Result<Vec<Ulimit>, Failure> {
+    at_most("ulimits", limits.len(), ENTRIES_MAX)?;
+    let limit = |limit: wire::Ulimit| {
+        let wire::Ulimit { name, soft, hard } = limit;
+        let name = name.parse();
+        let name =
+            name.map_err(|error: engine::sandbox::NoSuchLimit| Failure::field("ulimits", &error))?;
+        let limit = Ulimit { name, soft, hard };
+        if soft > hard {
+            return Err(refused("ulimits", "a soft limit is above its hard limit"));
+        }
+        limit
+            .check()
+            .map_err(|max| refused("ulimits", &format!("a limit is above {max}")))?;
+        Ok(limit)
+    };
+    limits.into_iter().map(limit).collect()
+}
+
+fn secrets_of(secrets: HashMap<String, Vec<u8>>) -> Result<BTreeMap<String, SecretBytes>, Failure> {
+    at_most("secrets", secrets.len(), ENTRIES_MAX)?;
+    let total: usize = secrets.values().map(Vec::len).sum();
+    at_most("secrets, in bytes", total, SECRETS_MAX_BYTES)?;
+    let mut read = BTreeMap::new();
+    for (id, value) in secrets {
+        if id.is_empty() || id.len() > REQUEST_ID_MAX_BYTES {
+            return Err(refused("secrets", "an id is empty or too long"));
+        }
+        at_most("secrets: one, in bytes", value.len(), SECRET_MAX_BYTES)?;
+        read.insert(id, SecretBytes::new(value));
+    }
+    Ok(read)
+}
+
+fn wishes(outputs: Vec<wire::BuildOutput>) -> Result<Vec<Wish>, Failure> {
+    at_most("outputs", outputs.len(), OUTPUTS_MAX)?;
+    let wish = |output: wire::BuildOutput| {
+        let wire::BuildOutput { kind } = output;
+        match kind.ok_or_else(|| refused("outputs", "one says nothing"))? {
+            wire::build_output::Kind::Publish(name) => {
+                Ok(Wish::Publish(new_name("outputs.publish", &name)?))
+            }
+            wire::build_output::Kind::Keep(name) => {
+                Ok(Wish::Keep(new_name("outputs.keep", &name)?))
+            }
+        }
+    };
+    outputs.into_iter().map(wish).collect()
+}
+
+fn caches_from(names: Vec<String>) -> Result<Vec<CacheFrom>, Failure> {
+    at_most("cache_from", names.len(), OUTPUTS_MAX)?;
+    let read = |name: String| {
+        let reference = name_of("cache_from", &name)?;
+        Ok(CacheFrom::Registry { reference })
+    };
+    names.into_iter().map(read).collect()
+}
+
+fn caches_to(targets: Vec<wire::CacheTarget>) -> Result<Vec<CacheTo>, Failure> {
+    at_most("cache_to", targets.len(), OUTPUTS_MAX)?;
+    let target = |target: wire::CacheTarget| {
+        let wire::CacheTarget { kind } = target;
+        match kind.ok_or_else(|| refused("cache_to", "one says nothing"))? {
+            wire::cache_target::Kind::Inline(wire::InlineCache {}) => Ok(CacheTo::Inline),
+            wire::cache_target::Kind::Registry(wire::RegistryCache {
+                reference,
+                all_stages,
+                ignore_error,
+            }) => Ok(CacheTo::Registry {
+                reference: new_name("cache_to.registry", &reference)?,
+                steps: if all_stages {
+                    CachedSteps::All
+                } else {
+                    CachedSteps::OfTheImage
+                },
+                on_error: if ignore_error {
+                    OnCacheError::Warn
+                } else {
+                    OnCacheError::Fail
+                },
+            }),
+        }
+    };
+    targets.into_iter().map(target).collect()
+}
+
+fn entitlements_of(names: Vec<String>) -> Result<Vec<Entitlement>, Failure> {
+    let entitlement = |name: String| match name.as_str() {
+        "network.host" => Ok(Entitlement::HostNetwork),
+        _ => Err(refused(
+            "entitlements",
+            "there is network.host and nothing else",
+        )),
+    };
+    names.into_iter().map(entitlement).collect()
+}
+
+fn network_of(number: i32) -> Result<Option<NetworkMode>, Failure> {
+    match wire::StepNetwork::try_from(number) {
+        Ok(wire::StepNetwork::Unspecified) => Ok(None),
+        Ok(wire::StepNetwork::Default) => Ok(Some(NetworkMode::Default)),
+        Ok(wire::StepNetwork::None) => Ok(Some(NetworkMode::None)),
+        Ok(wire::StepNetwork::Host) => Ok(Some(NetworkMode::Host)),
+        Err(_) => Err(refused("network", "unknown")),
+    }
+}
+
+fn compression_of(number: i32) -> Result<Option<Compression>, Failure> {
+    match wire::LayerCompression::try_from(number) {
+        Ok(wire::LayerCompression::Unspecified) => Ok(None),
+        Ok(wire::LayerCompression::Gzip) => Ok(Some(Compression::Gzip)),
+        Ok(wire::LayerCompression::Zstd) => Ok(Some(Compression::Zstd)),
+        Err(_) => Err(refused("compression", "unknown")),
+    }
+}
+
+fn media_types_of(number: i32) -> Result<MediaTypes, Failure> {
+    match wire::MediaTypes::try_from(number) {
+        Ok(wire::MediaTypes::Unspecified | wire::MediaTypes::Oci) => Ok(MediaTypes::Oci),
+        Ok(wire::MediaTypes::Docker) => Ok(MediaTypes::Docker),
+        Err(_) => Err(refused("media_types", "unknown")),
+    }
+}

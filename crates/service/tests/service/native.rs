@@ -1,0 +1,378 @@
+//! Builds of `kiln.v1`: what is asked, what is refused, and what is told of them.
+
+use std::collections::HashMap;
+
+use api::contentservice as content;
+use api::kiln::v1 as wire;
+use engine::event::{Event, FailureKind, Phase};
+use engine::spec::{NetworkMode, Output, Purpose};
+use tonic::Code;
+
+use crate::harness::{Server, World, git, next, soon};
+
+fn request() -> wire::StartBuildRequest {
+    let spec = content::workspace_initializer::Spec::Git(git());
+    let initializer = content::WorkspaceInitializer { spec: Some(spec) };
+    wire::StartBuildRequest {
+        files: Some(wire::BuildFiles {
+            from: Some(wire::build_files::From::Workspace(initializer)),
+        }),
+        ..wire::StartBuildRequest::default()
+    }
+}
+
+fn keep(name: &str) -> wire::BuildOutput {
+    wire::BuildOutput {
+        kind: Some(wire::build_output::Kind::Keep(name.to_owned())),
+    }
+}
+
+fn publish(name: &str) -> wire::BuildOutput {
+    wire::BuildOutput {
+        kind: Some(wire::build_output::Kind::Publish(name.to_owned())),
+    }
+}
+
+async fn start(
+    server: &Server,
+    request: wire::StartBuildRequest,
+) -> Result<wire::StartBuildResponse, tonic::Status> {
+    let mut client = server.native().await;
+    Ok(soon(client.start_build(request)).await?.into_inner())
+}
+
+async fn started(server: &Server, request: wire::StartBuildRequest) -> String {
+    let answer = start(server, request).await.unwrap();
+    answer.build.unwrap().build_id
+}
+
+async fn watch(
+    server: &Server,
+    build_id: &str,
+    skip: u64,
+) -> Result<tonic::Streaming<wire::WatchBuildResponse>, tonic::Status> {
+    let mut client = server.native().await;
+    let request = wire::WatchBuildRequest {
+        build_id: build_id.to_owned(),
+        skip,
+    };
+    Ok(soon(client.watch_build(request)).await?.into_inner())
+}
+
+/// Returns every record as text: an event's JSON, or what a step wrote.
+async fn all(mut stream: tonic::Streaming<wire::WatchBuildResponse>) -> Vec<String> {
+    let mut records = Vec::new();
+    while let Some(record) = next(&mut stream).await {
+        records.push(match record.body.unwrap() {
+            wire::watch_build_response::Body::Event(event) => event,
+            wire::watch_build_response::Body::Output(output) => {
+                String::from_utf8(output.data).unwrap()
+            }
+        });
+    }
+    records
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_is_asked_reaches_the_worker() {
+    let world = World::new();
+    let server = world.serve_with("[limits]\nwall_time_s = 100\n").await;
+    let asked = wire::StartBuildRequest {
+        dockerfile_path: "docker/Dockerfile".to_owned(),
+        context_path: "sub".to_owned(),
+        target: "run".to_owned(),
+        build_args: HashMap::from([("A".to_owned(), "b=c".to_owned())]),
+        labels: HashMap::from([("l".to_owned(), "m".to_owned())]),
+        annotations: HashMap::from([("n".to_owned(), "o".to_owned())]),
+        no_cache_stages: vec!["compile".to_owned()],
+        network: wire::StepNetwork::None.into(),
+        extra_hosts: vec![wire::ExtraHost {
+            name: "db".to_owned(),
+            address: "::1".to_owned(),
+        }],
+        shm_bytes: 1 << 20,
+        secrets: HashMap::from([("token".to_owned(), b"hidden value".to_vec())]),
+        outputs: vec![keep("app:1"), publish("registry.example.com/team/app:2")],
+        compression: wire::LayerCompression::Zstd.into(),
+        source_date_epoch: Some(17),
+        timeout_s: 1000,
+        triggered_by: "somebody".to_owned(),
+        ..request()
+    };
+    let id = started(&server, asked).await;
+    let worker = world.worker().await;
+    assert_eq!(worker.record.id.as_str(), id);
+    assert_eq!(worker.record.purpose, Purpose::Named);
+    let stored = std::fs::read_to_string(worker.folder.join("record.json")).unwrap();
+    assert!(!stored.contains("hidden value"), "{stored}");
+    let spec = worker.spec.as_ref().unwrap();
+    assert_eq!(spec.options.target.as_deref(), Some("run"));
+    assert_eq!(spec.options.build_args["A"], "b=c");
+    assert_eq!(spec.options.network, NetworkMode::None);
+    assert_eq!(spec.options.source_date_epoch, Some(17));
+    assert_eq!(spec.secrets["token"].reveal(), b"hidden value");
+    assert_eq!(
+        spec.limits.wall_time_s, 100,
+        "never more than the operator's"
+    );
+    let names = spec.outputs.iter().map(|output| match output {
+        Output::Publish { reference } => reference.to_string(),
+        other => panic!("{other:?}"),
+    });
+    let kept = format!("{}/builds/app:1", server.address);
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        [kept.as_str(), "registry.example.com/team/app:2"]
+    );
+    assert_eq!(worker.record.reference, kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_is_told_from_any_record_on_and_ends_with_the_build() {
+    let world = World::new();
+    let server = world.serve().await;
+    let id = started(&server, request()).await;
+    let worker = world.worker().await;
+    worker.phase(Phase::Running);
+    worker.output(b"first\n");
+    let mut live = watch(&server, &id, 0).await.unwrap();
+    let first = next(&mut live).await.unwrap();
+    assert!(first.at_ms > 0);
+    worker.output(b"second\n");
+    worker.fail(FailureKind::Dockerfile, "line 3");
+    let rest = all(live).await;
+    assert_eq!(rest[..2], ["first\n", "second\n"]);
+    assert!(rest[2].contains("line 3"), "{rest:?}");
+    assert_eq!(rest.len(), 3);
+    // After the end, from the middle, and past it.
+    assert_eq!(all(watch(&server, &id, 2).await.unwrap()).await, rest[1..]);
+    assert!(
+        all(watch(&server, &id, 100).await.unwrap())
+            .await
+            .is_empty()
+    );
+    for unknown in ["", "x", &"a".repeat(26)] {
+        let refused = watch(&server, unknown, 0).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound, "{unknown:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_request_is_the_same_build_and_another_of_its_id_is_refused() {
+    let world = World::new();
+    let server = world.serve().await;
+    let with_id = |secret: &str| wire::StartBuildRequest {
+        request_id: "one".to_owned(),
+        secrets: HashMap::from([("token".to_owned(), secret.as_bytes().to_vec())]),
+        ..request()
+    };
+    let id = started(&server, with_id("a")).await;
+    let worker = world.worker().await;
+    // The value of a secret tells no requests apart.
+    let again = start(&server, with_id("b")).await.unwrap();
+    assert!(again.already_started);
+    assert_eq!(again.build.unwrap().build_id, id);
+    let other = wire::StartBuildRequest {
+        target: "other".to_owned(),
+        ..with_id("a")
+    };
+    let refused = start(&server, other).await.unwrap_err();
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    worker.event(Event::Cancelled);
+    worker.die();
+    // Also after its end, and after a restart.
+    server.stopped().await;
+    let server = world.serve().await;
+    let again = start(&server, with_id("a")).await.unwrap();
+    assert_eq!(again.build.unwrap().build_id, id);
+    assert!(!world.has_worker().await);
+    // Without an id nothing is the same.
+    assert_ne!(
+        started(&server, request()).await,
+        started(&server, request()).await
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_lead_nowhere_but_where_the_caller_may_write() {
+    let world = World::new();
+    let server = world.serve().await;
+    let host = server.address.clone();
+    for name in [
+        "base-images:1",
+        "workspace-images:1",
+        "library/app:1",
+        "builds:1",
+    ] {
+        let asked = wire::StartBuildRequest {
+            outputs: vec![publish(&format!("{host}/{name}"))],
+            ..request()
+        };
+        let refused = start(&server, asked).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{name}");
+        assert!(refused.message().contains("/builds/"), "{refused}");
+    }
+    let caching = wire::StartBuildRequest {
+        cache_to: vec![wire::CacheTarget {
+            kind: Some(wire::cache_target::Kind::Registry(wire::RegistryCache {
+                reference: format!("{host}/base-images:cache"),
+                ..wire::RegistryCache::default()
+            })),
+        }],
+        ..request()
+    };
+    let refused = start(&server, caching).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let own = wire::StartBuildRequest {
+        outputs: vec![publish(&format!("{host}/builds/app:1"))],
+        ..request()
+    };
+    started(&server, own).await;
+    assert!(
+        !world
+            .worker()
+            .await
+            .spec
+            .as_ref()
+            .unwrap()
+            .outputs
+            .is_empty()
+    );
+    server.stopped().await;
+    let server = world.serve_with("build_namespace = \"\"\n").await;
+    let asked = wire::StartBuildRequest {
+        outputs: vec![keep("app:1")],
+        ..request()
+    };
+    let refused = start(&server, asked).await.unwrap_err();
+    assert!(refused.message().contains("build_namespace"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_request_gets_wrong_is_named() {
+    let world = World::new();
+    let server = world.serve().await;
+    let text = |n: usize| "x".repeat(n);
+    type Change = Box<dyn Fn(&mut wire::StartBuildRequest)>;
+    let wrong: Vec<(&str, Change)> = vec![
+        ("files", Box::new(|r| r.files = None)),
+        (
+            "files",
+            Box::new(|r| r.files = Some(wire::BuildFiles { from: None })),
+        ),
+        ("request_id", Box::new(move |r| r.request_id = text(129))),
+        ("request_id", Box::new(|r| r.request_id = "a b".to_owned())),
+        (
+            "dockerfile_path",
+            Box::new(|r| r.dockerfile_path = "../x".to_owned()),
+        ),
+        (
+            "context_path",
+            Box::new(|r| r.context_path = "/../..".to_owned()),
+        ),
+        (
+            "dockerfile_text",
+            Box::new(|r| r.dockerfile_text = "FROM x".to_owned()),
+        ),
+        ("target", Box::new(move |r| r.target = text(10_000))),
+        (
+            "platform",
+            Box::new(|r| r.platform = "plan9/mips".to_owned()),
+        ),
+        ("platform", Box::new(|r| r.platform = "\u{0}".to_owned())),
+        (
+            "build_args",
+            Box::new(|r| drop(r.build_args.insert("A=B".to_owned(), String::new()))),
+        ),
+        (
+            "labels",
+            Box::new(move |r| drop(r.labels.insert("a".to_owned(), text(200_000)))),
+        ),
+        (
+            "annotations",
+            Box::new(|r| {
+                r.media_types = wire::MediaTypes::Docker.into();
+                r.annotations.insert("a".to_owned(), "b".to_owned());
+            }),
+        ),
+        (
+            "contexts",
+            Box::new(|r| {
+                drop(
+                    r.contexts
+                        .insert("x".to_owned(), wire::NamedContext::default()),
+                )
+            }),
+        ),
+        ("network", Box::new(|r| r.network = 99)),
+        (
+            "extra_hosts",
+            Box::new(|r| r.extra_hosts = vec![wire::ExtraHost::default()]),
+        ),
+        (
+            "ulimits",
+            Box::new(|r| {
+                r.ulimits = vec![wire::Ulimit {
+                    name: "nofile".to_owned(),
+                    soft: 2,
+                    hard: 1,
+                }];
+            }),
+        ),
+        (
+            "ulimits",
+            Box::new(|r| r.ulimits = vec![wire::Ulimit::default()]),
+        ),
+        (
+            "secrets",
+            Box::new(|r| drop(r.secrets.insert("a".to_owned(), vec![0; 600 << 10]))),
+        ),
+        (
+            "entitlements",
+            Box::new(|r| r.entitlements = vec!["device".to_owned()]),
+        ),
+        (
+            "outputs",
+            Box::new(|r| r.outputs = vec![wire::BuildOutput::default()]),
+        ),
+        (
+            "outputs.publish",
+            Box::new(|r| r.outputs = vec![publish("UPPER/x")]),
+        ),
+        ("outputs", Box::new(|r| r.outputs = vec![keep("a"); 33])),
+        ("compression", Box::new(|r| r.compression = -1)),
+        ("media_types", Box::new(|r| r.media_types = 7)),
+        ("project", Box::new(|r| r.project = "p".to_owned())),
+        (
+            "cache_from",
+            Box::new(|r| r.cache_from = vec!["no name".to_owned()]),
+        ),
+        (
+            "cache_to",
+            Box::new(|r| r.cache_to = vec![wire::CacheTarget::default()]),
+        ),
+        (
+            "auth.additional",
+            Box::new(|r| {
+                r.auth = Some(api::builder::BuildRegistryAuth {
+                    additional: HashMap::from([("a.b".to_owned(), "%".to_owned())]),
+                    ..api::builder::BuildRegistryAuth::default()
+                });
+            }),
+        ),
+    ];
+    for (field, change) in wrong {
+        let mut asked = request();
+        change(&mut asked);
+        let refused = start(&server, asked).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{field}: {refused}");
+        assert!(refused.message().contains(field), "{field}: {refused}");
+    }
+    let host = wire::StartBuildRequest {
+        network: wire::StepNetwork::Host.into(),
+        ..request()
+    };
+    let refused = start(&server, host).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(!world.has_worker().await, "nothing of all this was started");
+}

@@ -1,0 +1,244 @@
+//! `kiln build --server`: what a server makes of the command line, and what is left on it.
+
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use testkit::docker_registry::docker_config;
+use testkit::git_server::File;
+use testkit::kiln::binary;
+use testkit::process::{clean_command, finish};
+use testkit::scratch::Scratch;
+
+use crate::command::Ended;
+use crate::reader;
+use crate::scene::{BUILD_TIMEOUT, Scene, Target};
+
+/// Somebody with a server, and a home of their own.
+struct Caller<'a> {
+    scene: &'a Scene,
+    home: Scratch,
+}
+
+impl<'a> Caller<'a> {
+    fn of(scene: &'a Scene) -> Self {
+        let home = Scratch::new();
+        Self { scene, home }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = clean_command(binary());
+        command
+            .current_dir(self.home.path())
+            .env("HOME", self.home.path())
+            .env("DOCKER_CONFIG", self.home.join(".docker"))
+            .args(["build", "--server", self.scene.kiln.host()])
+            .args(arguments);
+        command
+    }
+
+    fn build(&self, arguments: &[&str]) -> Ended {
+        Ended::of(finish(&mut self.command(arguments)))
+    }
+
+    fn metadata(&self) -> Value {
+        let text = std::fs::read(self.home.join("metadata.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+}
+
+fn repository(scene: &Scene, files: &[File]) -> String {
+    scene.git.repository("app").commit("main", files);
+    format!("{}#main", scene.git.url("app"))
+}
+
+#[test]
+fn options_of_the_command_line_are_carried_out_on_the_server() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let dockerfile = format!(
+        "FROM {base} AS first\nARG WHAT\nRUN echo $WHAT > /what && grep -q 10.1.2.3 /etc/hosts\n\
+         FROM first AS second\nRUN echo in vain > /second\nFROM given\nCOPY data /data\n"
+    );
+    let files = [
+        File::new("sub/Dockerfile", dockerfile),
+        File::new("sub/data", "data\n"),
+    ];
+    let url = format!("{}:sub", repository(&scene, &files));
+    let caller = Caller::of(&scene);
+    let given = format!("given=docker-image://{base}");
+    let ended = caller.build(&[
+        "--target=first",
+        "--build-arg=WHAT=said",
+        "--label=a=b",
+        "--add-host=db:10.1.2.3",
+        "--build-context",
+        &given,
+        "-t",
+        "team/app:1",
+        "--metadata-file=metadata.json",
+        "--iidfile=iid",
+        "--progress=plain",
+        &url,
+    ]);
+    let said = ended.well().stderr;
+    assert!(said.contains("RUN echo $WHAT"), "{said}");
+    assert!(!said.contains("in vain"), "{said}");
+    let metadata = caller.metadata();
+    let name = metadata["image.name"].as_str().unwrap();
+    assert_eq!(name, format!("{}/builds/team/app:1", scene.kiln.host()));
+    let iid = std::fs::read_to_string(caller.home.join("iid")).unwrap();
+    assert_eq!(metadata["containerimage.config.digest"], iid.trim());
+    let mut pulled = reader::pull(name, None);
+    let root = pulled.root();
+    assert_eq!(
+        std::fs::read_to_string(root.join("what")).unwrap(),
+        "said\n"
+    );
+
+    // What fails, fails as it does here: shown, and with the same exit code.
+    let dockerfile = format!("FROM {base}\nRUN echo to be seen; exit 7\n");
+    let url = repository(&scene, &[File::new("Dockerfile", dockerfile)]);
+    let failed = caller
+        .build(&[&url])
+        .with(1, &["to be seen", "exit code: 7"]);
+    assert!(failed.stderr.contains("RUN echo to be seen"));
+    caller
+        .build(&["--network=host", &url])
+        .with(3, &["allow_host_network"]);
+    caller.build(&["--ssh=default", &url]).with(2, &["--ssh"]);
+}
+
+#[test]
+fn images_are_pushed_as_the_caller_and_secrets_stay_nowhere() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let canary = "canary-5f1d7b20c9";
+    let dockerfile = format!(
+        "FROM {base}\nRUN --mount=type=secret,id=token test -s /run/secrets/token && \
+         cat /run/secrets/token && echo done > /done\n"
+    );
+    let url = repository(&scene, &[File::new("Dockerfile", dockerfile)]);
+    let caller = Caller::of(&scene);
+    caller.home.write("token", canary);
+    let host = scene.registry.host();
+    let name = format!("{host}/theirs/app:1");
+    let arguments = [
+        "--push",
+        "-t",
+        &name,
+        "--secret=id=token,src=token",
+        "--progress=plain",
+        &url,
+    ];
+    // The server's own credentials would do, and are not used.
+    caller.build(&arguments).with(3, &["theirs/app"]);
+    let config = docker_config(&[(host, scene.registry.credentials())]);
+    caller.home.write(".docker/config.json", config);
+    let said = caller.build(&arguments).well().stderr;
+    assert!(!said.contains(canary), "{said}");
+    let mut pulled = reader::pull(&name, scene.registry.credentials());
+    assert_eq!(
+        std::fs::read_to_string(pulled.root().join("done")).unwrap(),
+        "done\n"
+    );
+    // As it is, in base64, and in hexadecimal.
+    for form in [
+        canary,
+        "Y2FuYXJ5LTVmMWQ3YjIwYzk",
+        "63616e6172792d35663164376232306339",
+    ] {
+        let mut grep = Command::new("grep");
+        grep.args(["-rlaF", form]).arg(scene.kiln.state());
+        let found = String::from_utf8(finish(&mut grep).stdout).unwrap();
+        assert_eq!(found, "", "{form}");
+    }
+}
+
+/// A port of its own, behind which is a server; what is connected can be cut, and the server be another one.
+struct Wire {
+    port: u16,
+    target: Arc<Mutex<String>>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Wire {
+    fn to(target: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let wire = Self {
+            port: listener.local_addr().unwrap().port(),
+            target: Arc::new(Mutex::new(target.to_owned())),
+            open: Arc::default(),
+        };
+        let (target, open) = (Arc::clone(&wire.target), Arc::clone(&wire.open));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                let target = target.lock().unwrap().clone();
+                // Nobody is there for a moment: the client sees the end.
+                let Ok(server) = TcpStream::connect(target) else {
+                    continue;
+                };
+                let ends = [(&client, &server), (&server, &client)];
+                for (from, to) in
+                    ends.map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap()))
+                {
+                    let (mut from, mut to) = (from, to);
+                    std::thread::spawn(move || {
+                        let _cut = std::io::copy(&mut from, &mut to);
+                        let _closed = to.shutdown(Shutdown::Both);
+                    });
+                }
+                open.lock().unwrap().extend([client, server]);
+            }
+        });
+        wire
+    }
+
+    fn cut(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _closed = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_build_is_shown_to_its_end_whatever_becomes_of_the_connection_and_the_server() {
+    let mut scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let lines = "RUN for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo line $i of it; sleep 0.5; done\n";
+    let dockerfile = format!("FROM {base}\n{lines}");
+    let url = repository(&scene, &[File::new("Dockerfile", dockerfile)]);
+    let wire = Wire::to(scene.kiln.host());
+    let home = Scratch::new();
+    let mut command = clean_command(binary());
+    command
+        .current_dir(home.path())
+        .env("HOME", home.path())
+        .args(["build", "--server", &format!("127.0.0.1:{}", wire.port)])
+        .args(["--progress=plain", &url]);
+    let building = std::thread::spawn(move || Ended::of(finish(&mut command)));
+    // The build has begun when the step has written something.
+    let journal = || {
+        let mut grep = Command::new("grep");
+        grep.args(["-rqa", "line 2 of it"])
+            .arg(scene.kiln.state().join("builds"));
+        finish(&mut grep).status.success()
+    };
+    testkit::process::wait_for("the step", BUILD_TIMEOUT, || journal().then_some(()));
+    wire.cut();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    scene.kiln.kill();
+    wire.cut();
+    scene.kiln.start_again();
+    scene
+        .kiln
+        .host()
+        .clone_into(&mut wire.target.lock().unwrap());
+    let said = building.join().unwrap().well().stderr;
+    for n in 1..=12 {
+        let line = format!("line {n} of it\n");
+        assert_eq!(said.matches(&line).count(), 1, "{said}");
+    }
+}
