@@ -79,6 +79,18 @@ impl Dir {
         Ok(current)
     }
 
+    /// Creates the directory `name` unless it is there, and leaves it to the caller to make that durable.
+    pub(crate) fn make_unsynced(&self, name: &str) -> io::Result<()> {
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let dir = self.sub(name)?;
+        rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(0o755))?;
+        dir.give_away(dir.fd.as_fd())
+    }
+
     fn make_one(&self, name: &str) -> io::Result<Self> {
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {

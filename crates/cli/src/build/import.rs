@@ -15,7 +15,7 @@ use engine::spec::{Context, Limits};
 use super::context::{Dockerfile, FolderInput};
 use crate::failure::{Exit, OrExit, Outcome};
 use crate::terminal;
-use crate::tree::{self, EntryKind, Keep, Rules, Special};
+use crate::tree::{self, CopyError, EntryKind, Keep, Listing, Rules, Special};
 
 /// Name of an archive within a build's scratch folder.
 const ARCHIVE: &str = "context.tar";
@@ -116,6 +116,35 @@ pub(crate) fn layout(
     Ok(into.to_owned())
 }
 
+/// Lists the files of `input` for a server, without what is ignored.
+pub(crate) fn list(input: &FolderInput, limits: &Limits) -> Outcome<Listing> {
+    let ignore = Ignore::find(input).or_exit(Exit::Usage)?;
+    list_with(input.path.as_deref(), &ignore, limits).or_exit(Exit::Usage)
+}
+
+/// Lists all files of an OCI layout for a server.
+pub(crate) fn list_layout(path: &Path, limits: &Limits) -> Outcome<Listing> {
+    let everything = Ignore::new(IgnoreFile::empty(), Vec::new());
+    list_with(Some(path), &everything, limits).or_exit(Exit::Usage)
+}
+
+fn list_with(from: Option<&Path>, ignore: &Ignore, limits: &Limits) -> anyhow::Result<Listing> {
+    let Some(from) = from else {
+        return Ok(Listing::empty());
+    };
+    let listing = ignore.walk(None, limits, |rules| tree::list(from, rules))?;
+    tell_skipped(listing.copied.n_skipped);
+    Ok(listing)
+}
+
+fn tell_skipped(n: u64) {
+    if n > 0 {
+        terminal::say(&format!(
+            "warning: {n} sockets or devices of the context were left out."
+        ));
+    }
+}
+
 /// What is left out of the copy.
 struct Ignore {
     file: IgnoreFile,
@@ -184,6 +213,28 @@ impl Ignore {
         }
     }
 
+    /// Goes through a context by the rules that all contexts have.
+    fn walk<T>(
+        &self,
+        owner: Option<(u32, u32)>,
+        limits: &Limits,
+        walk: impl FnOnce(&Rules<'_>) -> Result<T, CopyError>,
+    ) -> anyhow::Result<T> {
+        let keep = |path: &Path, kind: EntryKind| self.keep(path, kind);
+        let rules = Rules {
+            keep: &keep,
+            owner,
+            special: Special::Keep,
+            files_max: limits.context_files,
+            bytes_max: limits.context_bytes,
+        };
+        let walked = walk(&rules).context("copy the context")?;
+        match self.broken.take() {
+            Some(error) => Err(anyhow::Error::new(error).context("apply .dockerignore")),
+            None => Ok(walked),
+        }
+    }
+
     fn decide(&self, path: &str, kind: EntryKind) -> Result<Keep, IgnoreError> {
         if !self.file.matches(path)? {
             return Ok(Keep::Yes);
@@ -234,24 +285,8 @@ fn copy(
     };
     fs::create_dir(into).with_context(|| format!("create {}", into.display()))?;
     if let Some(from) = from {
-        let keep = |path: &Path, kind: EntryKind| ignore.keep(path, kind);
-        let rules = Rules {
-            keep: &keep,
-            owner,
-            special: Special::Keep,
-            files_max: limits.context_files,
-            bytes_max: limits.context_bytes,
-        };
-        let copied = tree::copy(from, into, &rules).context("copy the context")?;
-        if let Some(error) = ignore.broken.take() {
-            return Err(anyhow::Error::new(error).context("apply .dockerignore"));
-        }
-        if copied.n_skipped > 0 {
-            let n = copied.n_skipped;
-            terminal::say(&format!(
-                "warning: {n} sockets or devices of the context were left out."
-            ));
-        }
+        let copied = ignore.walk(owner, limits, |rules| tree::copy(from, into, rules))?;
+        tell_skipped(copied.n_skipped);
     }
     if let Some((uid, gid)) = owner {
         std::os::unix::fs::chown(into, Some(uid), Some(gid))

@@ -87,7 +87,8 @@ pub(crate) fn caches(
     Ok(caches)
 }
 
-fn folder(path: &Path) -> Outcome<PathBuf> {
+/// Returns the folder that `path` names, all links resolved.
+pub(crate) fn folder(path: &Path) -> Outcome<PathBuf> {
     let shown = path.display();
     let failed = |e| anyhow::Error::new(e).context(format!("open the context \"{shown}\""));
     let found = fs::canonicalize(path)
@@ -101,13 +102,17 @@ fn folder(path: &Path) -> Outcome<PathBuf> {
 }
 
 fn files(path: &Path, into: &Path, reader: Reader, limits: &Limits) -> Outcome<Context> {
-    let input = FolderInput {
+    Ok(import::prepare(&folder_input(path)?, into, reader, limits)?.context)
+}
+
+/// Returns what a folder that stands for a stage is as an input.
+pub(crate) fn folder_input(path: &Path) -> Outcome<FolderInput> {
+    Ok(FolderInput {
         path: Some(folder(path)?),
         dockerfile: Dockerfile::Outside {
             text: String::new(),
             path: None,
         },
         name: path.display().to_string(),
-    };
-    Ok(import::prepare(&input, into, reader, limits)?.context)
+    })
 }

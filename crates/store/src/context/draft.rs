@@ -354,7 +354,7 @@ impl ContextDraft {
         let write = failed("write the list of entries");
         let file = manifest.finish(now_ms).map_err(&write)?;
         file.get_ref().sync_all().map_err(&write)?;
-        self.sync_tray()?;
+        self.sync_contents()?;
         let _lock = self.home.lock(&self.store)?;
         self.shelve()?;
         for (content, size) in &self.known {
@@ -385,13 +385,13 @@ impl ContextDraft {
         if self.n_received == 0 {
             return Ok(());
         }
-        self.sync_tray()?;
+        self.sync_contents()?;
         let _lock = self.home.lock(&self.store)?;
         self.shelve()
     }
 
-    /// Makes what has come durable: all of it at once, because one after the other would take longer than sending it.
-    fn sync_tray(&self) -> Result<(), ContextError> {
+    /// Makes what has come durable, under whichever name: all of it at once, because one after the other would take longer than sending it.
+    fn sync_contents(&self) -> Result<(), ContextError> {
         if self.n_received == 0 {
             return Ok(());
         }
@@ -399,7 +399,7 @@ impl ContextDraft {
         synced.map_err(failed("make contents durable"))
     }
 
-    /// Moves what has come, and is durable, to the contents.
+    /// Moves what has come, and is durable, to the contents, durably.
     fn shelve(&self) -> Result<(), ContextError> {
         let received = self.missing.get(..self.n_received).unwrap_or_default();
         let shelve = || {
@@ -408,17 +408,16 @@ impl ContextDraft {
                 let (name, place) = (missing.content.hex(), missing.content.place());
                 let shard = name.get(..2).unwrap_or_default().to_owned();
                 if !shards.contains(&shard) {
-                    self.home.contents.make(&shard)?;
+                    self.home.contents.make_unsynced(&shard)?;
                     shards.insert(shard);
                 }
                 self.tray.dir.replace(&name, &self.home.contents, &place)?;
             }
-            for shard in &shards {
-                self.home.contents.sub(shard)?.sync()?;
-            }
             Ok(())
         };
-        shelve().map_err(failed("keep contents"))
+        shelve().map_err(failed("keep contents"))?;
+        // Under the lock: nobody relies on a name that is not durable.
+        self.sync_contents()
     }
 }
 

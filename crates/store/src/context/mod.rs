@@ -9,8 +9,9 @@
 //!
 //! 1. entries are checked one after the other and written to the manifest;
 //! 2. contents that this tenant lacks are named, and written to a *tray* of the upload's own as they arrive, each hashed;
-//! 3. one `syncfs` makes all of them durable, whatever their number; only then they get their names among the contents;
-//! 4. the manifest is made durable under an id that nobody can guess, and with it the folders that were written to.
+//! 3. one `syncfs` makes all of them durable, whatever their number; only then they get their names among the contents, and a second
+//!    one makes the names durable;
+//! 4. the manifest is made durable under an id that nobody can guess.
 //!
 //! # What always holds
 //! * A content that has its name has been hashed by us and is durable; a manifest that has its name is, and so is all that it names.
