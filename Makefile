@@ -4,6 +4,7 @@
 #   make test                 runs every test; `make test FILTER=git` those whose names contain git
 #   make check                format, lints, tests, docs, tidy
 #   make corpus               compares Kiln with BuildKit, Dockerfile by Dockerfile; `make corpus CASES='copy/ mount/'` some of them
+#   make bench                times the same builds by Kiln and its peers; `make bench WORKLOADS='W1 W6' ROUNDS=5` some of them, as often
 #   make world                builds Dockerfiles as the world writes them, with what package registries offer
 #
 # Nothing here wants a network beyond the package mirrors of this machine, and nothing is left running.
@@ -12,8 +13,10 @@ FILTER ?=
 SECONDS_PER_TARGET ?= 30
 
 APPS ?=
+WORKLOADS ?=
+ROUNDS ?= 3
 
-.PHONY: demo test world corpus generated check format lint docs tidy e2e fuzz deny packages
+.PHONY: demo test world bench corpus generated check format lint docs tidy e2e fuzz deny packages
 
 demo:
 	scripts/demo.sh
@@ -60,6 +63,12 @@ corpus: packages
 # Dockerfiles of tests/world; `make world APPS='go-service workspace'` some of them. Needs package registries, hence apart from `test`.
 world: packages
 	scripts/world.sh $(APPS)
+
+# Ratios to BuildKit where buildkitd and buildctl are on PATH, to buildah where that is; docs/performance.md has what they were. As root, for
+# BuildKit is at its best then. What was measured is written to target/bench.
+bench: packages
+	cargo build --release --package kiln --package bench
+	$${CARGO_TARGET_DIR:-target}/release/bench --kiln $${CARGO_TARGET_DIR:-target}/release/kiln --rounds $(ROUNDS) --out target/bench $(WORKLOADS)
 
 # Each fuzz target for a little while; needs cargo-fuzz and a nightly toolchain.
 fuzz:

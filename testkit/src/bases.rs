@@ -3,6 +3,7 @@
 //! They are kept as OCI layouts in `$KILN_TEST_CACHE`, else in `kiln/test-bases` of the user's cache directory, in
 //! folders named by what they were made of. Nothing is fetched but Debian packages.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -76,6 +77,7 @@ pub fn busybox() -> Base {
             );
             fs::remove_dir_all(&root)
                 .unwrap_or_else(|error| panic!("remove {}: {error}", root.display()));
+            vec![tar.to_owned()]
         },
     )
 }
@@ -83,26 +85,105 @@ pub fn busybox() -> Base {
 /// Returns a minimal Debian with a C compiler and the C library's headers.
 #[must_use]
 pub fn debian_with_c() -> Base {
+    debian(C_PACKAGES, 1)
+}
+
+/// Returns a minimal Debian with `packages` (a list with commas) in `n_layers` layers of about one size.
+#[must_use]
+pub fn debian(packages: &str, n_layers: usize) -> Base {
     let program = process::tool("mmdebstrap", "mmdebstrap");
-    make(
-        &format!(
-            "debian-{RECIPE}-{DEBIAN_SUITE}-{}",
-            C_PACKAGES.replace(',', "-")
-        ),
-        &["/bin/bash"],
-        |tar| {
-            let mut command = Command::new(&program);
-            command.args([
-                "--quiet",
-                "--variant=minbase",
-                &format!("--include={C_PACKAGES}"),
-            ]);
-            for path in ["doc", "man", "info", "locale"] {
-                command.arg(format!("--dpkgopt=path-exclude=/usr/share/{path}/*"));
-            }
-            process::run(command.arg(DEBIAN_SUITE).arg(tar));
-        },
-    )
+    let mut key = format!(
+        "debian-{RECIPE}-{DEBIAN_SUITE}-{}",
+        packages.replace(',', "-")
+    );
+    if n_layers > 1 {
+        let _infallible = write!(key, "-{n_layers}");
+    }
+    make(&key, &["/bin/bash"], |tar| {
+        let mut command = Command::new(&program);
+        command.args(["--quiet", "--variant=minbase"]);
+        if !packages.is_empty() {
+            command.arg(format!("--include={packages}"));
+        }
+        for path in ["doc", "man", "info", "locale"] {
+            command.arg(format!("--dpkgopt=path-exclude=/usr/share/{path}/*"));
+        }
+        process::run(command.arg(DEBIAN_SUITE).arg(tar));
+        split(tar, n_layers)
+    })
+}
+
+/// Splits an archive into `n` of about one size, in the order of its entries.
+fn split(tar: &Path, n: usize) -> Vec<PathBuf> {
+    if n <= 1 {
+        return vec![tar.to_owned()];
+    }
+    let root = tar.with_extension("root");
+    create(&root);
+    let mut unpack = Command::new("tar");
+    unpack
+        .arg("--extract")
+        .arg("--file")
+        .arg(tar)
+        .arg("--directory")
+        .arg(&root);
+    process::run(unpack.args(["--numeric-owner", "--same-permissions", "--exclude=./dev/*"]));
+    let list = Command::new("find")
+        .arg(&root)
+        .args(["-printf", "%s %P\\0"])
+        .output();
+    let list = list.map(|output| output.stdout).unwrap_or_default();
+    let mut entries: Vec<(u64, &[u8])> = list
+        .split(|byte| *byte == 0)
+        .filter_map(|entry| {
+            let at = entry.iter().position(|byte| *byte == b' ')?;
+            let (size, path) = entry.split_at(at);
+            Some((
+                std::str::from_utf8(size).ok()?.parse().ok()?,
+                path.get(1..)?,
+            ))
+        })
+        .filter(|(_, path)| !path.is_empty())
+        .collect();
+    entries.sort_by_key(|(_, path)| *path);
+    let total: u64 = entries.iter().map(|(size, _)| size).sum();
+    let mut parts: Vec<Vec<u8>> = vec![Vec::new(); n];
+    let mut seen = 0;
+    for (size, path) in entries {
+        let index = usize::try_from(seen * n as u64 / total.max(1)).unwrap_or(0);
+        if let Some(part) = parts.get_mut(index.min(n - 1)) {
+            part.extend_from_slice(path);
+            part.push(0);
+        }
+        seen += size;
+    }
+    let made = parts.iter().enumerate().map(|(index, names)| {
+        let (part, list) = (
+            tar.with_extension(format!("{index}.tar")),
+            tar.with_extension("list"),
+        );
+        write(&list, names);
+        let mut pack = Command::new("tar");
+        pack.args([
+            "--create",
+            "--format=pax",
+            "--no-recursion",
+            "--null",
+            "--numeric-owner",
+        ]);
+        pack.arg("--directory")
+            .arg(&root)
+            .arg("--file")
+            .arg(&part)
+            .arg("--files-from")
+            .arg(&list);
+        process::run(&mut pack);
+        let _gone = fs::remove_file(&list);
+        part
+    });
+    let made: Vec<PathBuf> = made.collect();
+    process::run(Command::new("rm").arg("-rf").arg(&root).arg(tar));
+    made
 }
 
 impl Base {
@@ -160,8 +241,8 @@ pub fn cache_directory() -> PathBuf {
         .unwrap_or_else(|| std::env::temp_dir().join("kiln-test-bases"))
 }
 
-/// Returns the base `key`, made by `write_tar` unless it is there; several test processes make it once.
-fn make(key: &str, command: &[&str], write_tar: impl FnOnce(&Path)) -> Base {
+/// Returns the base `key`, made by `write_tars` unless it is there; several test processes make it once.
+fn make(key: &str, command: &[&str], write_tars: impl FnOnce(&Path) -> Vec<PathBuf>) -> Base {
     let cache = cache_directory();
     create(&cache);
     let layout = cache.join(key);
@@ -175,21 +256,30 @@ fn make(key: &str, command: &[&str], write_tar: impl FnOnce(&Path)) -> Base {
         let _absent = fs::remove_dir_all(&draft);
         create(&draft.join("blobs/sha256"));
         let tar = draft.join("layer.tar");
-        write_tar(&tar);
-        write_layout(&draft, &tar, command);
+        let tars = write_tars(&tar);
+        write_layout(&draft, &tars, command);
         fs::rename(&draft, &layout)
             .unwrap_or_else(|error| panic!("rename {}: {error}", draft.display()));
     }
     Base { layout }
 }
 
-/// Writes an OCI layout around one layer.
-fn write_layout(layout: &Path, tar: &Path, command: &[&str]) {
-    let diff_id = sha256(tar);
-    process::run(Command::new("gzip").args(["--no-name", "-1"]).arg(tar));
-    let layer = tar.with_extension("tar.gz");
-    let layer_descriptor = descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &layer);
-    keep(layout, &layer);
+/// Writes an OCI layout around layers, bottom first.
+fn write_layout(layout: &Path, tars: &[PathBuf], command: &[&str]) {
+    let (mut layers, mut diff_ids, mut history) = (Vec::new(), Vec::new(), Vec::new());
+    for tar in tars {
+        diff_ids.push(format!("sha256:{}", sha256(tar)));
+        process::run(Command::new("gzip").args(["--no-name", "-1"]).arg(tar));
+        let mut layer = tar.clone().into_os_string();
+        layer.push(".gz");
+        let layer = PathBuf::from(layer);
+        layers.push(descriptor(
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            &layer,
+        ));
+        keep(layout, &layer);
+        history.push(json!({ "created": "1970-01-01T00:00:00Z", "created_by": "testkit" }));
+    }
     let architecture = if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {
@@ -200,12 +290,12 @@ fn write_layout(layout: &Path, tar: &Path, command: &[&str]) {
         "architecture": architecture,
         "os": "linux",
         "config": { "Cmd": command, "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
-        "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "testkit" }],
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        "history": history,
     });
     let config_descriptor = document(layout, "application/vnd.oci.image.config.v1+json", &config);
     let media_type = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config_descriptor, "layers": [layer_descriptor] });
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config_descriptor, "layers": layers });
     let mut manifest_descriptor = document(layout, media_type, &manifest);
     if let Some(object) = manifest_descriptor.as_object_mut() {
         object.insert(

@@ -19,7 +19,7 @@ const RANKS: &[(&str, u8)] = &[
 ];
 
 /// What is for us: it may name anything, and the product names it in tests only.
-const OURS: &[&str] = &["testkit", "tests", "xtask"];
+const OURS: &[&str] = &["testkit", "tests", "bench", "xtask"];
 
 /// The only crates of the product that may name the wire types.
 const NAME_API: &[&str] = &["service", "kiln"];

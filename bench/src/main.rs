@@ -1,0 +1,119 @@
+//! `make bench`: the same builds by kiln and by its peers, in turn, and the ratios between them.
+//!
+//! 1. make the base images once and push them to a plain registry, not to kiln's own, so that everybody pulls and pushes over HTTP;
+//! 2. for each workload, build it with each builder in turn, round after round, each time into a fresh repository;
+//! 3. check that every image is what it should be, with tools that are none of the builders;
+//! 4. print medians and ratios, and write them as JSON and Markdown.
+//!
+//! A peer that is not found is left out, loudly. Nothing here passes or fails by its time.
+
+#![forbid(unsafe_code)]
+
+mod bases;
+mod check;
+mod context;
+mod machine;
+mod memory;
+mod peer;
+mod report;
+mod workload;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use testkit::docker_registry::DockerRegistry;
+
+use crate::peer::Peer;
+use crate::report::Report;
+use crate::workload::{Bench, Workload};
+
+/// What is measured, how often, and against whom.
+#[derive(Debug, Parser)]
+#[command(about = "Times builds of kiln and its peers")]
+struct Args {
+    /// Workloads (W1, W1m, W2 … W8) [default: all]
+    #[arg(value_name = "WORKLOAD")]
+    workloads: Vec<String>,
+    /// How often each is built by each builder
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// The kiln to measure
+    #[arg(long, value_name = "FILE")]
+    kiln: PathBuf,
+    /// Another kiln to measure beside it: what a change bought
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
+    /// Where reports are written [default: nowhere]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Peers that are not wanted although they are there
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
+    /// Where states of builders are kept while they work; a file system that can hold overlays
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    scratch: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let wanted = |id: &str| args.workloads.is_empty() || args.workloads.iter().any(|w| w == id);
+    let registry = DockerRegistry::start();
+    let scratch = tempfile_in(&args.scratch)?;
+    let mut peers = Peer::find_all(
+        (&args.kiln, args.before.as_deref()),
+        scratch.path(),
+        registry.host(),
+    )?;
+    peers.retain(|peer| !args.without.iter().any(|name| name == peer.name()));
+    let mut report = Report::new(machine::describe(), &peers);
+    let workloads: Vec<&Workload> = workload::ALL
+        .iter()
+        .filter(|workload| wanted(workload.id))
+        .collect();
+    bases::push(&workloads, registry.host());
+    let bench = Bench {
+        registry: registry.host().to_owned(),
+        scratch: scratch.path().to_owned(),
+        rounds: args.rounds.max(1),
+    };
+    for workload in workloads {
+        let row = bench
+            .measure(workload, &mut peers)
+            .with_context(|| format!("measure {}", workload.id))?;
+        report.add(row);
+    }
+    for peer in &mut peers {
+        peer.stop();
+    }
+    report.print();
+    match &args.out {
+        Some(folder) => report.write(folder),
+        None => Ok(()),
+    }
+}
+
+/// Makes a folder that other users may pass through, as kiln's workers are others.
+fn tempfile_in(parent: &std::path::Path) -> Result<Scratch> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = parent.join(format!("kiln-bench-{}", std::process::id()));
+    std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711))?;
+    Ok(Scratch(path))
+}
+
+/// A folder that goes with the program.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        peer::remove_tree(&self.0);
+    }
+}
