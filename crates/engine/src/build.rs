@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::assemble::{self, Image, LayerRef};
 use crate::event::{BuiltImage, Event, Failure, FailureKind, Phase};
 use crate::execute::cache::{Cache, Scope};
-use crate::execute::layers::{Depot, StageResult};
+use crate::execute::depot::{Depot, Work};
+use crate::execute::layers::StageResult;
 use crate::execute::{Counters, Execution, execute};
 use crate::failure::{chain, failure, platform, registry as registry_failure};
 use crate::publish::Publisher;
@@ -105,6 +106,7 @@ fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Pu
         recorder: rig.recorder.clone(),
         layer_bytes: spec.limits.layer_bytes,
         cancel: rig.cancel.clone(),
+        work: Arc::<Work>::default(),
     };
     let publisher = Publisher {
         depot,
@@ -299,10 +301,12 @@ async fn assemble_target(
 
 /// Leaves the directories of this build's steps to later builds, so that nobody has to unpack their layers.
 async fn keep_snapshots(execution: &Arc<Execution>) {
-    for layer in execution.take_fresh() {
+    let layers = execution.take_fresh();
+    // Side by side, so that the disk is waited for once.
+    let kept = layers.iter().map(|layer| async {
         let (Some((path, _)), Ok(Some(written))) = (layer.fresh_directory(), layer.written().await)
         else {
-            continue;
+            return;
         };
         let store = execution.depot.store.clone();
         let kept =
@@ -313,7 +317,8 @@ async fn keep_snapshots(execution: &Arc<Execution>) {
                 .recorder
                 .warn(format!("a layer was not kept unpacked: {error}"));
         }
-    }
+    });
+    futures_util::future::join_all(kept).await;
 }
 
 fn keep_snapshot(store: &Store, directory: &Path, diff_id: &oci::Digest) -> Result<(), String> {

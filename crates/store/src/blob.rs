@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use oci::digest::Algorithm;
 use oci::{Digest, Hasher};
@@ -17,6 +18,7 @@ use rustix::fs::{FileType, Mode};
 
 use crate::Store;
 use crate::dir::Dir;
+use crate::growth::Growth;
 
 /// How much is read at a time to hash a file.
 const READ_BYTES: usize = 1 << 18;
@@ -130,6 +132,8 @@ pub struct Ingest {
     name: Option<String>,
     hasher: Hasher,
     failed: bool,
+    /// Whoever reads along.
+    growth: Option<Arc<Growth>>,
 }
 
 /// Where the bytes to publish are until they have their name.
@@ -279,6 +283,7 @@ impl Store {
             name,
             hasher: Hasher::new(algorithm),
             failed: false,
+            growth: None,
         })
     }
 
@@ -355,6 +360,13 @@ impl Ingest {
         self.hasher.size_bytes()
     }
 
+    /// Lets the readers of `growth` read what is written from now on; nothing may have been written before.
+    pub fn read_along(&mut self, growth: &Arc<Growth>) -> Result<(), BlobError> {
+        growth.begin(self.file.try_clone().map_err(BlobError::Begin)?);
+        self.growth = Some(Arc::clone(growth));
+        Ok(())
+    }
+
     /// Verifies the bytes against `expected`, if given, and makes them a blob. Returns its digest and size.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), CommitError> {
         if self.failed {
@@ -362,6 +374,10 @@ impl Ingest {
         }
         let size_bytes = self.hasher.size_bytes();
         let digest = verify(&self.file, self.hasher.clone(), expected)?;
+        if let Some(growth) = &self.growth {
+            // Before the bytes are durable: that is a matter of the blob, and not of who reads along.
+            growth.verified();
+        }
         let place = match &self.name {
             None => Place::Unnamed,
             Some(name) => Place::Named(self.store.session().dir(), name),
@@ -380,6 +396,9 @@ impl Write for Ingest {
         match self.file.write(bytes) {
             Ok(n_bytes) => {
                 self.hasher.update(bytes.get(..n_bytes).unwrap_or(bytes));
+                if let Some(growth) = &self.growth {
+                    growth.grow(n_bytes as u64);
+                }
                 Ok(n_bytes)
             }
             Err(error) => {
@@ -396,6 +415,9 @@ impl Write for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
+        if let Some(growth) = &self.growth {
+            growth.give_up();
+        }
         if let Some(name) = &self.name {
             // Already gone when it was committed.
             let _ = self.store.session().dir().unlink(name);

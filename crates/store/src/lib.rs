@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`blob`] | [`Ingest`]: write → verify → fsync → link → fsync the directory; reading with verification |
+//! | [`growth`] | [`Growth`]: a blob that is read while it is written |
 //! | [`upload`] | [`Upload`]: a blob that arrives over several requests |
 //! | [`repository`] | links from repositories to blobs and manifests, and tags |
 //! | [`snapshot`] | unpacked layers |
@@ -31,6 +32,7 @@ pub mod cache_mount;
 pub mod collect;
 pub mod context;
 mod dir;
+pub mod growth;
 pub mod lock;
 pub mod record;
 pub mod repository;
@@ -47,6 +49,7 @@ use std::time::Duration;
 
 pub use blob::{BlobError, CommitError, Ingest};
 pub use cache_mount::{CacheMountError, CacheMountGuard, CacheUse};
+pub use growth::{Growth, GrowthReader};
 pub use lock::{LockError, LockGuard};
 pub use record::RecordError;
 pub use repository::RepositoryError;
@@ -112,6 +115,15 @@ struct Inner {
     limits: Limits,
     session: Session,
     hashers: upload::Hashers,
+}
+
+/// What a crash of the machine may do to what was just written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// Nothing.
+    Durable,
+    /// Make it disappear, or damage it so that it can be seen.
+    Lost,
 }
 
 /// Tells why a store could not be opened.
@@ -225,6 +237,16 @@ impl Store {
 
     /// Writes `bytes` as `name` in `dir`, whole or not at all, durably.
     fn write_whole(&self, dir: &Dir, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.write_as(dir, name, bytes, Durability::Durable)
+    }
+
+    fn write_as(
+        &self,
+        dir: &Dir,
+        name: &str,
+        bytes: &[u8],
+        durability: Durability,
+    ) -> io::Result<()> {
         use std::io::Write as _;
         let session = self.session();
         let (mut file, draft) = session.create_file()?;
@@ -236,11 +258,15 @@ impl Store {
                     rustix::fs::Mode::from_raw_mode(0o644),
                 )?)
             })
-            .and_then(|()| file.sync_all())
+            .and_then(|()| match durability {
+                Durability::Durable => file.sync_all(),
+                Durability::Lost => Ok(()),
+            })
             .and_then(|()| session.dir().replace(&draft, dir, name));
-        match written {
-            Ok(()) => dir.sync(),
-            Err(error) => {
+        match (written, durability) {
+            (Ok(()), Durability::Durable) => dir.sync(),
+            (Ok(()), Durability::Lost) => Ok(()),
+            (Err(error), _) => {
                 // The first error is the one to tell; what stays goes with the session.
                 let _ = session.dir().unlink(&draft);
                 Err(error)

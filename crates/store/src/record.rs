@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use oci::{Digest, Hasher};
 
 use crate::dir::Dir;
-use crate::{Store, used};
+use crate::{Durability, Store, used};
 
 /// Version of the format, first word of every record.
 const HEADER: &str = "kiln-record-1";
@@ -106,6 +106,22 @@ impl Store {
 
     /// Writes a record, replacing the one that is there. It is durable when this returns.
     pub fn put_record(&self, kind: &str, key: &str, content: &[u8]) -> Result<(), RecordError> {
+        self.write_record(kind, key, content, Durability::Durable)
+    }
+
+    /// The same for what costs only time when it is lost: a crash of the machine may leave none, or one whose damage is noticed. Nothing is
+    /// waited for.
+    pub fn note_record(&self, kind: &str, key: &str, content: &[u8]) -> Result<(), RecordError> {
+        self.write_record(kind, key, content, Durability::Lost)
+    }
+
+    fn write_record(
+        &self,
+        kind: &str,
+        key: &str,
+        content: &[u8],
+        durability: Durability,
+    ) -> Result<(), RecordError> {
         check(kind, key)?;
         let max_bytes = self.limits().record_max_bytes;
         if content.len() > max_bytes {
@@ -119,7 +135,7 @@ impl Store {
         bytes.extend_from_slice(content);
         let write = || {
             let dir = self.root().make(&folder(kind, key))?;
-            self.write_whole(&dir, key, &bytes)
+            self.write_as(&dir, key, &bytes, durability)
         };
         write().map_err(|source| RecordError::Write {
             kind: kind.to_owned(),

@@ -164,11 +164,11 @@ impl Cache {
         let key = digest_of(&(&operation.own, parent));
         // A result that cannot be kept costs time later, nothing else.
         if let Ok(bytes) = serde_json::to_vec(step)
-            && self.store.put_record(STEPS, key.hex(), &bytes).is_ok()
+            && self.store.note_record(STEPS, key.hex(), &bytes).is_ok()
         {
             let _only_slower = self
                 .store
-                .put_record(OPERATIONS, operation.own.hex(), b"{}");
+                .note_record(OPERATIONS, operation.own.hex(), b"{}");
         }
     }
 
@@ -219,10 +219,15 @@ impl Cache {
             operation,
             parent: parent.cloned(),
         };
-        if let Ok(bytes) = serde_json::to_vec(&last) {
-            let _only_less_explained =
-                self.store
-                    .put_record(LAST, self.position_key(position).hex(), &bytes);
+        let key = self.position_key(position);
+        let Ok(bytes) = serde_json::to_vec(&last) else {
+            return;
+        };
+        // Most often nothing has changed, and reading is cheaper than writing.
+        let is_known =
+            matches!(self.store.record(LAST, key.hex()), Ok(Some(known)) if known == bytes);
+        if !is_known {
+            let _only_less_explained = self.store.note_record(LAST, key.hex(), &bytes);
         }
     }
 
@@ -245,8 +250,20 @@ impl Cache {
     pub(crate) fn keep_note(&self, kind: &str, key: &impl Serialize, value: &impl Serialize) {
         let key = digest_of(&(VERSION, &self.scope, key));
         if let Ok(bytes) = serde_json::to_vec(value) {
-            let _only_slower = self.store.put_record(kind, key.hex(), &bytes);
+            let _only_slower = self.store.note_record(kind, key.hex(), &bytes);
         }
+    }
+
+    /// Returns the bytes that were kept under `key` of `kind`.
+    pub(crate) fn bytes(&self, kind: &str, key: &impl Serialize) -> Option<Vec<u8>> {
+        let key = digest_of(&(VERSION, &self.scope, key));
+        self.store.record(kind, key.hex()).ok()?
+    }
+
+    /// Keeps `bytes`.
+    pub(crate) fn keep_bytes(&self, kind: &str, key: &impl Serialize, bytes: &[u8]) {
+        let key = digest_of(&(VERSION, &self.scope, key));
+        let _only_slower = self.store.note_record(kind, key.hex(), bytes);
     }
 
     /// Returns the digest of what is taken from a stage, as `key` says, if it was known before.
@@ -264,7 +281,7 @@ impl Cache {
     pub(crate) fn keep_source(&self, key: &impl Serialize, value: &Digest) {
         let own = digest_of(&(VERSION, &self.scope, key));
         let text = value.to_string();
-        let _only_slower = self.store.put_record(SOURCES, own.hex(), text.as_bytes());
+        let _only_slower = self.store.note_record(SOURCES, own.hex(), text.as_bytes());
         let shared = || digest_of(&(VERSION, self.scope.shared(), key));
         self.table.learn_source(shared, value);
     }

@@ -7,6 +7,7 @@
 mod allowed;
 pub(crate) mod cache;
 mod copy;
+pub(crate) mod depot;
 mod export;
 pub(crate) mod layers;
 mod mounts;
@@ -29,7 +30,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::cache::Cache;
-use self::layers::{Depot, Layer, StageResult};
+use self::depot::Depot;
+use self::layers::{Layer, StageResult};
 use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform};
 use crate::recorder::Recorder;
@@ -149,7 +151,8 @@ pub(crate) async fn execute(execution: &Arc<Execution>) -> Result<StageResult, F
             let _cancelled = layer.written().await;
         }
     }
-    finished
+    let settled = execution.depot.settle().await;
+    finished.and_then(|target| settled.map(|()| target))
 }
 
 /// Waits for every stage and every layer: the cache learns of all of them.

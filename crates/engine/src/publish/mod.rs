@@ -15,7 +15,7 @@ use store::Store;
 
 use crate::assemble::Image;
 use crate::event::{Event, Failure};
-use crate::execute::layers::Depot;
+use crate::execute::depot::Depot;
 use crate::failure::platform;
 use crate::recorder::Recorder;
 use crate::spec::Output;

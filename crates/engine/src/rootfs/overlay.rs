@@ -5,7 +5,9 @@
 //! is gone: nothing has to be cleaned up.
 //!
 //! The mount is made with `userxattr`: the kernel then follows neither redirects nor metadata-only copies that a layer might bring
-//! along, and it works inside a user namespace. Device files mean nothing (`nodev`); setuid programs work, for steps use sudo.
+//! along, and it works inside a user namespace. Where there is an upper directory it is `volatile`: what a step left is worth nothing after
+//! a crash of the machine, and what becomes of it is made durable by the store, so that neither the end of a mount nor an `fsync` of a
+//! command waits for everything on the disk. Device files mean nothing (`nodev`); setuid programs work, for steps use sudo.
 
 use std::fs;
 use std::io;
@@ -237,6 +239,7 @@ fn mount_detached(
         let (upper, work) = (magic_path(upper), magic_path(work));
         check("upperdir", fsconfig_set_string(&context, "upperdir", upper))?;
         check("workdir", fsconfig_set_string(&context, "workdir", work))?;
+        check("volatile", fsconfig_set_flag(&context, "volatile"))?;
     }
     check("create", fsconfig_create(&context))?;
     let flags = match upper {
@@ -371,7 +374,7 @@ fn mount_in_own_namespace(
     let options = match &opened {
         Some((upper, work)) => {
             let (upper, work) = (magic_path(upper), magic_path(work));
-            format!("userxattr,lowerdir={lowerdir},upperdir={upper},workdir={work}")
+            format!("userxattr,volatile,lowerdir={lowerdir},upperdir={upper},workdir={work}")
         }
         None => format!("userxattr,lowerdir={lowerdir}"),
     };

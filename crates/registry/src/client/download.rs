@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use oci::{Descriptor, Reference};
-use store::{CommitError, Store};
+use store::{CommitError, Growth, Store};
 use tokio::sync::mpsc;
 
 use super::Client;
@@ -27,6 +27,22 @@ impl Client {
         store: &Store,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), Error> {
+        self.blob_to_store_growing(repository, descriptor, store, progress, &Growth::new())
+            .await
+    }
+
+    /// The same, and whoever reads `growth` reads along. If the blob comes from elsewhere, or has to be downloaded a second time, reading
+    /// along fails while this succeeds: the blob is then to be read from the store.
+    pub async fn blob_to_store_growing(
+        &self,
+        repository: &Reference,
+        descriptor: &Descriptor,
+        store: &Store,
+        progress: &(dyn Fn(u64) + Send + Sync),
+        growth: &Arc<Growth>,
+    ) -> Result<(), Error> {
+        // However this ends, nobody waits for more.
+        let _ended = GiveUp(growth);
         let in_error = |problem: Problem| {
             problem.into_error(attempt(repository, descriptor), repository.host())
         };
@@ -38,7 +54,7 @@ impl Client {
             return Ok(());
         }
         let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
-        let first = stream.download(store, progress).await;
+        let first = stream.download(store, progress, growth).await;
         let Err(Problem::DigestMismatch { .. }) = &first else {
             return first.map_err(|p| stream.in_error(p));
         };
@@ -48,8 +64,16 @@ impl Client {
         // Pieces of several answers, or a mirror's: once more, all from the registry itself.
         let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
         stream.skip_mirrors();
-        let second = stream.download(store, progress).await;
+        let second = stream.download(store, progress, growth).await;
         second.map_err(|p| stream.in_error(p))
+    }
+}
+
+struct GiveUp<'a>(&'a Growth);
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 
@@ -64,10 +88,13 @@ impl BlobStream {
         &mut self,
         store: &Store,
         progress: &(dyn Fn(u64) + Send + Sync),
+        growth: &Arc<Growth>,
     ) -> Result<(), Problem> {
         let (sender, receiver) = mpsc::channel(WRITE_QUEUE_PIECES);
         let (store, expected) = (store.clone(), self.descriptor().clone());
-        let writer = tokio::task::spawn_blocking(move || write(&store, &expected, receiver));
+        let growth = Arc::clone(growth);
+        let writer =
+            tokio::task::spawn_blocking(move || write(&store, &expected, receiver, &growth));
         let mut failed = None;
         loop {
             let piece = match self.next().await {
@@ -101,11 +128,14 @@ fn write(
     store: &Store,
     expected: &Descriptor,
     mut pieces: mpsc::Receiver<Piece>,
+    growth: &Arc<Growth>,
 ) -> Result<(), Problem> {
     let local = "write a blob to the store";
     let algorithm = expected.digest.algorithm();
     let ingest = store.ingest_as(algorithm);
     let mut ingest = ingest.map_err(|error| Problem::local(local, error))?;
+    let watched = ingest.read_along(growth);
+    watched.map_err(|error| Problem::local(local, error))?;
     loop {
         match pieces.blocking_recv() {
             Some(Piece::Data(chunk)) => {
