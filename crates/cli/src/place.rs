@@ -32,6 +32,8 @@ pub(crate) struct Found {
 pub(crate) struct Ready {
     /// How workers are started in it.
     pub(crate) command: WorkerCommand,
+    /// What user namespace they make for themselves.
+    pub(crate) user_namespace: UserNsOptions,
 }
 
 /// Reads the configuration and finds the state directory.
@@ -133,6 +135,7 @@ impl Found {
                     .collect(),
                 owner,
             },
+            user_namespace: options,
         })
     }
 

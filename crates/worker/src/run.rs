@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use engine::sandbox::{
     NetworkProgram,
 };
 use engine::spec::BuildSpec;
+use rustix::fs::{Mode, OFlags};
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -69,7 +71,7 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
     if spec.id != args.id {
         return Err(format!("spec is for build {}, not {}", spec.id, args.id));
     }
-    let spec = localised(spec, &args.state);
+    let (spec, _lent) = borrowed(localised(spec, &args.state))?;
     // From here on everything is reached from inside the state directory: the folders above it may be closed to us once the
     // ids have changed.
     std::env::set_current_dir(&args.state)
@@ -245,6 +247,22 @@ fn localised(mut spec: BuildSpec, state: &Path) -> BuildSpec {
         }
     }
     spec
+}
+
+/// Opens the folders that the starter lends ([`userns::lend`]), as long as we are who may; what is returned beside the spec keeps them open.
+fn borrowed(mut spec: BuildSpec) -> Result<(BuildSpec, Vec<OwnedFd>), String> {
+    let mut lent = Vec::new();
+    for path in spec.local_paths_mut() {
+        if !path.starts_with("/proc") {
+            continue;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(&*path, flags, Mode::empty())
+            .map_err(|e| format!("open the folder that is lent at {}: {e}", path.display()))?;
+        *path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+        lent.push(folder);
+    }
+    Ok((spec, lent))
 }
 
 fn failed(kind: FailureKind, message: String) -> Event {

@@ -1,7 +1,8 @@
 //! Brings a folder of this machine to where the worker can read it.
 //!
-//! A worker that root starts runs as somebody else and may not be able to read the user's files; they are copied into the build's
-//! scratch folder then, without what `.dockerignore` names. A worker that anybody else starts reads them where they are.
+//! A worker that root starts runs as somebody else and may not be able to read the user's files; they are lent to it then
+//! ([`super::lend`]), or else copied into the build's scratch folder, without what `.dockerignore` names. A worker that anybody else starts
+//! reads them where they are.
 
 use std::cell::RefCell;
 use std::fs;
@@ -11,8 +12,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use dockerfile::ignore::{FILE_NAME as IGNORE_FILE, IgnoreError, IgnoreFile};
 use engine::spec::{Context, Limits};
+use worker::userns::UserNsOptions;
 
 use super::context::{Dockerfile, FolderInput};
+use super::lend::Lent;
 use crate::failure::{Exit, OrExit, Outcome};
 use crate::terminal;
 use crate::tree::{self, CopyError, EntryKind, Keep, Listing, Rules, Special};
@@ -55,18 +58,39 @@ pub(crate) fn prepare(
             into.to_owned()
         }
     };
+    Ok(prepared(input, path))
+}
+
+/// Returns `input` with its files at `path`, where the worker can read them.
+pub(crate) fn prepared(input: &FolderInput, path: PathBuf) -> Prepared {
     let (dockerfile, dockerfile_text) = match &input.dockerfile {
         Dockerfile::Inside(path) => (Some(path.to_string_lossy().into_owned()), None),
         Dockerfile::Outside { text, .. } => (None, Some(text.clone())),
     };
-    Ok(Prepared {
+    Prepared {
         context: Context::Directory {
             path,
             dockerfile_text,
             name: input.name.clone(),
         },
         dockerfile,
-    })
+    }
+}
+
+/// Lends the folder of `input` to a worker that is somebody else, if that can be done.
+pub(crate) fn lend(
+    input: &FolderInput,
+    limits: &Limits,
+    options: &UserNsOptions,
+) -> Outcome<Option<Lent>> {
+    let ignore = Ignore::find(input).or_exit(Exit::Usage)?;
+    let Some(path) = input.path.as_deref().filter(|_| !ignore.is_elsewhere) else {
+        return Ok(None);
+    };
+    let keep = |path: &Path, kind: EntryKind| ignore.keep(path, kind);
+    let lent = Lent::try_new(path, &keep, limits, options);
+    // What is wrong with the ignore file is told by the copying.
+    Ok(lent.filter(|_| ignore.broken.borrow().is_none()))
 }
 
 /// Writes the archive on standard input, of which `start` was read, to where the worker can read it.

@@ -17,6 +17,7 @@ use worker::WorkerHandle;
 use super::agent::{self, Agents};
 use super::context::{self, Input};
 use super::import::{self, Prepared, Reader};
+use super::lend::Lent;
 use super::outputs::{self, Outputs};
 use super::{named, options, report, secrets};
 use crate::args::BuildArgs;
@@ -59,8 +60,8 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
         args,
     );
     let built = match spec {
-        // The agents are served until the build has ended.
-        Ok((spec, _agents)) => carry_out(&ready, &spec, style).await,
+        // The agents are served until the build has ended, and what is lent stays at its path.
+        Ok((spec, _held)) => carry_out(&ready, &spec, style).await,
         Err(failure) => Err(failure),
     };
     let state = match built {
@@ -108,6 +109,12 @@ fn record(id: &BuildId, outputs: &Outputs) -> Record {
     }
 }
 
+/// What a build needs of the process that has started it.
+struct Held {
+    _agents: Agents,
+    _lent: Option<Lent>,
+}
+
 fn spec(
     id: &BuildId,
     input: Input,
@@ -115,7 +122,7 @@ fn spec(
     (options, limits): (BuildOptions, Limits),
     (found, ready, folder): (&Found, &Ready, &Path),
     args: &BuildArgs,
-) -> Outcome<(BuildSpec, Agents)> {
+) -> Outcome<(BuildSpec, Held)> {
     let scratch = folder.join(worker::folder::WORK);
     let reader = match ready.command.owner {
         Some(owner) => Reader::Other(owner.uid, owner.gid),
@@ -123,6 +130,7 @@ fn spec(
     };
     let agents = agent::serve(&args.steps.ssh, folder, reader)?;
     let contexts = named::prepare(&args.contexts, &scratch, reader, &limits)?;
+    let mut lent = None;
     let (context, dockerfile, context_path) = match input {
         Input::Git(git) => (
             Context::Git(git.source),
@@ -138,11 +146,17 @@ fn spec(
             )
         }
         Input::Folder(input) => {
-            let into = scratch.join(CONTEXT);
+            lent = match reader {
+                Reader::Other(..) => import::lend(&input, &limits, &ready.user_namespace)?,
+                Reader::Caller => None,
+            };
             let Prepared {
                 context,
                 dockerfile,
-            } = import::prepare(&input, &into, reader, &limits)?;
+            } = match &lent {
+                Some(lent) => import::prepared(&input, lent.path()),
+                None => import::prepare(&input, &scratch.join(CONTEXT), reader, &limits)?,
+            };
             (context, dockerfile, Some(".".to_owned()))
         }
     };
@@ -171,7 +185,13 @@ fn spec(
         },
         limits,
     };
-    Ok((spec, agents))
+    Ok((
+        spec,
+        Held {
+            _agents: agents,
+            _lent: lent,
+        },
+    ))
 }
 
 /// As with docker, COPY sees the files of a commit, and its history only if that is asked for.

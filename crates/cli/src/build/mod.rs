@@ -8,6 +8,7 @@ mod answer;
 mod call;
 pub(crate) mod context;
 mod import;
+mod lend;
 pub(crate) mod local;
 mod named;
 mod options;

@@ -21,9 +21,13 @@ use crate::failure::{dockerfile as dockerfile_failure, failure, platform};
 use crate::rootfs::content::{self, ContentDigest, ContentOptions};
 use crate::rootfs::copy::Owner;
 use crate::rootfs::filter::Source;
+use crate::rootfs::memory::{Memory, Recall};
 
 /// Threads that hash the sources.
 pub(super) const HASH_THREADS: usize = 2;
+
+/// Kind of the records that say what files were when they were hashed.
+const MEMORY: &str = "hashed";
 
 /// Where the sources of a COPY are.
 pub(super) struct CopySource {
@@ -149,7 +153,7 @@ async fn source_files(
     match paths_in {
         Place::Context => {
             let (shared, op) = (Arc::clone(execution), op.clone());
-            let digest = tokio::task::spawn_blocking(move || digest(&shared, &op, &paths, None));
+            let digest = tokio::task::spawn_blocking(move || remembered(&shared, &op, &paths));
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read the context", &e)))?;
@@ -170,8 +174,9 @@ async fn source_files(
             }
             let lowers = execution.depot.directories(layers).await?;
             let (shared, op) = (Arc::clone(execution), op.clone());
-            let digest =
-                tokio::task::spawn_blocking(move || digest(&shared, &op, &paths, Some(&lowers)));
+            let digest = tokio::task::spawn_blocking(move || {
+                digest(&shared, &op, &paths, (Some(&lowers), None))
+            });
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read what is to be copied", &e)))?;
@@ -181,13 +186,39 @@ async fn source_files(
     }
 }
 
+/// Digests sources in a context. Of a folder that stays where it is, files that were not touched since another build are not read again.
+fn remembered(
+    execution: &Execution,
+    op: &CopyOp,
+    sources: &[Source],
+) -> Result<ContentDigest, Failure> {
+    let context = execution.files(&op.from)?.unwrap_or(&execution.context);
+    let Some(identity) = context.identity else {
+        return digest(execution, op, sources, (None, None));
+    };
+    let names: Vec<String> = op.sources.iter().map(named).collect();
+    let key = (identity, names, &op.exclude);
+    let known = execution.cache.bytes(MEMORY, &key).unwrap_or_default();
+    let memory = Memory::from_bytes(&known);
+    let recall = Recall {
+        memory: &memory,
+        now_s: i64::try_from(execution.recorder.now_ms() / 1000).unwrap_or(0),
+    };
+    let digest = digest(execution, op, sources, (None, Some(recall)))?;
+    if digest.memory != memory {
+        let bytes = digest.memory.to_bytes();
+        execution.cache.keep_bytes(MEMORY, &key, &bytes);
+    }
+    Ok(digest)
+}
+
 /// Digests the sources: in the directories of layers, else in the context. Ownership and modes that the instruction sets are settings
 /// of the operation, not content.
 fn digest(
     execution: &Execution,
     op: &CopyOp,
     sources: &[Source],
-    layers: Option<&[PathBuf]>,
+    (layers, recall): (Option<&[PathBuf]>, Option<Recall<'_>>),
 ) -> Result<ContentDigest, Failure> {
     let context = execution.files(&op.from)?.unwrap_or(&execution.context);
     let ignore = |path: &Path, is_dir: bool| context.is_ignored(path, is_dir);
@@ -208,7 +239,7 @@ fn digest(
     let cancel = &execution.cancel;
     let digest = match layers {
         Some(lowers) => content::digest_sources(&place::view(lowers)?, sources, &options, cancel),
-        None => content::digest_sources(&context.root, sources, &options, cancel),
+        None => content::digest_recalled(&context.root, sources, &options, recall, cancel),
     };
     context.check()?;
     digest.map_err(|e| dockerfile_failure("find the files to copy", &e))

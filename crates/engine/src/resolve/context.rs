@@ -43,6 +43,8 @@ const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
 pub(crate) struct BuildContext {
     pub(crate) root: Root,
     pub(crate) ignore: Arc<IgnoreFile>,
+    /// Of a folder that stays where it is from build to build: device and inode.
+    pub(crate) identity: Option<(u64, u64)>,
     /// Why the ignore file could not be applied, once it could not.
     broken: OnceLock<String>,
 }
@@ -69,6 +71,15 @@ impl BuildContext {
     fn decide(&self, path: &str, is_dir: bool) -> Result<Ignored, IgnoreError> {
         let node = if is_dir { Node::Directory } else { Node::Other };
         filter::ask(&self.ignore, path, node)
+    }
+
+    /// Has it remember what its files were, if `from` is a folder that later builds may find again.
+    fn remembering(mut self, from: &Context) -> Self {
+        if let Context::Directory { .. } = from {
+            let stat = rustix::fs::fstat(self.root.as_fd());
+            self.identity = stat.ok().map(|stat| (stat.st_dev, stat.st_ino));
+        }
+        self
     }
 
     /// Fails when the ignore file could not be applied to something that was asked for.
@@ -165,12 +176,12 @@ pub(crate) async fn load(
         Ok(_) => step.finish(),
         Err(failure) => drop(step.fail(&failure.message)),
     }
-    let (context, dockerfile) = opened?;
+    let (opened, dockerfile) = opened?;
     recorder.event(&Event::ContextReady {
         commit: checkout.as_ref().map(|checkout| checkout.commit.clone()),
     });
     Ok(Workspace {
-        context,
+        context: opened.remembering(context),
         project: format!("{project} {}", dockerfile.name),
         dockerfile: Arc::new(dockerfile),
         commit_time: checkout.map(|checkout| checkout.commit_time_unix),
@@ -288,9 +299,9 @@ pub(crate) async fn load_named(
             }
         };
         match files.and_then(|files| open_named(&files, folder)) {
-            Ok(context) => {
+            Ok(opened) => {
                 step.finish();
-                loaded.insert(name.to_owned(), context);
+                loaded.insert(name.to_owned(), opened.remembering(context));
             }
             Err(failure) => {
                 step.fail(&failure.message);
@@ -312,6 +323,7 @@ fn open_named(files: &Path, folder: &str) -> Result<BuildContext, Failure> {
     Ok(BuildContext {
         root,
         ignore: Arc::new(ignore),
+        identity: None,
         broken: OnceLock::new(),
     })
 }
@@ -403,6 +415,7 @@ fn open(
     let context = BuildContext {
         root,
         ignore: Arc::new(ignore),
+        identity: None,
         broken: OnceLock::new(),
     };
     Ok((context, DockerfileText { name, text }))

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::attributes;
 use super::copy::Owner;
 use super::filter::Source;
+use super::memory::{Identity, Memory, Recall};
 use super::root::Root;
 use super::select::{self, Ignore, Role, SelectError, Selected, Visit};
 use super::tree::{self, join};
@@ -61,6 +62,8 @@ pub struct ContentDigest {
     pub files: Vec<(PathBuf, Digest)>,
     /// Bytes that were hashed.
     pub content_bytes: u64,
+    /// What may be recalled the next time; empty when nothing was to be.
+    pub memory: Memory,
 }
 
 /// One file, seen but not yet hashed.
@@ -69,6 +72,8 @@ struct Seen {
     /// Everything about it but its content.
     header: Vec<u8>,
     has_content: bool,
+    /// Of a file: what it is recalled by.
+    identity: Option<Identity>,
 }
 
 /// Returns the digest of what `sources` mean in `root`.
@@ -81,6 +86,20 @@ pub fn digest_sources(
     options: &ContentOptions<'_>,
     cancel: &CancellationToken,
 ) -> Result<ContentDigest, SelectError> {
+    digest_recalled(root, sources, options, None, cancel)
+}
+
+/// The same, without reading files that are recalled.
+///
+/// # Errors
+/// See [`SelectError`].
+pub fn digest_recalled(
+    root: &Root,
+    sources: &[Source],
+    options: &ContentOptions<'_>,
+    recall: Option<Recall<'_>>,
+    cancel: &CancellationToken,
+) -> Result<ContentDigest, SelectError> {
     let mut seen = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         for selected in select::select(root, source, options.ignore)? {
@@ -88,21 +107,26 @@ pub fn digest_sources(
             look_at(root, of, &selected, options, cancel, &mut seen)?;
         }
     }
-    let hashed = hash_all(root, &seen, options.n_threads, cancel)?;
+    let hashed = hash_all(root, &seen, (options.n_threads, recall), cancel)?;
     let mut all = Hasher::sha256();
     all.update(FORMAT);
     let mut files = Vec::with_capacity(seen.len());
     let mut content_bytes = 0;
+    let mut memory = Memory::default();
     for (seen, (digest, n)) in seen.into_iter().zip(hashed) {
         all.update(digest.to_string().as_bytes());
         all.update(b"\n");
         content_bytes += n;
+        if let (Some(recall), Some(identity)) = (&recall, &seen.identity) {
+            memory.keep(&seen.header, identity, &digest, recall.now_s);
+        }
         files.push((OsStr::from_bytes(&seen.path).into(), digest));
     }
     Ok(ContentDigest {
         digest: all.finish(),
         files,
         content_bytes,
+        memory,
     })
 }
 
@@ -145,6 +169,7 @@ fn look_at(
         path: selected.path.clone(),
         header: prefix.clone().into_bytes(),
         has_content: false,
+        identity: None,
     });
     let each = &mut |visit: &Visit<'_>| -> Result<(), SelectError> {
         let path = join(&selected.path, visit.relative);
@@ -192,6 +217,7 @@ fn describe(
         path,
         header,
         has_content: matches!(kind, FileType::RegularFile | FileType::Directory),
+        identity: (kind == FileType::RegularFile).then(|| Identity::of(visit.stat)),
     })
 }
 
@@ -208,7 +234,7 @@ type Hashed = (Digest, u64);
 fn hash_all(
     root: &Root,
     seen: &[Seen],
-    n_threads: usize,
+    (n_threads, recall): (usize, Option<Recall<'_>>),
     cancel: &CancellationToken,
 ) -> Result<Vec<Hashed>, SelectError> {
     let next = AtomicUsize::new(0);
@@ -221,6 +247,13 @@ fn hash_all(
             let Some(seen) = seen.get(index) else { break };
             if cancel.is_cancelled() {
                 return Err(SelectError::Cancelled);
+            }
+            let recalled = recall.zip(seen.identity.as_ref());
+            let recalled =
+                recalled.and_then(|(known, identity)| known.memory.recall(&seen.header, identity));
+            if let Some(digest) = recalled {
+                own.push((index, (digest, 0)));
+                continue;
             }
             let hashed = hash(root, seen, &mut buffer, cancel).map_err(|error| {
                 // Ends the other threads early.

@@ -32,6 +32,7 @@ pub mod content;
 pub mod copy;
 pub mod diff;
 pub mod filter;
+pub mod memory;
 pub mod overlay;
 pub(crate) mod planted;
 pub mod remove;

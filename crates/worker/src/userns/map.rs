@@ -94,7 +94,7 @@ fn write_maps(parent: Pid, ids: &Ids, options: &UserNsOptions) -> Result<(), Str
     Ok(())
 }
 
-fn write_map(parent: Pid, file: &str, extents: &[Extent]) -> Result<(), String> {
+pub(super) fn write_map(parent: Pid, file: &str, extents: &[Extent]) -> Result<(), String> {
     let mut text = String::new();
     for Extent {
         inside,

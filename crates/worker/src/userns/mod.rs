@@ -15,6 +15,7 @@
 //! of the host's mounts changes. `PR_SET_PDEATHSIG` is not used: a worker outlives the server that started it.
 
 mod ids;
+mod lend;
 mod map;
 mod tun;
 
@@ -27,6 +28,7 @@ use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Uid};
 use rustix::thread::UnshareFlags;
 
 pub use ids::{IdError, Owner, data_plane_owner};
+pub use lend::lend;
 
 /// How many ids a container has.
 pub const CONTAINER_IDS: u32 = 65_536;
