@@ -354,6 +354,37 @@ fn an_interrupted_build_stops_its_steps() {
 }
 
 #[test]
+fn a_build_is_cancelled_from_beside_it() {
+    let bench = Bench::new();
+    bench.dockerfile("RUN echo beg'un' && sleep 300\n");
+    let log = bench.path("log");
+    let mut command = bench.command();
+    command.args(["--progress", "plain", "context"]);
+    let mut daemon = testkit::process::Daemon::start(&mut command, &log);
+    daemon.wait_for("the step", std::time::Duration::from_secs(60), |daemon| {
+        daemon.output().contains(" begun\n").then_some(())
+    });
+    let mut builds = std::fs::read_dir(bench.path("state/builds")).unwrap();
+    let id = builds.next().unwrap().unwrap().file_name();
+    let id = id.to_str().unwrap();
+    let cancel = |id: &str| Ended::of(finish(bench.kiln().args(["cancel", id])));
+    let said = cancel(id).well().stderr;
+    assert!(said.contains("is cancelled"), "{said}");
+    let begun = std::time::Instant::now();
+    while !testkit::process::processes_using(bench.scratch.path()).is_empty() {
+        let left = testkit::process::processes_using(bench.scratch.path());
+        assert!(begun.elapsed().as_secs() < 2, "{left:?}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(daemon.output().contains("cancelled"), "{}", daemon.output());
+    // What has ended stays as it is.
+    let said = cancel(id).well().stderr;
+    assert!(said.contains("had ended: cancelled"), "{said}");
+    let unknown = "a".repeat(id.len());
+    cancel(&unknown).with(2, &["there is no build", "kiln ls"]);
+}
+
+#[test]
 fn what_was_built_is_listed_and_its_log_is_kept() {
     let bench = Bench::new();
     bench.build(&["-t", "app:1", "context"]).well();

@@ -172,3 +172,34 @@ async fn a_build_can_be_cancelled() {
     assert!(log.contains("cancelled"), "{log}");
     nothing_runs(&scene).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_on_a_server_is_cancelled_by_the_command() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 60));
+    let id = start_and_leave(&scene, request).await;
+    let folder = scene.kiln.state().join("builds").join(&id);
+    let worker = std::fs::read_to_string(folder.join("lock")).unwrap();
+    let worker = std::path::Path::new("/proc").join(worker.trim());
+    assert!(worker.exists());
+    let cancel = |id: &str| {
+        let mut command = testkit::process::clean_command(testkit::kiln::binary());
+        let server = ["--server", scene.kiln.host()];
+        testkit::process::finish(command.args(["cancel", id]).args(server))
+    };
+    assert!(cancel(&id).status.success());
+    let begun = std::time::Instant::now();
+    while worker.exists() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(2),
+            "the worker goes on"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = scene.log(&id).await;
+    assert!(log.contains("cancelled"), "{log}");
+    assert!(cancel(&id).status.success(), "it has ended");
+    let unknown = cancel(&"a".repeat(id.len()));
+    assert_eq!(unknown.status.code(), Some(3));
+}

@@ -7,6 +7,7 @@
 mod args;
 mod build;
 mod builds;
+mod cancel;
 mod client;
 mod doctor;
 mod environment;

@@ -6,7 +6,7 @@ use clap::Parser;
 
 use crate::args::{Cli, Command};
 use crate::failure::{Exit, OrExit, Outcome};
-use crate::{build, doctor, inspect, serve, storage, subassembly, terminal};
+use crate::{build, cancel, doctor, inspect, serve, storage, subassembly, terminal};
 
 /// Runs the command that was asked for.
 pub(crate) fn main() -> ExitCode {
@@ -58,6 +58,7 @@ async fn wait_for(command: Command) -> Outcome {
         Command::Resolve(args) => inspect::resolve(args).await,
         Command::Ls(args) => inspect::ls(args).await,
         Command::Logs(args) => inspect::logs(args).await,
+        Command::Cancel(args) => cancel::run(args).await,
         Command::Du(args) => storage::du(args).await,
         Command::Prune(args) => storage::prune(args).await,
         Command::Subassembly(command) => Box::pin(subassembly::run(command)).await,

@@ -15,7 +15,7 @@ use engine::recorder::Environment;
 use engine::sandbox::{self, CgroupError, CgroupParent};
 use engine::spec::{BuildSpec, Record};
 use engine::state;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -268,17 +268,27 @@ impl WorkerHandle {
         concluded.unwrap_or(Ok(()))
     }
 
-    /// Asks the worker to cancel its build.
-    pub fn cancel(&self) {
-        let pid = match &self.process {
-            Process::Child(child) => child
-                .id()
-                .and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
-            Process::Adopted { pid, .. } => Some(*pid),
+    /// Asks the worker to cancel its build. One that has ended meanwhile is left alone, and so is whoever has got its process id since.
+    ///
+    /// # Errors
+    /// When the caller may not.
+    pub fn cancel(&self) -> io::Result<()> {
+        let told = match &self.process {
+            Process::Child(child) => {
+                let pid = child.id().and_then(|id| i32::try_from(id).ok());
+                // As long as it has not been waited for, the id is its own.
+                let pid = pid.and_then(Pid::from_raw);
+                pid.map_or(Ok(()), |pid| {
+                    rustix::process::kill_process(pid, Signal::TERM)
+                })
+            }
+            Process::Adopted { pidfd, .. } => {
+                rustix::process::pidfd_send_signal(pidfd.get_ref(), Signal::TERM)
+            }
         };
-        if let Some(pid) = pid {
-            // It may have ended on its own meanwhile.
-            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        match told {
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            told => Ok(told?),
         }
     }
 

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine::id::BuildId;
 use oci::{Platform, Reference};
 
 use self::cache::{CacheFromArg, CacheToArg};
@@ -60,6 +61,8 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Print the log of a build, and follow it until the build ends.
     Logs(LogsArgs),
+    /// End a build that is running.
+    Cancel(CancelArgs),
     /// Make one file of an image's root filesystem; fetch it, mount it.
     #[command(subcommand)]
     Subassembly(SubassemblyCommand),
@@ -268,6 +271,20 @@ pub(crate) struct LogsArgs {
     pub(crate) place: Place,
 }
 
+/// Arguments of `kiln cancel`.
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// Id of the build, as `kiln ls` shows it
+    #[arg(value_name = "ID")]
+    pub(crate) build: BuildId,
+    /// The server that it runs on.
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// State and configuration.
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
 /// Arguments of `kiln doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
@@ -344,6 +361,8 @@ mod tests {
             &["build", "--cgroup-parent", "x", "."],
             &["build", "--allow", "security.insecure", "."],
             &["serve", "--listen", "nowhere"],
+            &["cancel"],
+            &["cancel", "../../etc"],
             &["frobnicate"],
         ] {
             let parsed = Cli::try_parse_from(["kiln"].iter().chain(line));
