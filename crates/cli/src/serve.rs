@@ -12,15 +12,19 @@ use engine::spec::{BuildSpec, Record};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustix::process::{Pid, Signal};
+use service::agents::AgentId;
 use service::app::{self, Setup};
 use service::environment::Environment;
 use service::executor::{Executor, ExecutorError, Running};
 use store::collect::{Collected, Policy};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use worker::{WorkerCommand, WorkerHandle};
 
 use crate::args::ServeArgs;
+use crate::build::agent;
+use crate::build::import::Reader;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::{environment, place, terminal};
 
@@ -113,8 +117,29 @@ impl Workers {
         };
         Running {
             folder,
+            agents: Vec::new(),
             ended: ended.boxed(),
         }
+    }
+
+    /// Puts up a socket for each of `agents` in the build's folder, and says in `spec` where.
+    fn listen(
+        &self,
+        folder: &Path,
+        agents: Vec<AgentId>,
+        spec: &mut BuildSpec,
+    ) -> std::io::Result<Vec<(AgentId, UnixListener)>> {
+        let reader = match self.command.owner {
+            Some(owner) => Reader::Other(owner.uid, owner.gid),
+            None => Reader::Caller,
+        };
+        let mut listeners = Vec::new();
+        for (index, id) in agents.into_iter().enumerate() {
+            let (socket, listener) = agent::listen(folder, index, reader)?;
+            spec.ssh.insert(id.as_str().to_owned(), socket);
+            listeners.push((id, listener));
+        }
+        Ok(listeners)
     }
 }
 
@@ -126,16 +151,24 @@ impl Executor for Workers {
     fn start(
         &self,
         record: Record,
-        spec: BuildSpec,
+        mut spec: BuildSpec,
+        agents: Vec<AgentId>,
     ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         async move {
             let id = record.id.clone();
-            let handle = worker::start(&self.command, &record, &spec).await;
-            let handle = handle.map_err(|source| ExecutorError::Start {
+            let failed = |source: Box<dyn Error + Send + Sync>| ExecutorError::Start {
                 id: id.clone(),
-                source: Box::new(source),
-            })?;
-            Ok(self.running(id, handle))
+                source,
+            };
+            let folder = worker::prepare(&self.command, &record).map_err(|e| failed(e.into()))?;
+            let agents = self.listen(&folder, agents, &mut spec);
+            let agents = agents.map_err(|e| failed(e.into()))?;
+            let handle = worker::launch(&self.command, &spec).await;
+            let handle = handle.map_err(|e| failed(e.into()))?;
+            Ok(Running {
+                agents,
+                ..self.running(id, handle)
+            })
         }
         .boxed()
     }

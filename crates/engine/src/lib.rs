@@ -12,10 +12,12 @@
 //! | [`rootfs`] | layers to directories and back, access to files that somebody else named |
 //! | `share` | results of steps that travel: caches in registries, folders and images |
 //! | [`sandbox`] | how a RUN runs |
+//! | [`agent`] | what steps may ask of an SSH agent |
 //! | [`subassembly`] | an image's root filesystem as one file |
 //!
 //! Does not know of gRPC, of the table of builds, or of who may do what: that is the service's.
 
+pub mod agent;
 mod assemble;
 mod build;
 pub mod event;

@@ -10,11 +10,16 @@ use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
 use futures_util::future::BoxFuture;
 use store::collect::{Collected, Policy};
+use tokio::net::UnixListener;
+
+use crate::agents::AgentId;
 
 /// A build that somebody carries out.
 pub struct Running {
     /// The folder that its journal is in.
     pub folder: PathBuf,
+    /// Where its steps ask for SSH agents, by id. None for a build that another process started: its sockets died with that one.
+    pub agents: Vec<(AgentId, UnixListener)>,
     /// Resolves once nobody works on it any more and its journal has a terminal event.
     pub ended: BoxFuture<'static, ()>,
 }
@@ -23,6 +28,7 @@ impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Running")
             .field("folder", &self.folder)
+            .field("agents", &self.agents)
             .finish_non_exhaustive()
     }
 }
@@ -71,10 +77,14 @@ pub enum ExecutorError {
 /// Runs builds somewhere.
 pub trait Executor: Send + Sync + 'static {
     /// Creates `builds/<id>/` with the record and an empty journal, and starts the build. Dropping the future may leave it started.
+    ///
+    /// Puts up a socket in that folder for each of `agents` beforehand, which only the build's worker may connect to, and tells the
+    /// worker where it is: [`BuildSpec::ssh`] is the executor's to fill.
     fn start(
         &self,
         record: Record,
         spec: BuildSpec,
+        agents: Vec<AgentId>,
     ) -> BoxFuture<'_, Result<Running, ExecutorError>>;
 
     /// Finds the build that another process started. `None` when nobody carries it out any more: its journal has its end then.

@@ -10,6 +10,7 @@
 //! | [`lifecycle`] | what the calls mean, in our words |
 //! | [`builds`] | the table of builds, logs, what is known of names |
 //! | [`images`] | what registries are asked by the service itself |
+//! | [`agents`] | SSH agents that callers lend to builds |
 //! | [`access`] | who may use which credential; pure |
 //! | [`names`] | names of images, identities of requests; pure |
 //! | [`failure`] | whose fault it is, and what the caller is told; the one place |
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod agents;
 pub mod app;
 pub mod builds;
 pub mod config;

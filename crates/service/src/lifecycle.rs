@@ -24,6 +24,7 @@ use source::git::FetchOptions;
 use source::initializer::Initializer;
 
 use crate::access::{Rights, Tenant};
+use crate::agents::Agents;
 use crate::builds::build::Build;
 use crate::builds::provenance::Claim;
 use crate::builds::{Builds, Order};
@@ -321,7 +322,11 @@ impl Service {
             purpose: Purpose::Image,
             request: String::new(),
         };
-        Ok(Order { record, spec })
+        Ok(Order {
+            record,
+            spec,
+            agents: Agents::default(),
+        })
     }
 
     /// Returns how a worker reaches registries.

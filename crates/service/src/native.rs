@@ -15,6 +15,7 @@ use oci::{Digest, Reference};
 use source::git::{FetchOptions, GitAuth, GitDirectory, GitSource};
 
 use crate::access::{Rights, Tenant};
+use crate::agents::Agents;
 use crate::builds::build::Build;
 use crate::builds::{Joined, Order};
 use crate::failure::{Blame, Failure};
@@ -114,7 +115,13 @@ impl Service {
             purpose: Purpose::Named,
             request: fingerprint.clone(),
         };
-        let (build, joined) = self.builds.start_or_join(Order { record, spec })?;
+        let agents = Agents::default();
+        let order = Order {
+            record,
+            spec,
+            agents,
+        };
+        let (build, joined) = self.builds.start_or_join(order)?;
         match joined {
             Joined::Started => Ok((build, joined)),
             Joined::Joined => same_request(build, &fingerprint),

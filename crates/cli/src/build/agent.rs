@@ -10,8 +10,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use engine::agent::{self, Request};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
@@ -24,14 +24,6 @@ use crate::failure::{Exit, Failure, OrExit, Outcome};
 const VARIABLE: &str = "SSH_AUTH_SOCK";
 /// Names of sockets in a build's folder begin with this.
 const PREFIX: &str = "ssh-";
-/// Largest message of the protocol, as agents have it.
-const MESSAGE_MAX_BYTES: u32 = 256 << 10;
-/// Most programs that talk to one agent at the same time.
-const CONNECTIONS_MAX: usize = 64;
-/// `SSH_AGENT_FAILURE`.
-const FAILURE: u8 = 5;
-/// `SSH_AGENTC_REQUEST_IDENTITIES` and `SSH_AGENTC_SIGN_REQUEST`.
-const PASSED_ON: [u8; 2] = [11, 13];
 
 /// Agents that the steps of a build may use, as long as this is there.
 #[derive(Debug, Default)]
@@ -44,20 +36,30 @@ pub(crate) struct Agents {
 /// Puts up a socket in `folder` for each of `args`, for `reader`.
 pub(crate) fn serve(args: &[SshArg], folder: &Path, reader: Reader) -> Outcome<Agents> {
     let mut agents = Agents::default();
-    for (index, arg) in args.iter().enumerate() {
-        let agent = agent_of(arg)?;
-        let name = format!("{PREFIX}{index}");
-        let listener = listen(folder, &name, reader)
+    for (index, (id, path)) in find(args)?.into_iter().enumerate() {
+        let (socket, listener) = listen(folder, index, reader)
             .with_context(|| format!("put up a socket in {}", folder.display()))
             .or_exit(Exit::Machine)?;
-        agents.serving.spawn(accept(listener, agent));
-        let socket = folder.join(name);
-        if agents.sockets.insert(arg.id.clone(), socket).is_some() {
+        let ask = move |request| {
+            let path = path.clone();
+            async move { ask(request, &path).await }
+        };
+        agents.serving.spawn(agent::serve(listener, ask));
+        agents.sockets.insert(id, socket);
+    }
+    Ok(agents)
+}
+
+/// Returns where the agents that `args` name listen, by id.
+pub(crate) fn find(args: &[SshArg]) -> Outcome<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for arg in args {
+        if found.insert(arg.id.clone(), agent_of(arg)?).is_some() {
             let text = format!("two SSH agents have the id {:?}", arg.id);
             return Err(Failure::text(Exit::Usage, text));
         }
     }
-    Ok(agents)
+    Ok(found)
 }
 
 fn agent_of(arg: &SshArg) -> Outcome<PathBuf> {
@@ -84,7 +86,13 @@ fn agent_of(arg: &SshArg) -> Outcome<PathBuf> {
     Ok(path)
 }
 
-fn listen(folder: &Path, name: &str, reader: Reader) -> std::io::Result<UnixListener> {
+/// Puts up the socket of the agent that is the `index`th, in a build's folder; only `reader` may connect.
+pub(crate) fn listen(
+    folder: &Path,
+    index: usize,
+    reader: Reader,
+) -> std::io::Result<(PathBuf, UnixListener)> {
+    let name = &*format!("{PREFIX}{index}");
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(CWD, folder, flags, Mode::empty())?;
     // By descriptor: the address of a socket holds no long path.
@@ -99,87 +107,29 @@ fn listen(folder: &Path, name: &str, reader: Reader) -> std::io::Result<UnixList
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         rustix::fs::chownat(&directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     }
-    Ok(listener)
+    Ok((folder.join(name), listener))
 }
 
-async fn accept(listener: UnixListener, agent: PathBuf) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                // Without its socket the build goes on without the agent.
-                let Ok((client, _)) = accepted else { return };
-                if connections.len() < CONNECTIONS_MAX {
-                    let agent = agent.clone();
-                    // A client that talks nonsense, or an agent that is gone: the client sees the end.
-                    connections.spawn(async move { drop(relay(client, &agent).await) });
-                }
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-/// Passes requests on, one after the other.
-async fn relay(mut client: UnixStream, agent: &Path) -> std::io::Result<()> {
-    let mut agent = UnixStream::connect(agent).await?;
-    while let Some(request) = read_message(&mut client).await? {
-        let is_allowed = request.first().is_some_and(|kind| PASSED_ON.contains(kind));
-        let answer = if is_allowed {
-            write_message(&mut agent, &request).await?;
-            let answer = read_message(&mut agent).await?;
-            answer.ok_or(std::io::ErrorKind::UnexpectedEof)?
-        } else {
-            vec![FAILURE]
-        };
-        write_message(&mut client, &answer).await?;
-    }
-    Ok(())
-}
-
-async fn read_message(from: &mut UnixStream) -> std::io::Result<Option<Vec<u8>>> {
-    let length = match from.read_u32().await {
-        Ok(length) => length,
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if length == 0 || length > MESSAGE_MAX_BYTES {
-        return Err(std::io::ErrorKind::InvalidData.into());
-    }
-    let mut message = Vec::new();
-    let n = from
-        .take(u64::from(length))
-        .read_to_end(&mut message)
-        .await?;
-    if n as u64 != u64::from(length) {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(Some(message))
-}
-
-async fn write_message(to: &mut UnixStream, message: &[u8]) -> std::io::Result<()> {
-    let length = u32::try_from(message.len()).map_err(std::io::Error::other)?;
-    to.write_all(&[&length.to_be_bytes()[..], message].concat())
-        .await
+/// Asks the agent at `agent`; `None` when it is gone or talks nonsense.
+async fn ask(request: Request, agent: &Path) -> Option<Vec<u8>> {
+    let mut agent = UnixStream::connect(agent).await.ok()?;
+    request.ask(&mut agent).await.ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
-    /// An agent that answers every request with its kind.
+    /// An agent that answers every request of two bytes with an exclamation mark.
     fn echo(folder: &Path) -> PathBuf {
         let path = folder.join("real");
         let listener = UnixListener::bind(&path).unwrap();
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    while let Ok(Some(request)) = read_message(&mut client).await {
-                        write_message(&mut client, &[b'!', request[0]])
-                            .await
-                            .unwrap();
-                    }
-                });
+                client.read_exact(&mut [0; 6]).await.unwrap();
+                client.write_all(&[0, 0, 0, 1, b'!']).await.unwrap();
             }
         });
         path
@@ -188,34 +138,38 @@ mod tests {
     #[tokio::test]
     async fn only_listing_and_signing_reach_the_agent() {
         let folder = tempfile::tempdir().unwrap();
-        let socket = Some(echo(folder.path()));
+        let real = echo(folder.path());
         let arg = SshArg {
             id: "x".to_owned(),
-            socket,
+            socket: Some(real.clone()),
         };
         let agents = serve(std::slice::from_ref(&arg), folder.path(), Reader::Caller).unwrap();
         let mut client = UnixStream::connect(&agents.sockets["x"]).await.unwrap();
-        for kind in 0..=255 {
-            write_message(&mut client, &[kind, 1, 2]).await.unwrap();
-            let answer = read_message(&mut client).await.unwrap().unwrap();
-            let passed = matches!(kind, 11 | 13);
-            assert_eq!(
-                answer,
-                if passed {
-                    vec![b'!', kind]
-                } else {
-                    vec![FAILURE]
-                }
-            );
+        let mut ask = async |kind| {
+            client.write_all(&[0, 0, 0, 2, kind, 1]).await.unwrap();
+            let mut answer = [0; 5];
+            client.read_exact(&mut answer).await.unwrap();
+            answer
+        };
+        for (kind, answer) in [(11, b'!'), (13, b'!'), (17, 5), (22, 5), (27, 5)] {
+            assert_eq!(ask(kind).await, [0, 0, 0, 1, answer], "{kind}");
         }
-        // Too long, and nothing at all: the end.
-        for length in [MESSAGE_MAX_BYTES + 1, 0] {
-            let mut client = UnixStream::connect(&agents.sockets["x"]).await.unwrap();
-            client.write_u32(length).await.unwrap();
-            assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
-        }
-        drop(agents);
-        assert!(serve(&[arg.clone(), arg], folder.path(), Reader::Caller).is_err());
+        fs::remove_file(real).unwrap();
+        assert_eq!(ask(11).await, [0, 0, 0, 1, 5], "the agent is gone");
+    }
+
+    #[test]
+    fn two_agents_of_one_id_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("real");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let arg = |id: &str| SshArg {
+            id: id.to_owned(),
+            socket: Some(socket.clone()),
+        };
+        assert_eq!(find(&[arg("a"), arg("b")]).unwrap().len(), 2);
+        let failure = find(&[arg("a"), arg("a")]).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
     }
 
     #[tokio::test]

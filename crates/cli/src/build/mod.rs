@@ -3,11 +3,11 @@
 //! Without a server this process takes the server's place for one build: it writes what the build starts from, starts the worker,
 //! and follows the journal. The worker is a process of its own, in a user namespace of its own, here as there.
 
-mod agent;
+pub(crate) mod agent;
 mod answer;
 mod call;
 pub(crate) mod context;
-mod import;
+pub(crate) mod import;
 mod lend;
 pub(crate) mod local;
 mod named;

@@ -8,6 +8,8 @@ use engine::state::BuildState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
+
 /// Where a build stands.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
@@ -43,6 +45,8 @@ impl Progress {
 pub struct Build {
     /// What was asked.
     pub record: Record,
+    /// SSH agents that its steps may use.
+    pub agents: Agents,
     progress: watch::Sender<Progress>,
     /// Cancelled when somebody wants the build to end before it was started.
     pub(super) withdrawn: CancellationToken,
@@ -50,9 +54,10 @@ pub struct Build {
 
 impl Build {
     /// Returns a build that stands where `progress` says.
-    pub(super) fn new(record: Record, progress: Progress) -> Self {
+    pub(super) fn new(record: Record, agents: Agents, progress: Progress) -> Self {
         Self {
             record,
+            agents,
             progress: watch::Sender::new(progress),
             withdrawn: CancellationToken::new(),
         }

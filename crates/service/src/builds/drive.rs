@@ -72,7 +72,8 @@ async fn start(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) -> Result<R
         Ok(Err(error)) => return Err(chain(&error)),
         Err(error) => return Err(chain(&error)),
     }
-    let started = builds.inner.executor.start(build.record.clone(), spec);
+    let (executor, record) = (&builds.inner.executor, build.record.clone());
+    let started = executor.start(record, spec, build.agents.ids());
     started.await.map_err(|error| {
         tracing::error!(error = chain(&error), build = %build.record.id, "a build could not be started");
         chain(&error)
@@ -81,6 +82,7 @@ async fn start(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) -> Result<R
 
 /// Follows the journal of a running build until its terminal event, or until the service stops.
 pub(super) async fn follow(builds: &Builds, build: &Arc<Build>, running: Running) {
+    let _serving = build.agents.serve(running.agents);
     build.update(|progress| {
         progress.folder = Some(running.folder.clone());
         true

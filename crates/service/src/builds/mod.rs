@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use self::build::{Build, Progress};
 use self::provenance::Provenance;
 use crate::access::Tenant;
+use crate::agents::Agents;
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::failure::{Blame, Failure};
@@ -121,6 +122,8 @@ pub struct Order {
     pub record: Record,
     /// What the worker is told.
     pub spec: BuildSpec,
+    /// SSH agents that callers will lend.
+    pub agents: Agents,
 }
 
 /// How a caller came to a build.
@@ -178,7 +181,7 @@ impl Builds {
             let text = format!("{} builds are waiting already", table.n_queued);
             return Err(Failure::new(Blame::Load, text));
         }
-        let build = Arc::new(Build::new(order.record, Progress::default()));
+        let build = Arc::new(Build::new(order.record, order.agents, Progress::default()));
         table.insert(&build);
         table
             .by_key

@@ -13,6 +13,7 @@ use engine::state::{self, BuildState};
 use super::Builds;
 use super::build::{Build, Progress};
 use super::drive;
+use crate::agents::Agents;
 use crate::failure::chain;
 
 /// Name of the folder with every build, within the state directory.
@@ -97,7 +98,7 @@ async fn recover_one(builds: &Builds, id: BuildId, folder: PathBuf) -> Result<()
         BuildState::Succeeded { image } => Some(image.digest.clone()),
         _ => None,
     };
-    let build = Arc::new(Build::new(record, progress));
+    let build = Arc::new(Build::new(record, Agents::default(), progress));
     builds.table().insert(&build);
     // It may have succeeded while nobody was there to remember it.
     if let Some(digest) = succeeded {

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use self::bucket::Opened;
 use self::wishes::{Wish, Wishes};
 use crate::access::{Grant, Rights, Tenant};
+use crate::agents::Agents;
 use crate::builds::Order;
 use crate::builds::build::Build;
 use crate::failure::{Failure, build_message, chain};
@@ -271,7 +272,11 @@ impl Subassemblies {
             purpose: Purpose::Subassembly,
             request: String::new(),
         };
-        Ok(Order { record, spec })
+        Ok(Order {
+            record,
+            spec,
+            agents: Agents::default(),
+        })
     }
 
     /// Forgets the wish once its build has ended, however it did.

@@ -16,12 +16,14 @@ use engine::spec::{BuildSpec, Output, Record};
 use futures_util::future::BoxFuture;
 use oci::{Digest, Reference};
 use registry::client::Options as ClientOptions;
+use service::agents::AgentId;
 use service::app::{RunError, Setup};
 use service::config::Config;
 use service::environment::Environment;
 use service::executor::{Executor, ExecutorError, Running};
 use store::Store;
 use store::collect::{Collected, Policy};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -119,6 +121,7 @@ impl Worker {
         let worker = Arc::clone(self);
         Running {
             folder: self.folder.clone(),
+            agents: Vec::new(),
             ended: Box::pin(async move { worker.gone.cancelled().await }),
         }
     }
@@ -141,9 +144,14 @@ impl Scripted {
         self.refuses.lock().unwrap().insert("start");
     }
 
-    fn create(&self, record: Record, spec: Option<BuildSpec>) -> Arc<Worker> {
+    fn folder_of(&self, record: &Record) -> PathBuf {
         let folder = self.state.join("builds").join(record.id.as_str());
         std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn create(&self, record: Record, spec: Option<BuildSpec>) -> Arc<Worker> {
+        let folder = self.folder_of(&record);
         let text = serde_json::to_vec(&record).unwrap();
         std::fs::write(folder.join("record.json"), text).unwrap();
         let worker = Arc::new(Worker {
@@ -163,7 +171,8 @@ impl Executor for Scripted {
     fn start(
         &self,
         record: Record,
-        spec: BuildSpec,
+        mut spec: BuildSpec,
+        agents: Vec<AgentId>,
     ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         Box::pin(async move {
             if self.refuses.lock().unwrap().contains("start") {
@@ -173,8 +182,18 @@ impl Executor for Scripted {
                 });
             }
             assert_eq!(record.id, spec.id);
+            let folder = self.folder_of(&record);
+            let mut listeners = Vec::new();
+            for id in agents {
+                let socket = folder.join(id.as_str());
+                listeners.push((id.clone(), UnixListener::bind(&socket).unwrap()));
+                spec.ssh.insert(id.as_str().to_owned(), socket);
+            }
             let worker = self.create(record, Some(spec));
-            let running = worker.running();
+            let running = Running {
+                agents: listeners,
+                ..worker.running()
+            };
             self.started.send(worker).unwrap();
             Ok(running)
         })

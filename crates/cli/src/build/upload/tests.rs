@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
 use futures_util::future::BoxFuture;
+use service::agents::AgentId;
 use service::executor::{Executor, ExecutorError, Running};
 use store::Store;
 use store::collect::{Collected, Policy};
@@ -30,7 +31,12 @@ fn nobody(id: BuildId) -> ExecutorError {
 }
 
 impl Executor for Nobody {
-    fn start(&self, record: Record, _: BuildSpec) -> BoxFuture<'_, Result<Running, ExecutorError>> {
+    fn start(
+        &self,
+        record: Record,
+        _: BuildSpec,
+        _: Vec<AgentId>,
+    ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         Box::pin(async move { Err(nobody(record.id)) })
     }
 
