@@ -188,6 +188,33 @@ impl Hasher {
     }
 }
 
+/// Hashes what is read through it.
+#[derive(Debug)]
+pub struct Hashed<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R> Hashed<R> {
+    /// Adds what will be read of `inner` to `hasher`.
+    pub fn new(inner: R, hasher: Hasher) -> Self {
+        Self { inner, hasher }
+    }
+
+    /// Returns the hasher, which has seen what was read and nothing else.
+    pub fn into_hasher(self) -> Hasher {
+        self.hasher
+    }
+}
+
+impl<R: io::Read> io::Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.hasher.update(buffer.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+}
+
 impl fmt::Debug for Hasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hasher")
@@ -217,6 +244,16 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::sha256(b"").to_string(), empty);
         assert_eq!(empty.parse::<Digest>().unwrap(), Digest::sha256(b""));
+    }
+
+    #[test]
+    fn what_is_read_through_a_hasher_is_hashed_and_no_more() {
+        use std::io::Read;
+        let mut reader = Hashed::new(&b"read, not read"[..], Hasher::sha256());
+        let mut head = [0; 4];
+        reader.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"read");
+        assert_eq!(reader.into_hasher().finish(), Digest::sha256(b"read"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub mod tar;
 pub mod validate;
 
 pub use config::{History, ImageConfig, RootFs, RuntimeConfig};
-pub use digest::{Digest, Hasher};
+pub use digest::{Digest, Hashed, Hasher};
 pub use manifest::{Descriptor, Document, Index, Manifest};
 pub use platform::Platform;
 pub use reference::Reference;

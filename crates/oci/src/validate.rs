@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use crate::layer::{self, decompress};
 use crate::tar::{self, ReadError};
-use crate::{Digest, Hasher, ImageConfig, Manifest, media_type};
+use crate::{Digest, Hashed, Hasher, ImageConfig, Manifest, media_type};
 
 /// Opens the blob that a digest names; `None` when it is not there.
 pub type Blobs<'a> = dyn Fn(&Digest) -> io::Result<Option<Box<dyn Read>>> + 'a;
@@ -188,10 +188,7 @@ fn check_layer(
         digest: digest.clone(),
         source,
     };
-    let mut blob = Hashed {
-        inner: open(digest, blobs)?,
-        hasher: digest.hasher(),
-    };
+    let mut blob = Hashed::new(open(digest, blobs)?, digest.hasher());
     let unpacked = decompress(&mut blob, layer::Limits::default()).map_err(failed)?;
     let expected = match descriptor.media_type.as_str() {
         media_type::OCI_LAYER | media_type::DOCKER_LAYER => layer::Packing::None,
@@ -204,10 +201,7 @@ fn check_layer(
             media_type: descriptor.media_type.clone(),
         });
     }
-    let mut archive = Hashed {
-        inner: unpacked,
-        hasher: diff_id.hasher(),
-    };
+    let mut archive = Hashed::new(unpacked, diff_id.hasher());
     let mut reader = tar::Reader::new(&mut archive, tar::Limits::default());
     let mut n_entries = 0;
     loop {
@@ -221,9 +215,8 @@ fn check_layer(
         }
     }
     io::copy(&mut archive, &mut io::sink()).map_err(failed)?;
-    let actual = archive.hasher.finish();
-    drop(archive.inner);
-    compare(digest, descriptor.size, blob.hasher)?;
+    let actual = archive.into_hasher().finish();
+    compare(digest, descriptor.size, blob.into_hasher())?;
     if actual != *diff_id {
         return Err(ValidateError::DiffId {
             layer: digest.clone(),
@@ -232,18 +225,4 @@ fn check_layer(
         });
     }
     Ok(n_entries)
-}
-
-/// Hashes what is read.
-struct Hashed<R> {
-    inner: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hasher.update(buffer.get(..n).unwrap_or_default());
-        Ok(n)
-    }
 }

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 
 use oci::layer::Limits as BlobLimits;
 use oci::tar::{self, Entry, Kind, ReadError, Reader, WriteError, Writer};
-use oci::{Digest, Hasher};
+use oci::{Digest, Hashed, Hasher};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -135,10 +135,7 @@ fn apply(
         digest: digest(),
         source,
     };
-    let hashed = Hashed {
-        inner: open(store, layer)?,
-        hasher: Hasher::sha256(),
-    };
+    let hashed = Hashed::new(open(store, layer)?, Hasher::sha256());
     let mut reader = Reader::new(
         io::BufReader::with_capacity(BUFFER_BYTES, hashed),
         tar::Limits::default(),
@@ -166,7 +163,7 @@ fn apply(
     // The digest is of all of it, what follows the archive's end included.
     let mut rest = reader.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(|error| read(ReadError::Io(error)))?;
-    let actual = rest.into_inner().hasher.finish();
+    let actual = rest.into_inner().into_hasher().finish();
     if actual == layer.diff_id {
         return Ok(());
     }
@@ -269,18 +266,4 @@ fn open(store: &Store, layer: &LayerRef) -> Result<impl Read + use<>, FlattenErr
         .map_err(|error| failed(io::Error::other(error)))?;
     let blob = blob.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     oci::layer::decompress(blob, BlobLimits::default()).map_err(failed)
-}
-
-/// Hashes what passes through.
-struct Hashed<R> {
-    inner: R,
-    hasher: Hasher,
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        self.hasher.update(buffer.get(..n).unwrap_or_default());
-        Ok(n)
-    }
 }
