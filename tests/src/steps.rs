@@ -265,12 +265,57 @@ fn what_only_the_operator_can_allow_is_refused_before_anything_runs() {
     assert!(!ended.stderr.contains("pets-a-nar"), "{}", ended.stderr);
     build(&bench, lines, &["--allow", "network.host"], &[]).well();
     build(&bench, "RUN --security=insecure true\n", &[], &[])
-        .with(1, &["security.insecure is not allowed", "Dockerfile:2"]);
+        .with(1, &["--allow security.insecure", "Dockerfile:2"]);
     for (argument, value) in [
-        ("--allow", "security.insecure"),
+        ("--allow", "device"),
         ("--cgroup-parent", "x"),
         ("--add-host", "a:host-gateway"),
     ] {
         build(&bench, "RUN true\n", &[argument, value], &[]).with(2, &[]);
     }
+}
+
+#[test]
+fn an_insecure_step_may_mount_and_changes_nothing_that_it_may_only_read() {
+    let bench = Bench::new();
+    bench.scratch.write("context/file", "as it was\n");
+    let mount =
+        "--mount=type=bind,target=/of-context --mount=type=bind,from=first,target=/of-stage";
+    let script = "mkdir /here && mount -t tmpfs none /here && touch /here/x && umount /here && \
+                  for of in context stage; do mount -o remount,bind,rw /of-$of && echo changed > /of-$of/file; done";
+    let base = &bench.base;
+    let stages = |flag: &str| {
+        let text = format!(
+            "FROM {base} AS first\nRUN echo as it was > /file\nFROM {base}\nRUN {flag} {mount} {script}\n\
+             RUN --mount=type=bind,from=first,target=/of-stage cat /of-stage/file | rev\n"
+        );
+        bench.scratch.write("context/Dockerfile", text);
+        bench.build(&[
+            "--progress",
+            "plain",
+            "context",
+            "--allow",
+            "security.insecure",
+        ])
+    };
+    let well = stages("--security=insecure").well();
+    assert!(well.stderr.contains("saw ti sa"), "{}", well.stderr);
+    let context = fs::read_to_string(bench.path("context/file")).unwrap();
+    assert_eq!(context, "as it was\n");
+    // Being allowed is not being asked for, and what one has done is not what the other would do.
+    let failed = stages("").with(1, &["Dockerfile:4"]);
+    assert!(!failed.stderr.contains("saw ti sa"), "{}", failed.stderr);
+}
+
+#[test]
+fn the_configuration_can_allow_insecure_steps() {
+    let bench = Bench::new();
+    let usual = fs::read_to_string(bench.path("kiln.toml")).unwrap();
+    let allowing = format!("{usual}\n[limits]\nallow_insecure = true\n");
+    bench.scratch.write("kiln.toml", allowing);
+    let lines = "RUN --security=insecure mount -t tmpfs none /tmp\n";
+    build(&bench, lines, &[], &[]).well();
+    // What the cache holds is no way around the permission.
+    bench.scratch.write("kiln.toml", usual);
+    build(&bench, lines, &[], &[]).with(1, &["--allow security.insecure"]);
 }

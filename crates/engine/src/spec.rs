@@ -470,6 +470,8 @@ pub struct Limits {
     pub layer_bytes: u64,
     /// Whether steps may use this machine's network.
     pub allow_host_network: bool,
+    /// Whether steps may ask to be kept from less (`RUN --security=insecure`).
+    pub allow_insecure: bool,
 }
 
 impl Default for Limits {
@@ -485,6 +487,7 @@ impl Default for Limits {
             context_files: 2_000_000,
             layer_bytes: 64 << 30,
             allow_host_network: false,
+            allow_insecure: false,
         }
     }
 }

@@ -75,6 +75,8 @@ pub enum Wish {
 pub enum Entitlement {
     /// Steps may use the machine's network.
     HostNetwork,
+    /// Steps may be kept from less.
+    Insecure,
 }
 
 impl Service {
@@ -174,11 +176,18 @@ impl Service {
             let text = "network.host: this server gives no build the network of its machine (limits.allow_host_network)";
             return Err(Failure::new(Blame::Forbidden, text));
         }
+        let wants_insecure = call.entitlements.contains(&Entitlement::Insecure);
+        if wants_insecure && !limits.allow_insecure {
+            let text =
+                "security.insecure: this server runs no insecure steps (limits.allow_insecure)";
+            return Err(Failure::new(Blame::Forbidden, text));
+        }
         let wall_time_s = call.timeout_s.unwrap_or(limits.wall_time_s);
         Ok(Limits {
             wall_time_s: wall_time_s.min(limits.wall_time_s),
             // It takes both: the operator's word and the request's.
             allow_host_network: wants_host,
+            allow_insecure: wants_insecure,
             ..limits
         })
     }

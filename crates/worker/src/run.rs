@@ -14,8 +14,8 @@ use engine::journal::Writer;
 use engine::recorder::{Environment, Recorder};
 use engine::redact::Redactor;
 use engine::sandbox::{
-    CgroupParent, HostNetwork, LauncherImage, Namespaces, NamespacesOptions, NetworkPool,
-    NetworkProgram,
+    CgroupParent, LauncherImage, Namespaces, NamespacesOptions, NetworkPool, NetworkProgram,
+    Permission,
 };
 use engine::spec::BuildSpec;
 use rustix::fs::{Mode, OFlags};
@@ -89,11 +89,8 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
         .map_err(|e| format!("write the lock: {e}"))?;
     let sandbox_options = SandboxOptions {
         image: entered.image,
-        host_network: if spec.limits.allow_host_network {
-            HostNetwork::Allowed
-        } else {
-            HostNetwork::Refused
-        },
+        host_network: permission(spec.limits.allow_host_network),
+        insecure: permission(spec.limits.allow_insecure),
         resolv_conf,
         cgroups,
     };
@@ -185,7 +182,8 @@ async fn wind_down(
 /// What the sandbox is made of, found before the process had given up its ids.
 struct SandboxOptions {
     image: LauncherImage,
-    host_network: HostNetwork,
+    host_network: Permission,
+    insecure: Permission,
     resolv_conf: String,
     cgroups: Option<CgroupParent>,
 }
@@ -197,9 +195,18 @@ impl SandboxOptions {
             // Without a program for it, a step that needs the network says so.
             network: NetworkProgram::find().ok().map(NetworkPool::new),
             host_network: self.host_network,
+            insecure: self.insecure,
             cgroups: self.cgroups,
             host_resolv_conf: self.resolv_conf,
         })
+    }
+}
+
+const fn permission(is_allowed: bool) -> Permission {
+    if is_allowed {
+        Permission::Allowed
+    } else {
+        Permission::Refused
     }
 }
 

@@ -359,7 +359,7 @@ mod tests {
             &["build", "--ulimit", "files=1", "."],
             &["build", "--add-host", "a:host-gateway", "."],
             &["build", "--cgroup-parent", "x", "."],
-            &["build", "--allow", "security.insecure", "."],
+            &["build", "--allow", "device=/dev/fuse", "."],
             &["serve", "--listen", "nowhere"],
             &["cancel"],
             &["cancel", "../../etc"],

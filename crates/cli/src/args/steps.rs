@@ -16,7 +16,7 @@ pub(crate) struct StepArgs {
     /// SSH agent for `RUN --mount=type=ssh` [default socket: `$SSH_AUTH_SOCK`]
     #[arg(long = "ssh", value_name = "default|ID[=SOCKET]")]
     pub(crate) ssh: Vec<SshArg>,
-    /// Let steps do what is not for everybody: `network.host`
+    /// Let steps do what is not for everybody: `network.host`, `security.insecure`
     #[arg(long = "allow", value_name = "WHAT")]
     pub(crate) allowed: Vec<Entitlement>,
     /// Name that steps find in /etc/hosts; may be given several times
@@ -60,11 +60,9 @@ pub(crate) enum StepArgError {
     Size(String),
     #[error("each build has a cgroup of its own, below the one of kiln itself")]
     CgroupParent,
-    #[error("no command runs without a sandbox here")]
-    Insecure,
     #[error("commands are given no devices here")]
     Device,
-    #[error("{0:?} is not something to be allowed: network.host is")]
+    #[error("{0:?} is not something to be allowed: network.host and security.insecure are")]
     Entitlement(String),
 }
 
@@ -155,6 +153,7 @@ impl FromStr for SshArg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entitlement {
     HostNetwork,
+    Insecure,
 }
 
 impl FromStr for Entitlement {
@@ -163,7 +162,7 @@ impl FromStr for Entitlement {
     fn from_str(text: &str) -> Result<Self, StepArgError> {
         match text {
             "network.host" => Ok(Self::HostNetwork),
-            "security.insecure" => Err(StepArgError::Insecure),
+            "security.insecure" => Ok(Self::Insecure),
             "device" => Err(StepArgError::Device),
             text if text.starts_with("device=") => Err(StepArgError::Device),
             text => Err(StepArgError::Entitlement(text.to_owned())),
@@ -314,7 +313,10 @@ mod tests {
         assert_eq!("128m".parse::<SizeArg>().unwrap(), SizeArg(128 << 20));
         assert!("0".parse::<SizeArg>().is_err());
         assert!("x".parse::<NoCgroupParent>().is_err());
-        assert!("security.insecure".parse::<Entitlement>().is_err());
+        assert!("security.insecure".parse::<Entitlement>().is_ok());
+        for text in ["device", "device=/dev/fuse", "security", ""] {
+            assert!(text.parse::<Entitlement>().is_err(), "{text}");
+        }
         assert!("network.host".parse::<Entitlement>().is_ok());
     }
 }

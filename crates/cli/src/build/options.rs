@@ -68,12 +68,14 @@ pub(crate) fn decide(args: &BuildArgs, defaults: &Config) -> Outcome<BuildOption
     })
 }
 
-/// Returns the limits of a build that the user of this machine starts: asking for the machine's network is allowing it.
+/// Returns the limits of a build that the user of this machine starts: asking for what is not for everybody is allowing it.
 pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
     Limits {
         allow_host_network: configured.allow_host_network
             || args.network == Some(Network::Host)
             || args.steps.allowed.contains(&Entitlement::HostNetwork),
+        allow_insecure: configured.allow_insecure
+            || args.steps.allowed.contains(&Entitlement::Insecure),
         ..configured.clone()
     }
 }
@@ -171,6 +173,12 @@ mod tests {
         let limits = |line: &[&str]| limits(&args(line), &Limits::default()).allow_host_network;
         assert!(!limits(&[]) && limits(&["--network", "host"]));
         assert!(limits(&["--allow", "network.host"]));
+    }
+
+    #[test]
+    fn asking_for_insecure_steps_allows_them_and_nothing_else() {
+        let limits = limits(&args(&["--allow", "security.insecure"]), &Limits::default());
+        assert!(limits.allow_insecure && !limits.allow_host_network);
     }
 
     #[test]

@@ -38,10 +38,10 @@ fn check_run(op: &RunOp, default: NetworkMode, limits: &Limits) -> Result<(), Fa
             "the network of the host is not allowed here (--allow network.host, or the operator's setting allow_host_network)",
         ));
     }
-    if op.security == RunSecurity::Insecure {
+    if op.security == RunSecurity::Insecure && !limits.allow_insecure {
         return Err(failure(
             FailureKind::Dockerfile,
-            "security.insecure is not allowed here: no command runs without a sandbox",
+            "security.insecure is not allowed here (--allow security.insecure, or the operator's setting allow_insecure)",
         ));
     }
     Ok(())

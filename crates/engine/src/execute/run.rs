@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dockerfile::{Op, RunNetwork, RunOp, Step};
+use dockerfile::{Op, RunNetwork, RunOp, RunSecurity, Step};
 
 use super::Execution;
 use super::cache::Operation;
@@ -21,7 +21,9 @@ use crate::recorder;
 use crate::rootfs::overlay::{self, Upper};
 use crate::rootfs::root::Root;
 use crate::rootfs::user;
-use crate::sandbox::{self, Network, SandboxError, StepCommand, StepExit, StepLimits, UserIds};
+use crate::sandbox::{
+    self, Confinement, Network, SandboxError, StepCommand, StepExit, StepLimits, UserIds,
+};
 use crate::spec::{NetworkMode, StepOptions};
 
 /// Lines of a failed command's output that its failure repeats.
@@ -50,6 +52,9 @@ pub(super) fn operation(
     }
     let network = network_mode(execution, op.network);
     settings.insert("the network".to_owned(), format!("{network:?}"));
+    if op.security == RunSecurity::Insecure {
+        settings.insert("the security".to_owned(), "insecure".to_owned());
+    }
     if !op.mounts.is_empty() {
         let mounts: Vec<String> = op.mounts.iter().map(mounts::describe).collect();
         settings.insert("the mounts".to_owned(), format!("{mounts:?}"));
@@ -223,7 +228,7 @@ fn command(
 ) -> Result<(StepCommand, PathBuf), Failure> {
     let mut attached = Attached::default();
     let prospect = prospect(execution, lowers, |view, scratch| {
-        attached = mounts::attach(execution, &op.mounts, fetched, view)?;
+        attached = mounts::attach(execution, op, fetched, view)?;
         init_layer(view, scratch, op, &attached.places)
     })?;
     let user = user_ids(&prospect.view, &step.user)?;
@@ -253,6 +258,7 @@ fn command(
         cwd: step.workdir.clone(),
         user,
         network: network(execution, op.network),
+        confinement: confinement(op),
         hostname: host_name(execution)?,
         extra_hosts: asked
             .extra_hosts
@@ -340,6 +346,14 @@ pub(super) fn user_ids(view: &Root, user: &str) -> Result<UserIds, Failure> {
         gid: found.gid,
         groups: found.supplementary,
     })
+}
+
+/// Returns what the command is kept from.
+pub(super) fn confinement(op: &RunOp) -> Confinement {
+    match op.security {
+        RunSecurity::Sandbox => Confinement::Sandbox,
+        RunSecurity::Insecure => Confinement::Insecure,
+    }
 }
 
 fn network_mode(execution: &Execution, asked: RunNetwork) -> NetworkMode {

@@ -13,8 +13,8 @@
 //!    the command. It is pid 1 of its pid namespace: when it ends, the kernel ends everything it has started.
 //!
 //! Invariants: nothing of the host but the step's own root filesystem, three pipe ends and the device nodes every
-//! program needs reaches the command; no code path starts a command without the seccomp filter; no tenant process is
-//! alive once [`Sandbox::run`] has returned.
+//! program needs reaches the command; nothing but [`Confinement::Insecure`], which the operator has to permit, starts a command
+//! without the seccomp filter; no tenant process is alive once [`Sandbox::run`] has returned.
 //!
 //! Not done here: mounting overlays, reading images, users by name (see `rootfs`), choosing what to run (see `execute`).
 
@@ -35,13 +35,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use cgroup::{CgroupError, CgroupMode, CgroupParent, prepare_cgroups};
 pub use image::{ImageError, LauncherImage};
 pub use init_layer::{InitLayerError, Place, PlaceKind, prepare_init_layer};
 pub use launcher::{STEP_INIT, step_init_main};
-pub use namespaces::{HostNetwork, Namespaces, NamespacesOptions};
+pub use namespaces::{Namespaces, NamespacesOptions, Permission};
 pub use network::{NetworkError, NetworkPool, NetworkProgram};
 pub use scripted::{Script, Scripted};
 pub use step_mounts::{Access, Mounted, SecretBytes, StepMount, detached_copy};
@@ -93,6 +94,8 @@ pub struct StepCommand {
     pub user: UserIds,
     /// What of the network the command reaches.
     pub network: Network,
+    /// What the command is kept from.
+    pub confinement: Confinement,
     /// The container's host name.
     pub hostname: String,
     /// Lines added to `/etc/hosts`: name, then address.
@@ -127,6 +130,15 @@ pub enum Network {
     Default,
     /// The host's own network, loopback included. Refused unless the configuration allows it.
     Host,
+}
+
+/// What a step is kept from, beyond being in namespaces of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Confinement {
+    /// It has few capabilities, a filter of system calls, no namespaces to make, and a `/proc` and `/sys` that are masked.
+    Sandbox,
+    /// None of this: all that root of its own user namespace may do. Refused unless the configuration allows it.
+    Insecure,
 }
 
 /// What one step may use.

@@ -27,8 +27,8 @@ use super::launcher::wire::{self, Plan, PlanNetwork, Report};
 use super::launcher::{PLAN_MESSAGE, STEP_INIT};
 use super::network::{Lease, NetworkPool, NetworkProgram};
 use super::{
-    MAX_CHUNK_BYTES, Mounted, Network, OutputSink, Sandbox, SandboxError, StepCommand, StepExit,
-    StepLimits, Stream, plan,
+    Confinement, MAX_CHUNK_BYTES, Mounted, Network, OutputSink, Sandbox, SandboxError, StepCommand,
+    StepExit, StepLimits, Stream, plan,
 };
 
 /// How long output may still arrive after every process of the step is dead.
@@ -48,7 +48,9 @@ pub struct NamespacesOptions {
     /// Where [`Network::Default`] comes from; without it such steps are refused.
     pub network: Option<NetworkPool>,
     /// Whether [`Network::Host`] is allowed.
-    pub host_network: HostNetwork,
+    pub host_network: Permission,
+    /// Whether [`Confinement::Insecure`] is allowed.
+    pub insecure: Permission,
     /// Under which steps get their cgroups; without it memory, processes and processor time are not limited.
     pub cgroups: Option<CgroupParent>,
     /// The content of `/etc/resolv.conf` for steps in the host's network.
@@ -56,21 +58,22 @@ pub struct NamespacesOptions {
 }
 
 impl NamespacesOptions {
-    /// Takes the network program this machine has, if any; no host network and no cgroups.
+    /// Takes the network program this machine has, if any; no host network, no insecure steps and no cgroups.
     pub fn new(image: LauncherImage) -> Self {
         Self {
             image,
             network: NetworkProgram::find().ok().map(NetworkPool::new),
-            host_network: HostNetwork::Refused,
+            host_network: Permission::Refused,
+            insecure: Permission::Refused,
             cgroups: None,
             host_resolv_conf: String::new(),
         }
     }
 }
 
-/// Whether steps may use the host's network.
+/// Whether steps may have what is not for everybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum HostNetwork {
+pub enum Permission {
     /// Such steps are refused.
     #[default]
     Refused,
@@ -104,6 +107,7 @@ impl Namespaces {
         cancel: CancellationToken,
     ) -> Result<StepExit, SandboxError> {
         check(&step)?;
+        self.check_confinement(step.confinement)?;
         let deadline = Instant::now() + step.limits.wall_time;
         let network = tokio::select! {
             biased;
@@ -124,6 +128,15 @@ impl Namespaces {
         }
     }
 
+    fn check_confinement(&self, wanted: Confinement) -> Result<(), SandboxError> {
+        match (wanted, self.options.insecure) {
+            (Confinement::Sandbox, _) | (Confinement::Insecure, Permission::Allowed) => Ok(()),
+            (Confinement::Insecure, Permission::Refused) => Err(SandboxError::Invalid {
+                what: "insecure steps are not allowed by the configuration".to_owned(),
+            }),
+        }
+    }
+
     async fn network(&self, wanted: Network) -> Result<StepNetwork, SandboxError> {
         match wanted {
             Network::Isolated => Ok(StepNetwork {
@@ -131,7 +144,7 @@ impl Namespaces {
                 lease: None,
                 resolv_conf: String::new(),
             }),
-            Network::Host if self.options.host_network == HostNetwork::Allowed => Ok(StepNetwork {
+            Network::Host if self.options.host_network == Permission::Allowed => Ok(StepNetwork {
                 kind: PlanNetwork::Inherited,
                 lease: None,
                 resolv_conf: self.options.host_resolv_conf.clone(),

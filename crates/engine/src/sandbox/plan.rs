@@ -15,6 +15,7 @@ pub(super) fn plan(step: &StepCommand, network: &StepNetwork, cgroup: Option<&St
         gid: step.user.gid,
         groups: step.user.groups.clone(),
         network: network.kind,
+        confinement: step.confinement,
         hostname: step.hostname.clone(),
         hosts_file: hosts_file(&step.hostname, &step.extra_hosts),
         resolv_file: network.resolv_conf.clone(),

@@ -133,6 +133,8 @@ context_files = 2000000
 layer_bytes = 68719476736
 # Whether steps may use this machine's network.
 allow_host_network = false
+# Whether steps may ask to be kept from less (RUN --security=insecure): all rights of their user namespace, no filter of system calls.
+allow_insecure = false
 
 # Archives for the initializers snapshot, prebuild and backup: tar, plain or compressed, named by their path in the folder. A tenant's
 # backup is TENANT/full.tar. Workers, who are another user, must be able to read them.

@@ -374,5 +374,37 @@ async fn what_a_request_gets_wrong_is_named() {
     };
     let refused = start(&server, host).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+    let insecure = wire::StartBuildRequest {
+        entitlements: vec!["security.insecure".to_owned()],
+        ..request()
+    };
+    let refused = start(&server, insecure).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(
+        refused.message().contains("limits.allow_insecure"),
+        "{refused}"
+    );
     assert!(!world.has_worker().await, "nothing of all this was started");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_for_everybody_takes_the_operators_word_and_the_requests() {
+    let world = World::new();
+    let config = "[limits]\nallow_host_network = true\nallow_insecure = true\n";
+    let server = world.serve_with(config).await;
+    for (names, expected) in [
+        (vec![], (false, false)),
+        (vec!["security.insecure"], (false, true)),
+        (vec!["network.host"], (true, false)),
+    ] {
+        let asked = wire::StartBuildRequest {
+            entitlements: names.into_iter().map(str::to_owned).collect(),
+            ..request()
+        };
+        started(&server, asked).await;
+        let worker = world.worker().await;
+        let limits = &worker.spec.as_ref().unwrap().limits;
+        let allowed = (limits.allow_host_network, limits.allow_insecure);
+        assert_eq!(allowed, expected);
+    }
 }

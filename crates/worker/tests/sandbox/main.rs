@@ -20,6 +20,7 @@
 
 mod cases;
 mod hostile;
+mod insecure;
 mod probe;
 mod rig;
 mod starters;
@@ -77,7 +78,10 @@ fn inside(starter: Option<&str>, filter: Option<&str>) -> ExitCode {
         .unwrap();
     let rig = Arc::new(Rig::new(entered.image, cgroups, starter));
     let mut failed = 0;
-    let all = cases::CASES.iter().chain(hostile::CASES);
+    let all = cases::CASES
+        .iter()
+        .chain(hostile::CASES)
+        .chain(insecure::CASES);
     for (name, case) in all.filter(|(name, _)| name.contains(filter.unwrap_or_default())) {
         let passed = runtime
             .block_on(async { tokio::spawn(case(Arc::clone(&rig))).await })

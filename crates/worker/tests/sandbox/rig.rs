@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::sandbox::{
-    CgroupParent, LauncherImage, Namespaces, NamespacesOptions, Network, OutputSink, Sandbox as _,
-    SandboxError, StepCommand, StepExit, StepLimits, Stream, UserIds, prepare_init_layer,
+    CgroupParent, Confinement, LauncherImage, Namespaces, NamespacesOptions, Network, OutputSink,
+    Permission, Sandbox as _, SandboxError, StepCommand, StepExit, StepLimits, Stream, UserIds,
+    prepare_init_layer,
 };
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,7 @@ impl Rig {
         let has_cgroups = cgroups.is_some();
         let options = NamespacesOptions {
             cgroups,
+            insecure: Permission::Allowed,
             ..NamespacesOptions::new(image)
         };
         Self {
@@ -87,6 +89,7 @@ impl Rig {
             cwd: "/".to_owned(),
             user: UserIds::default(),
             network: Network::Isolated,
+            confinement: Confinement::Sandbox,
             limits: StepLimits {
                 wall_time: Duration::from_secs(30),
                 ..StepLimits::default()
@@ -135,6 +138,7 @@ pub(crate) struct Run<'a> {
     pub(crate) cwd: String,
     pub(crate) user: UserIds,
     pub(crate) network: Network,
+    pub(crate) confinement: Confinement,
     pub(crate) limits: StepLimits,
     pub(crate) stdin: Option<File>,
 }
@@ -169,6 +173,7 @@ impl Run<'_> {
             cwd: self.cwd,
             user: self.user,
             network: self.network,
+            confinement: self.confinement,
             hostname: "step".to_owned(),
             extra_hosts: vec![("extra".to_owned(), "192.0.2.77".to_owned())],
             limits: self.limits,

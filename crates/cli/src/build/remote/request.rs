@@ -202,6 +202,7 @@ fn ulimit(ulimit: &engine::spec::Ulimit) -> wire::Ulimit {
 fn entitlements(args: &BuildArgs) -> Vec<String> {
     let name = |entitlement: &Entitlement| match entitlement {
         Entitlement::HostNetwork => "network.host".to_owned(),
+        Entitlement::Insecure => "security.insecure".to_owned(),
     };
     args.steps.allowed.iter().map(name).collect()
 }

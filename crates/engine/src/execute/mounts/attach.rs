@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use dockerfile::{Mount, MountAccess};
+use dockerfile::{Mount, MountAccess, RunOp, RunSecurity};
 use rustix::fs::FileType;
 
 use super::{Fetched, Source, agent};
@@ -21,6 +21,16 @@ const SHARED_MEMORY: &str = "dev/shm";
 /// Where sockets of agents are that say nothing else.
 const AGENTS: &str = "/run/buildkit/ssh_agent";
 
+/// What keeps files from being changed that can only be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Backing {
+    /// The mount.
+    #[default]
+    Bare,
+    /// Another layer over them: a command that may mount can take the first back.
+    Covered,
+}
+
 /// The mounts of one step.
 #[derive(Debug, Default)]
 pub(in crate::execute) struct Attached {
@@ -33,17 +43,24 @@ pub(in crate::execute) struct Attached {
     pub(in crate::execute) held: Vec<OwnedFd>,
     /// Sockets of agents among the mounts.
     n_agents: usize,
+    backing: Backing,
 }
 
 /// Returns the mounts for a step on `view`, what the steps before have left.
 pub(in crate::execute) fn attach(
     execution: &Execution,
-    mounts: &[Mount],
+    op: &RunOp,
     fetched: &Fetched,
     view: &Root,
 ) -> Result<Attached, Failure> {
-    let mut attached = Attached::default();
-    for (mount, source) in mounts.iter().zip(&fetched.sources) {
+    let mut attached = Attached {
+        backing: match op.security {
+            RunSecurity::Sandbox => Backing::Bare,
+            RunSecurity::Insecure => Backing::Covered,
+        },
+        ..Attached::default()
+    };
+    for (mount, source) in op.mounts.iter().zip(&fetched.sources) {
         attached.attach(execution, (mount, source), view)?;
     }
     // What is within another mount comes after it.
@@ -117,7 +134,8 @@ impl Attached {
                 self.add_files(view, target.unwrap_or_default(), (mount, source), access)?;
             }
             (_, Source::Directories(lowers, source)) => {
-                let mount = stacked(execution, lowers, access)?;
+                let is_bare = access == Access::Read && self.backing == Backing::Bare;
+                let mount = stacked(execution, lowers, is_bare)?;
                 self.add_files(view, target.unwrap_or_default(), (mount, source), access)?;
             }
             (_, Source::Secret(_) | Source::Memory) => {
@@ -266,11 +284,11 @@ fn directory(path: &Path) -> Result<OwnedFd, Failure> {
 fn stacked(
     execution: &Execution,
     lowers: &[std::path::PathBuf],
-    access: Access,
+    is_bare: bool,
 ) -> Result<OwnedFd, Failure> {
     let attempt = "mount files of another stage, image or context";
     let view = overlay::mount(lowers, None).map_err(|e| platform(attempt, &e))?;
-    if access == Access::Read {
+    if is_bare {
         return Ok(view);
     }
     let upper = Upper::create(Some(view.as_fd()), &execution.scratch()?.join("step"));

@@ -13,6 +13,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::wire::Plan;
 use super::{Attempt as _, Descriptors, Failed, filesystem, privileges};
+use crate::sandbox::Confinement;
 
 /// What a shell answers when a command does not exist.
 const EXIT_NOT_FOUND: i32 = 127;
@@ -68,7 +69,12 @@ fn become_ready(
         .read_exact(&mut word)
         .attempt("wait for the launcher")?;
     // Compiled while memory is still ours alone to fail over; loaded at the very end.
-    let filters = super::seccomp::compile().attempt("compile the seccomp filter")?;
+    let filters = match plan.confinement {
+        Confinement::Sandbox => {
+            Some(super::seccomp::compile().attempt("compile the seccomp filter")?)
+        }
+        Confinement::Insecure => None,
+    };
     let command = Command::new(plan)?;
     rustix::process::setsid().attempt("start a session")?;
     rustix::process::umask(Mode::empty());
@@ -92,7 +98,10 @@ fn become_ready(
     drop((stdin, stdout, stderr));
     reset_signals();
     close_the_rest()?;
-    privileges::give_up(plan, &filters)?;
+    match filters {
+        Some(filters) => privileges::give_up(plan, &filters)?,
+        None => privileges::keep(plan)?,
+    }
     Ok(command)
 }
 

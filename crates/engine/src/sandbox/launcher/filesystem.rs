@@ -12,6 +12,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use super::mounts::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 use super::wire::Plan;
 use super::{Attempt as _, Failed, step_mounts};
+use crate::sandbox::Confinement;
 
 /// The device nodes every program may expect, with the numbers they must have.
 const DEVICES: [(&str, u32, u32); 6] = [
@@ -85,17 +86,14 @@ pub(super) fn enter(
     mounts::attach(root.as_fd(), place.as_fd()).attempt("mount the root filesystem")?;
 
     attach_at(&proc, root.as_fd(), "proc")?;
-    forbid_user_namespaces(proc.as_fd())?;
     match sysfs {
         Some(sysfs) => attach_at(&sysfs, root.as_fd(), "sys")?,
         None => attach_at(&scratch.empty_directory()?, root.as_fd(), "sys")?,
     }
     mount_dev(plan, root.as_fd(), &devices)?;
-    for path in MASKED {
-        mask(root.as_fd(), path, &scratch)?;
-    }
-    for path in READ_ONLY {
-        make_read_only(root.as_fd(), path)?;
+    match plan.confinement {
+        Confinement::Sandbox => confine(root.as_fd(), proc.as_fd(), &scratch)?,
+        Confinement::Insecure => {}
     }
     for (file, path) in [
         ("resolv.conf", "etc/resolv.conf"),
@@ -109,6 +107,18 @@ pub(super) fn enter(
     }
     step_mounts::attach(&plan.mounts, mounts, root.as_fd(), scratch.fd())?;
     pivot(root)
+}
+
+/// Takes from the kernel's filesystems what a step has no use for.
+fn confine(root: BorrowedFd<'_>, proc: BorrowedFd<'_>, scratch: &Scratch) -> Result<(), Failed> {
+    forbid_user_namespaces(proc)?;
+    for path in MASKED {
+        mask(root, path, scratch)?;
+    }
+    for path in READ_ONLY {
+        make_read_only(root, path)?;
+    }
+    Ok(())
 }
 
 fn pivot(root: OwnedFd) -> Result<(), Failed> {

@@ -25,6 +25,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use rustix::thread::UnshareFlags;
 
+use super::Confinement;
 use wire::{Plan, PlanNetwork, Report};
 
 /// The first argument with which this program must hand over to [`step_init_main`].
@@ -117,14 +118,7 @@ fn serve_step(socket: &OwnedFd, fds: Vec<OwnedFd>) -> Result<Report, Failed> {
     let sysfs = match plan.network {
         // A new sysfs shows the network namespace one is in, and the host's is not ours to mount.
         PlanNetwork::Inherited => None,
-        PlanNetwork::New | PlanNetwork::Given => Some(
-            mounts::new_filesystem(
-                "sysfs",
-                &[],
-                mounts::RDONLY | mounts::NOSUID | mounts::NODEV | mounts::NOEXEC,
-            )
-            .attempt("mount sysfs")?,
-        ),
+        PlanNetwork::New | PlanNetwork::Given => Some(sysfs(plan.confinement)?),
     };
     let (go_reader, go_writer) = pipe()?;
     let (error_reader, error_writer) = pipe()?;
@@ -150,6 +144,15 @@ fn serve_step(socket: &OwnedFd, fds: Vec<OwnedFd>) -> Result<Report, Failed> {
             report
         }
     }
+}
+
+fn sysfs(confinement: Confinement) -> Result<OwnedFd, Failed> {
+    let access = match confinement {
+        Confinement::Sandbox => mounts::RDONLY,
+        Confinement::Insecure => 0,
+    };
+    let attributes = access | mounts::NOSUID | mounts::NODEV | mounts::NOEXEC;
+    mounts::new_filesystem("sysfs", &[], attributes).attempt("mount sysfs")
 }
 
 fn open_plan(fds: Vec<OwnedFd>) -> Result<(Plan, Descriptors), Failed> {

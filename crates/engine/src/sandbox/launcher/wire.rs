@@ -13,6 +13,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+use crate::sandbox::Confinement;
 use crate::sandbox::step_mounts::{Access, SecretBytes};
 use crate::sandbox::ulimit::Ulimit;
 
@@ -31,6 +32,7 @@ pub(crate) struct Plan {
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
     pub(crate) network: PlanNetwork,
+    pub(crate) confinement: Confinement,
     pub(crate) hostname: String,
     pub(crate) hosts_file: String,
     pub(crate) resolv_file: String,

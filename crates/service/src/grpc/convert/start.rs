@@ -363,9 +363,10 @@ fn caches_to(targets: Vec<wire::CacheTarget>) -> Result<Vec<CacheTo>, Failure> {
 fn entitlements_of(names: Vec<String>) -> Result<Vec<Entitlement>, Failure> {
     let entitlement = |name: String| match name.as_str() {
         "network.host" => Ok(Entitlement::HostNetwork),
+        "security.insecure" => Ok(Entitlement::Insecure),
         _ => Err(refused(
             "entitlements",
-            "there is network.host and nothing else",
+            "there are network.host and security.insecure",
         )),
     };
     names.into_iter().map(entitlement).collect()
