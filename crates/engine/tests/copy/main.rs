@@ -394,6 +394,57 @@ async fn repositories_are_added_at_a_commit_a_branch_or_a_folder() {
     assert_eq!(server.requests().len(), n);
 }
 
+/// Returns how many requests asked what there is, and how many for files.
+fn asked_and_fetched(server: &GitServer, since: usize) -> (usize, usize) {
+    let requests = server.requests().split_off(since);
+    let n = |end: &str| {
+        requests
+            .iter()
+            .filter(|request| request.path.ends_with(end))
+            .count()
+    };
+    (
+        n("info/refs?service=git-upload-pack"),
+        n("/git-upload-pack"),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_is_fetched_when_its_commit_is_another_one_and_not_before() {
+    let server = GitServer::start();
+    let mut repository = server.repository("r.git");
+    let first = repository.commit("main", &[File::new("a", "1"), File::new("sub/b", "2")]);
+    repository.tag("v1", &first);
+    repository.annotated_tag("v2", &first);
+    let url = server.url("r.git");
+    let mut bench = Bench::new(&[]);
+    for reference in ["", "#main", "#v1", "#v2", "#refs/heads/main", "#:sub"] {
+        bench.dockerfile(&format!("FROM scratch\nADD {url}{reference} /x/\n"));
+        bench.build().await.names();
+        let n = server.requests().len();
+        assert_eq!(bench.reasons().await, (vec![], 1), "{reference}");
+        let protocol_two_asks_by_post = 1;
+        let seen = asked_and_fetched(&server, n);
+        assert_eq!(seen, (1, protocol_two_asks_by_post), "{reference}");
+    }
+    // A branch is told by its commit, even if the step is to be run again.
+    bench.dockerfile(&format!("FROM scratch\nADD {url}#main /elsewhere/\n"));
+    let n = server.requests().len();
+    assert_eq!(bench.build().await.files()["elsewhere/a"].text, "1");
+    assert!(server.requests().len() > n + 2);
+    repository.commit("main", &[File::new("a", "changed")]);
+    assert_eq!(bench.build().await.files()["elsewhere/a"].text, "changed");
+    // With the repository's own data, the name under which it was fetched is part of them.
+    for name in ["main", "v1"] {
+        repository.tag("same", &first);
+        bench.dockerfile(&format!(
+            "FROM scratch\nADD --keep-git-dir {url}#{name} /x/\n"
+        ));
+        let head = bench.build().await.files()["x/.git/HEAD"].text.clone();
+        assert_eq!(head.contains("refs/heads/main"), name == "main", "{head}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn submodules_of_an_added_repository_are_the_operators_choice_and_the_lines() {
     let server = GitServer::start();

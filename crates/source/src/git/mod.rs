@@ -37,6 +37,7 @@ mod submodules;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -298,7 +299,34 @@ pub async fn fetch(
     source.check(options).map_err(FetchError::Request)?;
     let session = session(source, options, log, cancel.child_token()).await?;
     let work = Box::pin(run(&session, source, workspace));
-    tokio::pin!(work);
+    in_bounds(&session, workspace, cancel, work).await
+}
+
+/// Asks which commit the target of `source` is, and fetches nothing. `None` when only a fetch can tell: for an abbreviation, and for
+/// what the remote does not have.
+///
+/// `workspace` must exist, be ours alone and be empty; git's own files are left there.
+pub async fn look_up(
+    source: &GitSource,
+    workspace: &Path,
+    options: &FetchOptions,
+    log: &(dyn Fn(&str) + Send + Sync),
+    cancel: &CancellationToken,
+) -> Result<Option<String>, FetchError> {
+    source.check(options).map_err(FetchError::Request)?;
+    let session = session(source, options, log, cancel.child_token()).await?;
+    let work = Box::pin(ask(&session, source, workspace));
+    in_bounds(&session, workspace, cancel, work).await
+}
+
+/// Waits for `work`, and for the end of every git it started when it is cancelled or goes beyond a limit.
+async fn in_bounds<T>(
+    session: &Session<'_>,
+    workspace: &Path,
+    cancel: &CancellationToken,
+    mut work: Pin<Box<dyn Future<Output = Result<T, FetchError>> + Send + '_>>,
+) -> Result<T, FetchError> {
+    let options = session.options;
     let ended = tokio::select! {
         biased;
         () = cancel.cancelled() => FetchError::Cancelled,
@@ -348,6 +376,25 @@ async fn run(
         credential,
     };
     populate(session, source, &whole, &mut Allowance::default()).await
+}
+
+/// Steps 2 and 3, and the question that begins step 4.
+async fn ask(
+    session: &Session<'_>,
+    source: &GitSource,
+    workspace: &Path,
+) -> Result<Option<String>, FetchError> {
+    let credential = tokio::select! {
+        credential = auth::credential(&source.auth, session.options) => credential.map_err(FetchError::Secret)?,
+        () = session.stop.cancelled() => return Err(FetchError::Cancelled),
+    };
+    let location = checkout::make_location(workspace, &source.checkout_location)?;
+    let scoped = credential
+        .clone()
+        .map(|credential| (source.remote.origin(), credential));
+    let git = Git::new(session, location, scoped);
+    checkout::init(&git, source).await?;
+    resolve::look_up_target(&git, session, source, credential.as_ref()).await
 }
 
 /// What a repository and all its submodules have in common.

@@ -47,17 +47,29 @@ pub(super) async fn fetch_target(
     };
     match fetcher.target().await {
         Err(FetchError::Redirected { url }) => {
-            let Some(hop) = http::same_origin_hop(session, &source.remote, credential).await else {
-                return Err(FetchError::Redirected { url });
-            };
-            git.remark(&format!("{} is at {hop}", source.remote));
-            git.expect(
-                Reach::Local,
-                &["remote", "set-url", "origin", hop.as_str()],
-                SMALL_OUTPUT_BYTES,
-            )
-            .await?;
+            fetcher.follow(url, credential).await?;
             fetcher.target().await
+        }
+        result => result,
+    }
+}
+
+/// Asks which commit the target of `source` is; fetches nothing. `None` when the server cannot be asked, or has no such name.
+pub(super) async fn look_up_target(
+    git: &Git<'_>,
+    session: &Session<'_>,
+    source: &GitSource,
+    credential: Option<&Credential>,
+) -> Result<Option<String>, FetchError> {
+    let fetcher = Fetcher {
+        git,
+        session,
+        source,
+    };
+    match fetcher.advertised_target().await {
+        Err(FetchError::Redirected { url }) => {
+            fetcher.follow(url, credential).await?;
+            fetcher.advertised_target().await
         }
         result => result,
     }
@@ -90,6 +102,63 @@ struct Fetcher<'a> {
 }
 
 impl Fetcher<'_> {
+    /// Goes where the server says that the repository is, if that is the same server.
+    async fn follow(&self, url: String, credential: Option<&Credential>) -> Result<(), FetchError> {
+        let remote = &self.source.remote;
+        let hop = http::same_origin_hop(self.session, remote, credential).await;
+        let hop = hop.ok_or(FetchError::Redirected { url })?;
+        self.git.remark(&format!("{remote} is at {hop}"));
+        let arguments = ["remote", "set-url", "origin", hop.as_str()];
+        self.git
+            .expect(Reach::Local, &arguments, SMALL_OUTPUT_BYTES)
+            .await
+            .map(drop)
+    }
+
+    /// Asks for the commit that a fetch by the mode of the request would find.
+    async fn advertised_target(&self) -> Result<Option<String>, FetchError> {
+        let target = self.source.target.as_str();
+        match self.source.target_mode {
+            TargetMode::RemoteHead | TargetMode::LocalBranch => {
+                let output = self
+                    .network(&["ls-remote", "--quiet", "--symref", "origin", "HEAD"])
+                    .await?;
+                let (_, commit) = self.advertised_head(&String::from_utf8_lossy(&output))?;
+                Ok(commit)
+            }
+            TargetMode::RemoteBranch => self.advertised(&[format!("refs/heads/{target}")]).await,
+            TargetMode::RemoteCommit => match refname::parse_commit_name(target) {
+                Some(CommitName::Full(commit)) => Ok(Some(commit)),
+                Some(CommitName::Abbreviated(_)) | None => Ok(None),
+                Some(CommitName::Reference(name)) => {
+                    self.advertised(&[format!("{name}^{{}}"), name.to_owned()])
+                        .await
+                }
+                Some(CommitName::Short(name)) => {
+                    let tag = format!("refs/tags/{name}");
+                    let names = [format!("{tag}^{{}}"), tag, format!("refs/heads/{name}")];
+                    self.advertised(&names).await
+                }
+            },
+        }
+    }
+
+    /// Asks for the first of `names` that the remote has.
+    async fn advertised(&self, names: &[String]) -> Result<Option<String>, FetchError> {
+        let mut arguments = vec!["ls-remote", "--quiet", "--", "origin"];
+        arguments.extend(names.iter().map(String::as_str));
+        let output = self.network(&arguments).await?;
+        let text = String::from_utf8_lossy(&output);
+        // The names are taken for ends of names.
+        let commit_of = |wanted: &String| {
+            text.lines().find_map(|line| {
+                let (commit, name) = line.split_once('\t')?;
+                (name == wanted && refname::is_full_commit(commit)).then(|| commit.to_owned())
+            })
+        };
+        Ok(names.iter().find_map(commit_of))
+    }
+
     /// Fetches by the mode of the request.
     async fn target(&self) -> Result<Found, FetchError> {
         let target = self.source.target.as_str();

@@ -1,37 +1,30 @@
 //! What ADD takes from elsewhere: files over http, and folders of git repositories.
 //!
 //! 1. [`resolve`] finds out what the content is, for the step's key: a file whose server says that it has not changed, or whose checksum
-//!    the Dockerfile gives, is not downloaded for that; nor is a repository fetched whose commit the Dockerfile gives in full, once its
-//!    files are known;
+//!    the Dockerfile gives, is not downloaded for that; nor is a repository fetched whose commit the Dockerfile or the server names, once
+//!    its files are known;
 //! 2. when the step has to run, [`bring`] sees to it that the content is here.
 //!
 //! Downloads are blobs of the store. What is remembered of an address (tag, date, digest) is kept under a hash of it, per tenant, and says
 //! nothing about the address itself, which may hold a password.
 
+mod git;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dockerfile::{
     Checksum, ChecksumAlgorithm, CopyOp, CopySource as Planned, GitFolder, RemoteFile,
 };
 use oci::Digest;
 use serde::{Deserialize, Serialize};
-use source::git::{
-    FetchOptions, GitAuth, GitDirectory, GitSource, RemoteUrl, Submodules, TargetMode,
-};
 use source::http::{self, Algorithm, Fetched, FileUrl, HttpError, HttpErrorKind, HttpOptions};
-use source::path::RelPath;
 
 use super::Execution;
 use crate::event::{Failure, FailureKind};
-use crate::failure::{
-    chain, dockerfile as dockerfile_failure, failure, platform, source as source_failure,
-};
-use crate::rootfs::content::{self, ContentOptions};
-use crate::rootfs::copy::Owner;
-use crate::rootfs::filter::Source;
+use crate::failure::{dockerfile as dockerfile_failure, failure, platform};
 use crate::rootfs::overlay::times;
 use crate::rootfs::root::Root;
 
@@ -39,10 +32,6 @@ use crate::rootfs::root::Root;
 const FILES: &str = "http";
 /// Kind of the records about files by a checksum that the store does not know them by.
 const SUMS: &str = "http-sum";
-/// Kind of the records about folders of repositories by their commit.
-const FOLDERS: &str = "git-folder";
-/// Digits of a commit that is named in full.
-const COMMIT_DIGITS: usize = 40;
 /// Mode of a downloaded file.
 const FILE_MODE: u32 = 0o600;
 
@@ -65,7 +54,7 @@ enum Kind {
     },
     Git {
         git: GitFolder,
-        fetched: Option<Repository>,
+        fetched: Option<git::Repository>,
     },
 }
 
@@ -89,13 +78,6 @@ struct Known {
     modified: i64,
 }
 
-/// A fetched repository.
-#[derive(Debug)]
-struct Repository {
-    workspace: PathBuf,
-    commit_time: i64,
-}
-
 /// Finds out what the sources of `op` that are elsewhere hold.
 pub(super) async fn resolve(execution: &Execution, op: &CopyOp) -> Result<Vec<Remote>, Failure> {
     let mut remotes = Vec::new();
@@ -103,7 +85,7 @@ pub(super) async fn resolve(execution: &Execution, op: &CopyOp) -> Result<Vec<Re
         remotes.extend(match source {
             Planned::Path(_) => None,
             Planned::File(file) => Some(resolve_file(execution, index, file).await?),
-            Planned::Git(git) => Some(resolve_git(execution, index, git, &op.exclude).await?),
+            Planned::Git(git) => Some(git::resolve(execution, index, git, &op.exclude).await?),
         });
     }
     Ok(remotes)
@@ -124,11 +106,11 @@ pub(super) async fn bring(
             Kind::Git { git, fetched } => {
                 let fetched = match fetched {
                     Some(fetched) => fetched,
-                    None => fetch(execution, &git).await?,
+                    None => git::fetch(execution, &git).await?,
                 };
                 Brought {
                     index,
-                    root: open_folder(&fetched, &git)?,
+                    root: git::open_folder(&fetched, &git)?,
                     name: ".".to_owned(),
                     modified: Some(fetched.commit_time),
                 }
@@ -340,157 +322,4 @@ fn place(mut blob: File, path: &Path, modified: i64) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
     rustix::fs::futimens(&file, &times(modified))?;
     Ok(())
-}
-
-async fn resolve_git(
-    execution: &Execution,
-    index: usize,
-    git: &GitFolder,
-    exclude: &[String],
-) -> Result<Remote, Failure> {
-    let with_directory = git.git_directory == Some(true);
-    let name = git.remote.rsplit('/').next().unwrap_or_default();
-    let is_commit = |text: &str| {
-        text.len() == COMMIT_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
-    // What a full commit holds never changes: told once, it need not be fetched again to know.
-    let key = is_commit(&git.reference).then_some({
-        let fetch = &execution.fetch;
-        let more = (git.submodules, fetch.submodules, fetch.lfs);
-        let place = (&git.remote, &git.reference, &git.folder);
-        (place, with_directory, more, exclude)
-    });
-    let known = key
-        .as_ref()
-        .and_then(|key| execution.cache.recall(FOLDERS, key));
-    let matches = |commit: &String| {
-        let reference = git.reference.to_ascii_lowercase();
-        reference.starts_with(&commit.to_ascii_lowercase())
-    };
-    if let Some(content) = known
-        && git.commit.as_ref().is_none_or(matches)
-    {
-        return Ok(Remote {
-            index,
-            name: name.to_owned(),
-            content,
-            kind: Kind::Git {
-                git: git.clone(),
-                fetched: None,
-            },
-        });
-    }
-    let fetched = fetch(execution, git).await?;
-    let root = open_folder(&fetched, git)?;
-    let source = Source::literal(".", exclude);
-    let source = source.map_err(|e| dockerfile_failure("choose what to copy", &e))?;
-    let cancel = execution.cancel.clone();
-    let digest = tokio::task::spawn_blocking(move || {
-        let options = ContentOptions {
-            owner: Owner::Fixed(0, 0),
-            mode: None,
-            ignore: None,
-            n_threads: super::copy::HASH_THREADS,
-        };
-        content::digest_sources(&root, &[source], &options, &cancel)
-    });
-    let digest = digest
-        .await
-        .map_err(|e| platform("read a repository", &e))?;
-    let digest = digest.map_err(|e| dockerfile_failure("read a repository", &e))?;
-    if let Some(key) = &key {
-        execution.cache.keep_note(FOLDERS, key, &digest.digest);
-    }
-    Ok(Remote {
-        index,
-        name: name.to_owned(),
-        content: digest.digest,
-        kind: Kind::Git {
-            git: git.clone(),
-            fetched: Some(fetched),
-        },
-    })
-}
-
-/// Fetches a repository, and looks whether it is the right commit.
-async fn fetch(execution: &Execution, git: &GitFolder) -> Result<Repository, Failure> {
-    let remote = RemoteUrl::parse(&git.remote).map_err(|e| dockerfile_failure("ADD", &e))?;
-    let source = GitSource {
-        remote,
-        upstream: None,
-        target_mode: match git.reference.as_str() {
-            "" => TargetMode::RemoteHead,
-            _ => TargetMode::RemoteCommit,
-        },
-        target: git.reference.clone(),
-        depth: source::git::Depth::Shallow,
-        checkout_location: RelPath::default(),
-        custom_config: std::collections::BTreeMap::new(),
-        auth: GitAuth::None,
-    };
-    let mut options: FetchOptions = execution.fetch.clone();
-    let limits = &execution.limits;
-    options.limits.size_bytes = options.limits.size_bytes.min(limits.context_bytes);
-    options.limits.n_files = options.limits.n_files.min(limits.context_files);
-    options.git_directory = match git.git_directory {
-        Some(true) => GitDirectory::Keep,
-        Some(false) | None => GitDirectory::Remove,
-    };
-    match git.submodules {
-        Some(false) => options.submodules = Submodules::Off,
-        Some(true) if options.submodules == Submodules::Off => {
-            let message = "submodules are not fetched here (the operator's setting git.submodules)";
-            return Err(failure(FailureKind::Dockerfile, message));
-        }
-        Some(true) | None => {}
-    }
-    let workspace = execution.scratch()?;
-    let name = format!("[internal] fetch {}", git.remote);
-    let vertex = execution.recorder.begin(&name, None);
-    let say = |line: &str| vertex.say(line);
-    let fetched = source::git::fetch(&source, &workspace, &options, &say, &execution.cancel).await;
-    let checked = fetched
-        .map_err(|error| added(&error))
-        .and_then(|checkout| match &git.commit {
-            Some(commit) if !checkout.commit.starts_with(&commit.to_ascii_lowercase()) => {
-                let message = format!(
-                    "{} is at commit {}, not {commit}",
-                    git.remote, checkout.commit
-                );
-                Err(failure(FailureKind::Dockerfile, message))
-            }
-            _ => Ok(checkout),
-        });
-    match checked {
-        Ok(checkout) => {
-            vertex.say(&format!("commit {}", checkout.commit));
-            vertex.finish();
-            Ok(Repository {
-                workspace,
-                commit_time: checkout.commit_time_unix,
-            })
-        }
-        Err(failure) => {
-            drop(vertex.fail(&failure.message));
-            Err(failure)
-        }
-    }
-}
-
-fn added(error: &source::git::FetchError) -> Failure {
-    let failed = source_failure(error);
-    Failure {
-        message: format!("ADD: {}", chain(error)),
-        ..failed
-    }
-}
-
-/// Opens what is wanted of a repository; links do not lead out of it.
-fn open_folder(fetched: &Repository, git: &GitFolder) -> Result<Root, Failure> {
-    let failed = |e| dockerfile_failure(&format!("folder {:?} of {}", git.folder, git.remote), &e);
-    let root = Root::open(&fetched.workspace).map_err(failed)?;
-    match git.folder.as_str() {
-        "" => Ok(root),
-        folder => root.subdirectory(Path::new(folder)).map_err(failed),
-    }
 }
