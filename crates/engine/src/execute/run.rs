@@ -226,10 +226,12 @@ fn command(
     (op, fetched): (&RunOp, &Fetched),
     lowers: Vec<PathBuf>,
 ) -> Result<(StepCommand, PathBuf), Failure> {
-    let mut attached = Attached::default();
+    let (mut attached, mut etc) = (Attached::default(), String::new());
     let prospect = prospect(execution, lowers, |view, scratch| {
         attached = mounts::attach(execution, op, fetched, view)?;
-        init_layer(view, scratch, op, &attached.places)
+        let (layer, place) = init_layer(view, scratch, op, &attached.places)?;
+        etc = place;
+        Ok(Some(layer))
     })?;
     let user = user_ids(&prospect.view, &step.user)?;
     let mut env: Vec<(String, String)> = (*step.env).clone();
@@ -260,6 +262,7 @@ fn command(
         network: network(execution, op.network),
         confinement: confinement(op),
         hostname: host_name(execution)?,
+        etc,
         extra_hosts: asked
             .extra_hosts
             .iter()
@@ -280,15 +283,16 @@ fn command(
     Ok((command, prospect.upper))
 }
 
+/// Makes the layer of what is mounted on, and returns it and where `/etc` is.
 fn init_layer(
     view: &Root,
     scratch: &std::path::Path,
     op: &RunOp,
     places: &[sandbox::Place],
-) -> Result<Option<PathBuf>, Failure> {
+) -> Result<(PathBuf, String), Failure> {
     let init = scratch.join("init");
     fs::create_dir(&init).map_err(|e| platform("create the init layer", &e))?;
-    sandbox::prepare_init_layer(view.as_fd(), &init, places)
+    let etc = sandbox::prepare_init_layer(view.as_fd(), &init, places)
         .map_err(|e| platform("create the init layer", &e))?;
     if let Some(script) = &op.script {
         let write = || {
@@ -301,7 +305,7 @@ fn init_layer(
         };
         write().map_err(|e| platform("write the script of a heredoc", &e))?;
     }
-    Ok(Some(init))
+    Ok((init, etc))
 }
 
 /// Docker gives every command a PATH and a HOME.

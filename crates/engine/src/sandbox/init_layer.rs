@@ -19,8 +19,12 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::rootfs::root::Root;
+
 /// The directories the kernel's filesystems are mounted on.
 const DIRECTORIES: [&str; 3] = ["dev", "proc", "sys"];
+/// The directory of the files below, unless it is a link.
+const ETC: &str = "etc";
 /// The files of `/etc` that are mounted over.
 const FILES: [&str; 3] = ["resolv.conf", "hosts", "hostname"];
 
@@ -66,36 +70,41 @@ pub enum PlaceKind {
 }
 
 /// Fills the empty directory `dir` with the init layer for a base, which `view` shows merged and read-only, and with those of `places`
-/// that the base does not have.
+/// that the base does not have. Returns where `/etc` is: from the root, without links.
 ///
-/// No link of the base is followed and no file of it opened for its data.
+/// No link of the base is followed, but for `/etc` if that is one and leads to a directory of the base; and no file of the base is
+/// opened for its data.
 pub fn prepare_init_layer(
     view: BorrowedFd<'_>,
     dir: &Path,
     places: &[Place],
-) -> Result<(), InitLayerError> {
+) -> Result<String, InitLayerError> {
     let layer = open_directory(CWD, dir).map_err(made(""))?;
     for path in DIRECTORIES {
         let like = look(view, path)?.filter(is_directory);
         make_directory(layer.as_fd(), path, like.as_ref())?;
     }
-    let etc = look(view, "etc")?.filter(is_directory);
-    let made_etc = make_directory(layer.as_fd(), "etc", etc.as_ref())?;
+    let etc = place_of_etc(view)?;
+    let (mut parents, mut own_etc) = (BTreeMap::new(), None);
+    if etc == ETC {
+        let like = look(view, ETC)?.filter(is_directory);
+        let made = make_directory(layer.as_fd(), ETC, like.as_ref())?;
+        own_etc = like.map(|like| (made, like));
+    }
     for name in FILES {
-        // Only what is wrong is hidden: a file of the base that is one may serve as the place to mount on itself.
-        let found = if etc.is_some() {
-            look_in_etc(view, name)?
-        } else {
-            None
+        let place = Place {
+            path: format!("{etc}/{name}"),
+            kind: PlaceKind::File,
         };
-        if !found.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
-        {
-            make_file(made_etc.as_fd(), name).map_err(made("etc"))?;
+        // Only what is wrong is hidden: a file of the base that is one may serve as the place to mount on itself.
+        if !look(view, &place.path)?.is_some_and(|stat| is_file(&stat)) {
+            make_place(view, layer.as_fd(), &place, &mut parents)?;
         }
     }
-    let mut parents = BTreeMap::new();
     for place in places {
-        make_place(view, layer.as_fd(), place, &mut parents)?;
+        if look(view, &place.path)?.is_none() {
+            make_place(view, layer.as_fd(), place, &mut parents)?;
+        }
     }
     for (path, like) in &parents {
         let mirrored = open_directory(layer.as_fd(), path.as_str())
@@ -103,14 +112,38 @@ pub fn prepare_init_layer(
         mirrored.map_err(made(path))?;
     }
     // Last: making entries has changed the times.
-    if let Some(etc) = etc {
-        mirror(made_etc.as_fd(), &etc).map_err(made("etc"))?;
+    if let Some((made_etc, like)) = own_etc {
+        mirror(made_etc.as_fd(), &like).map_err(made(ETC))?;
     }
     let root = look(view, ".")?;
     if let Some(root) = root {
         mirror(layer.as_fd(), &root).map_err(made(""))?;
     }
-    Ok(())
+    Ok(etc)
+}
+
+/// Returns where `/etc` leads in the base. What leads to no directory, or into one that is mounted over, is hidden by a directory.
+fn place_of_etc(view: BorrowedFd<'_>) -> Result<String, InitLayerError> {
+    let is_link = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+    if !look(view, ETC)?.is_some_and(is_link) {
+        return Ok(ETC.to_owned());
+    }
+    let failed = |source| InitLayerError::Look {
+        path: ETC.to_owned(),
+        source,
+    };
+    let view_of_ours = Root::from_fd(view.try_clone_to_owned().map_err(failed)?);
+    // What cannot be followed, a loop for one, leads nowhere.
+    let leads = view_of_ours.resolve(Path::new(ETC)).ok();
+    let path = leads.and_then(|path| path.into_os_string().into_string().ok());
+    let path = path.filter(|path| {
+        let first = path.split('/').next().unwrap_or_default();
+        !first.is_empty() && !DIRECTORIES.contains(&first)
+    });
+    Ok(match path {
+        Some(path) if look(view, &path)?.is_some_and(|stat| is_directory(&stat)) => path,
+        _ => ETC.to_owned(),
+    })
 }
 
 fn made(path: &str) -> impl FnOnce(io::Error) -> InitLayerError {
@@ -118,16 +151,13 @@ fn made(path: &str) -> impl FnOnce(io::Error) -> InitLayerError {
     move |source| InitLayerError::Make { path, source }
 }
 
-/// Makes `place` unless the base has it; adds directories above it that the base has to `parents`.
+/// Makes `place`, over whatever the base has there; adds directories above it that the base has to `parents`.
 fn make_place(
     view: BorrowedFd<'_>,
     layer: BorrowedFd<'_>,
     place: &Place,
     parents: &mut BTreeMap<String, Stat>,
 ) -> Result<(), InitLayerError> {
-    if look(view, &place.path)?.is_some() {
-        return Ok(());
-    }
     let fail = || made(&place.path);
     let mut directory = open_directory(layer, ".").map_err(fail())?;
     let mut here = String::new();
@@ -163,16 +193,13 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
 fn look(view: BorrowedFd<'_>, path: &str) -> Result<Option<Stat>, InitLayerError> {
     stat_without_links(view, path).map_err(|source| InitLayerError::Look {
         path: path.to_owned(),
-        source,
-    })
-}
-
-fn look_in_etc(view: BorrowedFd<'_>, name: &str) -> Result<Option<Stat>, InitLayerError> {
-    stat_without_links(view, &format!("etc/{name}")).map_err(|source| InitLayerError::Look {
-        path: "etc".to_owned(),
         source,
     })
 }
@@ -316,6 +343,47 @@ mod tests {
             std::fs::write(case.path("base").join(path), "a file").unwrap();
         }
         case.prepare();
+    }
+
+    #[test]
+    fn an_etc_that_is_a_link_stays_one_and_its_files_are_where_it_leads() {
+        for target in ["usr/etc", "/usr/./etc", "../../usr/share/../etc", "/linked/etc"] {
+            let case = Case::new();
+            std::fs::create_dir_all(case.path("base/usr/etc")).unwrap();
+            std::fs::create_dir(case.path("base/usr/share")).unwrap();
+            symlink("usr", case.path("base/linked")).unwrap();
+            symlink(target, case.path("base/etc")).unwrap();
+            std::fs::write(case.path("base/usr/etc/hosts"), "mine").unwrap();
+            symlink("/run/resolv.conf", case.path("base/usr/etc/resolv.conf")).unwrap();
+            let mode = std::fs::Permissions::from_mode(0o2751);
+            std::fs::set_permissions(case.path("base/usr/etc"), mode).unwrap();
+            let view = open_directory(CWD, case.path("base").as_path()).unwrap();
+            let etc = prepare_init_layer(view.as_fd(), &case.path("init"), &[]).unwrap();
+            assert_eq!(etc, "usr/etc", "{target}");
+            assert!(std::fs::symlink_metadata(case.path("init/etc")).is_err());
+            let made = std::fs::read_dir(case.path("init/usr/etc")).unwrap();
+            let mut names: Vec<_> = made.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["hostname", "resolv.conf"], "{target}");
+            let mode = std::fs::metadata(case.path("init/usr/etc")).unwrap().mode();
+            assert_eq!(mode & 0o7777, 0o2751);
+        }
+    }
+
+    #[test]
+    fn an_etc_that_leads_nowhere_or_to_what_is_mounted_over_is_hidden() {
+        for target in ["etc", "/", "..", "missing", "dev/etc", "/proc/1", "file", "sys"] {
+            let case = Case::new();
+            std::fs::create_dir_all(case.path("base/dev/etc")).unwrap();
+            std::fs::create_dir_all(case.path("base/proc/1")).unwrap();
+            std::fs::create_dir(case.path("base/sys")).unwrap();
+            std::fs::write(case.path("base/file"), "").unwrap();
+            symlink(target, case.path("base/etc")).unwrap();
+            case.prepare();
+            for file in FILES {
+                assert!(case.path("init/etc").join(file).is_file(), "{target}");
+            }
+        }
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub struct StepCommand {
     pub confinement: Confinement,
     /// The container's host name.
     pub hostname: String,
+    /// Where `/etc` is, as [`prepare_init_layer`] returns it.
+    pub etc: String,
     /// Lines added to `/etc/hosts`: name, then address.
     pub extra_hosts: Vec<(String, String)>,
     /// What the command may use.

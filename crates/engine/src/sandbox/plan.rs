@@ -17,6 +17,7 @@ pub(super) fn plan(step: &StepCommand, network: &StepNetwork, cgroup: Option<&St
         network: network.kind,
         confinement: step.confinement,
         hostname: step.hostname.clone(),
+        etc: step.etc.clone(),
         hosts_file: hosts_file(&step.hostname, &step.extra_hosts),
         resolv_file: network.resolv_conf.clone(),
         open_files: step.limits.open_files,

@@ -16,6 +16,7 @@ pub(crate) const CASES: &[Case] = cases![
     devices_of_the_base_are_neither_followed_nor_used,
     injected_files_are_not_written_through_links,
     a_working_directory_below_a_link_stays_inside,
+    an_etc_that_is_a_link_is_followed_inside_and_only_there,
 ];
 
 /// A base of one's own and a canary beside it.
@@ -157,4 +158,26 @@ async fn a_working_directory_below_a_link_stays_inside(rig: Arc<Rig>) {
         .go()
         .await;
     assert_eq!(outcome.text(), "/tmp/b");
+}
+
+async fn an_etc_that_is_a_link_is_followed_inside_and_only_there(rig: Arc<Rig>) {
+    let inside = Trap::new(&rig);
+    fs::create_dir(inside.base("usr")).unwrap();
+    fs::rename(inside.base("etc"), inside.base("usr/etc")).unwrap();
+    fs::write(inside.base("usr/etc/mine"), "mine\n").unwrap();
+    symlink("usr/etc", inside.base("etc")).unwrap();
+    let script = "cat /etc/mine /etc/hostname /usr/etc/hostname && grep -q extra /etc/hosts && echo new > /etc/new";
+    let run = rig.sh(script);
+    let base = inside.dir.path().join("base");
+    let outcome = run.with(|run| run.base = base).go().await;
+    assert_eq!(outcome.text(), "mine\nstep\nstep");
+    // What the step writes is where the link leads, and what was mounted over is not part of the layer.
+    let written = fs::read_dir(outcome.upper().join("usr/etc")).unwrap();
+    let names: Vec<_> = written.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["new"]);
+    assert!(!outcome.upper().join("etc").exists());
+    let outside = Trap::new(&rig);
+    fs::remove_dir_all(outside.base("etc")).unwrap();
+    symlink(outside.canary(), outside.base("etc")).unwrap();
+    assert_eq!(outside.run(&rig).await.text(), "step");
 }

@@ -165,7 +165,7 @@ impl Run<'_> {
             }
         });
         let scratch = tempfile::tempdir_in(self.rig.dir.path()).unwrap();
-        let root = root_over(&self.base, scratch.path());
+        let (root, etc) = root_over(&self.base, scratch.path());
         let step = StepCommand {
             root,
             args: self.args,
@@ -175,6 +175,7 @@ impl Run<'_> {
             network: self.network,
             confinement: self.confinement,
             hostname: "step".to_owned(),
+            etc,
             extra_hosts: vec![("extra".to_owned(), "192.0.2.77".to_owned())],
             limits: self.limits,
             mounts: Vec::new(),
@@ -196,13 +197,13 @@ impl Run<'_> {
     }
 }
 
-/// Mounts `base` with its init layer and a writable layer over it, as the engine does.
-pub(crate) fn root_over(base: &Path, scratch: &Path) -> OwnedFd {
+/// Mounts `base` with its init layer and a writable layer over it, as the engine does; and says where `/etc` is.
+pub(crate) fn root_over(base: &Path, scratch: &Path) -> (OwnedFd, String) {
     for directory in ["init", "upper", "work"] {
         fs::create_dir(scratch.join(directory)).unwrap();
     }
     fs::set_permissions(scratch.join("upper"), fs::Permissions::from_mode(0o755)).unwrap();
-    prepare_init_layer(
+    let etc = prepare_init_layer(
         File::open(base).unwrap().as_fd(),
         &scratch.join("init"),
         &[],
@@ -217,12 +218,12 @@ pub(crate) fn root_over(base: &Path, scratch: &Path) -> OwnedFd {
     }
     rustix::mount::fsconfig_set_flag(context.as_fd(), "userxattr").unwrap();
     rustix::mount::fsconfig_create(context.as_fd()).unwrap();
-    rustix::mount::fsmount(
+    let root = rustix::mount::fsmount(
         context.as_fd(),
         FsMountFlags::FSMOUNT_CLOEXEC,
         MountAttrFlags::empty(),
-    )
-    .unwrap()
+    );
+    (root.unwrap(), etc)
 }
 
 /// A root filesystem with busybox and all its names.

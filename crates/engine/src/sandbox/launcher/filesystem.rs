@@ -95,13 +95,10 @@ pub(super) fn enter(
         Confinement::Sandbox => confine(root.as_fd(), proc.as_fd(), &scratch)?,
         Confinement::Insecure => {}
     }
-    for (file, path) in [
-        ("resolv.conf", "etc/resolv.conf"),
-        ("hosts", "etc/hosts"),
-        ("hostname", "etc/hostname"),
-    ] {
+    for file in ["resolv.conf", "hosts", "hostname"] {
+        let path = format!("{}/{file}", plan.etc);
         let copy = scratch.file(file)?;
-        let place = mounts::target(root.as_fd(), path, FileType::RegularFile)
+        let place = mounts::target(root.as_fd(), &path, FileType::RegularFile)
             .attempt(format!("find /{path}"))?;
         mounts::attach(copy.as_fd(), place.as_fd()).attempt(format!("mount /{path}"))?;
     }

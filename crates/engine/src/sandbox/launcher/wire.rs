@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) network: PlanNetwork,
     pub(crate) confinement: Confinement,
     pub(crate) hostname: String,
+    /// From the root, without links.
+    pub(crate) etc: String,
     pub(crate) hosts_file: String,
     pub(crate) resolv_file: String,
     pub(crate) open_files: u64,
