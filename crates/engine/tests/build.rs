@@ -13,18 +13,18 @@ use std::io::Read as _;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::sync::{Arc, Barrier};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Barrier, Mutex};
 
 use engine::event::{BuiltImage, Event, Failure, FailureKind};
 use engine::id::BuildId;
 use engine::journal::{Body, Reader, Writer};
 use engine::recorder::{Environment, Recorder};
 use engine::redact::Redactor;
-use engine::sandbox::{Script, Scripted, StepCommand, StepExit, Stream};
+use engine::sandbox::{Mounted, Script, Scripted, StepCommand, StepExit, Stream};
 use engine::spec::{
-    BuildOptions, BuildSpec, CacheMode, Context, LayoutImage, Limits, NamedContext, Output,
-    Registries, Source,
+    BuildOptions, BuildSpec, CacheMode, CacheMountScope, Context, LayoutImage, Limits,
+    NamedContext, Output, Registries, Source,
 };
 use engine::{Rig, build};
 use oci::{Document, Manifest};
@@ -43,6 +43,10 @@ struct Bench {
     uploaded: Option<Context>,
     options: BuildOptions,
     contexts: BTreeMap<String, NamedContext>,
+    cancel: CancellationToken,
+    tenant: &'static str,
+    /// What the context is called.
+    name: &'static str,
 }
 
 /// What a build came to.
@@ -63,6 +67,9 @@ impl Bench {
                 ..BuildOptions::default()
             },
             contexts: BTreeMap::new(),
+            cancel: CancellationToken::new(),
+            tenant: "t",
+            name: "ctx",
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -80,13 +87,19 @@ impl Bench {
         Store::open(&self.state.path().join("store"), None).unwrap()
     }
 
+    /// Returns the id of the next build, and its folder.
+    fn next(&self) -> (BuildId, PathBuf) {
+        let id = BuildId::from_random([self.n_builds + 1; 16]);
+        let folder = self.state.path().join("builds").join(id.as_str());
+        (id, folder)
+    }
+
     async fn build(
         &mut self,
         answer: impl Fn(&StepCommand) -> Script + Send + Sync + 'static,
     ) -> Outcome {
+        let (id, folder) = self.next();
         self.n_builds += 1;
-        let id = BuildId::from_random([self.n_builds; 16]);
-        let folder = self.state.path().join("builds").join(id.as_str());
         fs::create_dir_all(folder.join("work")).unwrap();
         fs::create_dir_all(folder.join("output")).unwrap();
         let writer = Writer::create(&folder).unwrap();
@@ -96,7 +109,7 @@ impl Bench {
             sandbox: Arc::new(Scripted::new(answer)),
             recorder,
             folder: folder.clone(),
-            cancel: CancellationToken::new(),
+            cancel: self.cancel.child_token(),
         };
         let spec = BuildSpec {
             cache_from: Vec::new(),
@@ -104,12 +117,12 @@ impl Bench {
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             id,
-            tenant: "t".to_owned(),
+            tenant: self.tenant.to_owned(),
             source: Source::Dockerfile {
                 context: self.uploaded.clone().unwrap_or_else(|| Context::Directory {
                     path: self.context.path().to_owned(),
                     dockerfile_text: None,
-                    name: "ctx".to_owned(),
+                    name: self.name.to_owned(),
                 }),
                 dockerfile: None,
                 context_path: None,
@@ -774,4 +787,114 @@ async fn an_uploaded_context_is_found_for_its_own_tenant_only() {
             failed.failure()
         );
     }
+}
+
+/// Waits until a build has said `words`.
+async fn said(folder: &Path, words: &str) {
+    let has = |record: &Body| matches!(record, Body::Output { bytes, .. } if String::from_utf8_lossy(bytes).contains(words));
+    for _ in 0..1000 {
+        if let Ok(mut reader) = Reader::open(folder) {
+            while let Ok(Some(record)) = reader.next() {
+                if has(&record.body) {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the build has not said {words:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_says_for_which_cache_mount_it_waits_and_can_be_cancelled() {
+    let mut bench = Bench::new(&[]);
+    let line = |word: &str| {
+        format!("FROM scratch\nRUN --mount=type=cache,target=/cache,sharing=locked [\"{word}\"]\n")
+    };
+    bench.write("Dockerfile", &line("first"));
+    bench.build(succeed).await.image();
+    let mounts = fs::read_dir(bench.state.path().join("store/mounts")).unwrap();
+    let mounts: Vec<_> = mounts.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(mounts.len(), 1);
+    let lock = fs::File::open(mounts[0].join("0/lock")).unwrap();
+    lock.lock().unwrap();
+    let words = "waiting for the cache mount at /cache, which is in use";
+
+    bench.write("Dockerfile", &line("second"));
+    let (_, folder) = bench.next();
+    let (built, ()) = tokio::join!(bench.build(succeed), async {
+        said(&folder, words).await;
+        lock.unlock().unwrap();
+    });
+    built.image();
+    assert_eq!(built.reasons().len(), 1, "the step begins once");
+
+    lock.lock().unwrap();
+    bench.write("Dockerfile", &line("third"));
+    let (_, folder) = bench.next();
+    let cancel = bench.cancel.clone();
+    let (built, ()) = tokio::join!(bench.build(succeed), async {
+        said(&folder, words).await;
+        cancel.cancel();
+    });
+    assert!(built.failure().message.contains("cancelled"));
+    // Somebody else still has it.
+    assert!(
+        fs::File::open(mounts[0].join("0/lock"))
+            .unwrap()
+            .try_lock()
+            .is_err()
+    );
+}
+
+/// Builds a step that looks into its cache mount and leaves something there; returns what it has found.
+async fn left_behind(bench: &mut Bench, mark: &'static str) -> Vec<String> {
+    bench.options.cache = CacheMode::Ignore;
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&found);
+    let look = move |step: &StepCommand| {
+        let Some(Mounted::Files { mount, .. }) = step.mounts.first().map(|mount| &mount.what)
+        else {
+            panic!("there is no mount");
+        };
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(mount, ".", flags, Mode::empty()).unwrap();
+        for entry in rustix::fs::Dir::read_from(&folder).unwrap() {
+            let name = entry.unwrap().file_name().to_str().unwrap().to_owned();
+            if !name.starts_with('.') {
+                seen.lock().unwrap().push(name);
+            }
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+        rustix::fs::openat(&folder, mark, flags, Mode::from_raw_mode(0o644)).unwrap();
+        exit(0)
+    };
+    bench.build(look).await.image();
+    let mut found = found.lock().unwrap().clone();
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_mount_is_seen_by_its_own_tenant_and_project_whatever_its_id() {
+    let mut bench = Bench::new(&[(
+        "Dockerfile",
+        "FROM scratch\nRUN --mount=type=cache,id=/shared/../id,target=/cache [\"x\"]\n",
+    )]);
+    bench.options.cache_mounts = CacheMountScope::Project;
+    assert_eq!(left_behind(&mut bench, "first").await, [""; 0]);
+    assert_eq!(left_behind(&mut bench, "again").await, ["first"]);
+    bench.name = "another project";
+    assert_eq!(left_behind(&mut bench, "other").await, [""; 0]);
+    (bench.name, bench.tenant) = ("ctx", "u");
+    assert_eq!(left_behind(&mut bench, "poison").await, [""; 0]);
+    bench.options.cache_mounts = CacheMountScope::Tenant;
+    assert_eq!(left_behind(&mut bench, "whole tenant").await, [""; 0]);
+    bench.name = "another project";
+    assert_eq!(left_behind(&mut bench, "x").await, ["whole tenant"]);
+    bench.tenant = "v";
+    assert_eq!(left_behind(&mut bench, "x").await, [""; 0]);
+    (bench.name, bench.tenant) = ("ctx", "t");
+    bench.options.cache_mounts = CacheMountScope::Project;
+    assert_eq!(left_behind(&mut bench, "x").await, ["again", "first"]);
 }

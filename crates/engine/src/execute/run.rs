@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dockerfile::{Op, RunNetwork, RunOp, RunSecurity, Step};
@@ -17,7 +17,7 @@ use super::mounts::{self, Attached, Fetched, Inputs};
 use super::stage::{Prepared, located};
 use crate::event::{Failure, FailureKind, Stream};
 use crate::failure::{chain, dockerfile as dockerfile_failure, failure, platform};
-use crate::recorder;
+use crate::recorder::{self, Recorder};
 use crate::rootfs::overlay::{self, Upper};
 use crate::rootfs::root::Root;
 use crate::rootfs::user;
@@ -165,6 +165,40 @@ pub(super) fn prospect(
     })
 }
 
+/// The vertex of a step that begins when it runs, or with what is said about its waiting.
+#[derive(Clone)]
+struct Beginning {
+    recorder: Recorder,
+    name: String,
+    reason: String,
+    vertex: Arc<OnceLock<recorder::Step>>,
+}
+
+impl Beginning {
+    fn new(execution: &Execution, name: &str, reason: String) -> Self {
+        Self {
+            recorder: execution.recorder.clone(),
+            name: name.to_owned(),
+            reason,
+            vertex: Arc::default(),
+        }
+    }
+
+    fn begin(&self) -> recorder::Step {
+        let begin = || self.recorder.begin(&self.name, Some(self.reason.clone()));
+        self.vertex.get_or_init(begin).clone()
+    }
+
+    fn begun(&self) -> Option<recorder::Step> {
+        self.vertex.get().cloned()
+    }
+
+    fn waits(&self) -> mounts::Waits {
+        let this = self.clone();
+        Arc::new(move |line| this.begin().say(line))
+    }
+}
+
 /// Runs a command.
 pub(super) async fn run(
     execution: &Arc<Execution>,
@@ -173,16 +207,21 @@ pub(super) async fn run(
     reason: String,
 ) -> Result<Directory, Failure> {
     let lowers = execution.depot.directories(prepared.parents).await?;
+    let beginning = Beginning::new(execution, &prepared.name, reason);
     // Before the slot: who waits for a cache mount does not keep others from running, one of whom may hold it.
     let fetched = match inputs {
-        Some(inputs) => mounts::fetch(execution, op, inputs)
-            .await
-            .map_err(|f| located(execution, prepared.step, f))?,
-        None => Fetched::default(),
+        Some(inputs) => mounts::fetch(execution, op, inputs, beginning.waits()).await,
+        None => Ok(Fetched::default()),
     };
-    let fetched = Arc::new(fetched);
+    let fetched = match (fetched, beginning.begun()) {
+        (Ok(fetched), _) => Arc::new(fetched),
+        (Err(failure), None) => return Err(located(execution, prepared.step, failure)),
+        (Err(failure), Some(vertex)) => {
+            return Err(fail_step(execution, prepared.step, vertex, failure));
+        }
+    };
     let _slot = execution.slots.acquire().await;
-    let vertex = execution.recorder.begin(&prepared.name, Some(reason));
+    let vertex = beginning.begin();
     let (shared, step, run) = (Arc::clone(execution), prepared.step.clone(), op.clone());
     let mounted = Arc::clone(&fetched);
     let ready =

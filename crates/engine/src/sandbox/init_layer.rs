@@ -347,7 +347,12 @@ mod tests {
 
     #[test]
     fn an_etc_that_is_a_link_stays_one_and_its_files_are_where_it_leads() {
-        for target in ["usr/etc", "/usr/./etc", "../../usr/share/../etc", "/linked/etc"] {
+        for target in [
+            "usr/etc",
+            "/usr/./etc",
+            "../../usr/share/../etc",
+            "/linked/etc",
+        ] {
             let case = Case::new();
             std::fs::create_dir_all(case.path("base/usr/etc")).unwrap();
             std::fs::create_dir(case.path("base/usr/share")).unwrap();
@@ -372,7 +377,9 @@ mod tests {
 
     #[test]
     fn an_etc_that_leads_nowhere_or_to_what_is_mounted_over_is_hidden() {
-        for target in ["etc", "/", "..", "missing", "dev/etc", "/proc/1", "file", "sys"] {
+        for target in [
+            "etc", "/", "..", "missing", "dev/etc", "/proc/1", "file", "sys",
+        ] {
             let case = Case::new();
             std::fs::create_dir_all(case.path("base/dev/etc")).unwrap();
             std::fs::create_dir_all(case.path("base/proc/1")).unwrap();

@@ -1,16 +1,18 @@
 //! Cache mounts: which directory of the store belongs to which tenant, name and first content.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dockerfile::{CacheMount, Sharing};
 use oci::Digest;
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use store::{CacheMountError, CacheMountGuard, CacheUse};
 
-use super::Source;
+use super::{Source, Waits};
 use crate::event::{Failure, FailureKind};
 use crate::execute::Execution;
 use crate::execute::cache::digest_of;
@@ -25,6 +27,9 @@ use crate::rootfs::unpack::UnpackLimits;
 const VERSION: u32 = 1;
 /// The build argument that tells cache mounts apart beyond their ids, as with `BuildKit`.
 const NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
+
+/// How long a step waits without saying so.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A cache mount that a step wants.
 pub(super) struct Wish {
@@ -55,25 +60,30 @@ pub(super) fn key(execution: &Execution, cache: &CacheMount, first: Option<&Dige
 pub(super) async fn take(
     execution: &Arc<Execution>,
     mut wishes: Vec<Wish>,
+    waits: Waits,
 ) -> Result<Vec<(usize, Source)>, Failure> {
     if wishes.is_empty() {
         return Ok(Vec::new());
     }
     wishes.sort_by(|a, b| a.key.cmp(&b.key));
     let shared = Arc::clone(execution);
-    let taking = tokio::task::spawn_blocking(move || take_all(&shared, wishes));
+    let taking = tokio::task::spawn_blocking(move || take_all(&shared, wishes, &waits));
     taking
         .await
         .unwrap_or_else(|e| Err(platform("take a cache mount", &e)))
 }
 
-fn take_all(execution: &Execution, wishes: Vec<Wish>) -> Result<Vec<(usize, Source)>, Failure> {
+fn take_all(
+    execution: &Execution,
+    wishes: Vec<Wish>,
+    waits: &Waits,
+) -> Result<Vec<(usize, Source)>, Failure> {
     let mut taken: BTreeMap<Digest, Arc<CacheMountGuard>> = BTreeMap::new();
     let mut sources = Vec::new();
     for wish in wishes {
         let guard = match taken.get(&wish.key) {
             Some(guard) => Arc::clone(guard),
-            None => Arc::new(take_one(execution, &wish)?),
+            None => Arc::new(take_one(execution, &wish, waits)?),
         };
         taken.insert(wish.key, Arc::clone(&guard));
         // What it begins with was cut out of its source already.
@@ -86,14 +96,24 @@ fn take_all(execution: &Execution, wishes: Vec<Wish>) -> Result<Vec<(usize, Sour
     Ok(sources)
 }
 
-fn take_one(execution: &Execution, wish: &Wish) -> Result<CacheMountGuard, Failure> {
+fn take_one(execution: &Execution, wish: &Wish, waits: &Waits) -> Result<CacheMountGuard, Failure> {
     let how = match wish.cache.sharing {
         Sharing::Shared => CacheUse::Shared,
         Sharing::Private => CacheUse::Private,
         Sharing::Locked => CacheUse::Locked,
     };
     let fill = |draft: &Path| fill(execution, wish, draft);
-    let give_up = || execution.cancel.is_cancelled();
+    let (since, is_told) = (Instant::now(), Cell::new(false));
+    let give_up = || {
+        if !is_told.get() && since.elapsed() >= SILENCE {
+            is_told.set(true);
+            let target = &wish.cache.target;
+            waits(&format!(
+                "waiting for the cache mount at {target}, which is in use by another step"
+            ));
+        }
+        execution.cancel.is_cancelled()
+    };
     let taken = execution
         .depot
         .store

@@ -128,11 +128,15 @@ enum Source {
     Agent(agent::Socket),
 }
 
-/// Brings everything here that the mounts of `op` show. Waits for cache mounts that are locked.
+/// Is told, line by line, what is being waited for.
+pub(super) type Waits = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Brings everything here that the mounts of `op` show. Waits for cache mounts that are locked, and says so.
 pub(super) async fn fetch(
     execution: &Arc<Execution>,
     op: &RunOp,
     inputs: &Inputs,
+    waits: Waits,
 ) -> Result<Fetched, Failure> {
     let mut sources = Vec::new();
     let mut caches = Vec::new();
@@ -177,7 +181,7 @@ pub(super) async fn fetch(
             },
         });
     }
-    for (index, taken) in caches::take(execution, caches).await? {
+    for (index, taken) in caches::take(execution, caches, waits).await? {
         if let Some(source) = sources.get_mut(index) {
             *source = taken;
         }
