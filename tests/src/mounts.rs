@@ -293,3 +293,30 @@ fn a_heredoc_has_its_mounts_too() {
         );
     }
 }
+
+#[test]
+fn what_a_stage_does_to_its_files_is_not_seen_by_who_has_mounted_them() {
+    let bench = Bench::new();
+    let base = bench.base.clone();
+    let lines = format!(
+        "RUN mkdir /d && echo inside > /d/f\n\
+         FROM {base} AS empty\n\
+         FROM first AS flips\n\
+         RUN i=0; while test $i -lt 300; do mv /d /e && ln -s /etc /d && rm /d && echo $i > /e/f && mv /e /d; i=$((i+1)); done\n\
+         FROM empty AS looks\n\
+         RUN --mount=type=bind,from=first,source=/d,target=/m --mount=type=bind,from=first,target=/all,rw \
+         i=0; while test $i -lt 300; do test \"$(cat /m/f)\" = inside || exit 1; rm -r /all/d; ln -s /etc /all/d; i=$((i+1)); \
+         rm /all/d; mkdir /all/d; done; touch /looked\n\
+         FROM empty\n\
+         COPY --from=flips /d/f /flipped\n\
+         COPY --from=looks /looked /looked\n\
+         COPY --from=first /d/f /first\n\
+         RUN cat /flipped /first | rev\n"
+    );
+    let text = format!("FROM {base} AS first\n{lines}");
+    bench.scratch.write("context/Dockerfile", text);
+    let ended = build(&bench, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("992"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("edisni"), "{}", ended.stderr);
+}

@@ -349,3 +349,49 @@ fn a_source_survives_the_way_to_the_worker() {
         quick()
     );
 }
+
+#[tokio::test]
+async fn looking_up_names_the_commit_that_a_fetch_finds_and_fetches_nothing() {
+    let server = GitServer::start();
+    let (mut repository, commits) = project(&server);
+    repository.annotated_tag("v1", &commits[0]);
+    repository.tag("both", &commits[1]);
+    repository.commit("both", &[File::new("n", "a branch named as a tag\n")]);
+    // Git takes the names it is asked for as ends of names.
+    repository.commit("refs/tags/v2", &[File::new("n", "no tag\n")]);
+    repository.commit("refs/heads/v2", &[File::new("n", "nor that branch\n")]);
+    let url = server.url("project");
+    for (mode, target) in [
+        (TargetMode::RemoteHead, ""),
+        (TargetMode::LocalBranch, "mine"),
+        (TargetMode::RemoteBranch, "topic/other"),
+        (TargetMode::RemoteBranch, "both"),
+        (TargetMode::RemoteCommit, "both"),
+        (TargetMode::RemoteCommit, "v1"),
+        (TargetMode::RemoteCommit, "refs/tags/v1"),
+        (TargetMode::RemoteCommit, "refs/heads/main"),
+        (TargetMode::RemoteCommit, commits[1].as_str()),
+    ] {
+        let source = source_at(&url, mode, target);
+        let n = server.requests().len();
+        let named = look_up(&source).await.unwrap();
+        let requests = server.requests().split_off(n);
+        assert!(requests.len() <= 2, "{target}: {requests:?}");
+        let fetched = run(&source, &quick()).await;
+        assert_eq!(named.as_deref(), Some(fetched.commit()), "{target}");
+    }
+    for target in ["v2", "refs/heads/missing", &commits[0][..12]] {
+        let source = source_at(&url, TargetMode::RemoteCommit, target);
+        assert_eq!(look_up(&source).await.unwrap(), None, "{target}");
+    }
+    let missing = source_of(&server.url("missing"));
+    let error = look_up(&missing).await.unwrap_err();
+    let expected = FetchErrorKind::NotFound(Missing::Repository);
+    assert_eq!(error.kind(), expected, "{error}");
+}
+
+async fn look_up(source: &GitSource) -> Result<Option<String>, source::git::FetchError> {
+    let scratch = testkit::scratch::Scratch::new();
+    let stop = tokio_util::sync::CancellationToken::new();
+    source::git::look_up(source, scratch.path(), &quick(), &|_| {}, &stop).await
+}

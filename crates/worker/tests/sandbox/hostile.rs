@@ -1,11 +1,13 @@
 //! Bases that lie about `/dev`, `/proc`, `/sys` and `/etc`, each beside a canary that nothing may touch.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use engine::sandbox::SandboxError;
+use engine::sandbox::{Access, Mounted, SandboxError, StepExit, StepMount, detached_copy};
 use rustix::fs::{CWD, FileType, Mode};
 
 use crate::cases::{Case, cases};
@@ -17,6 +19,7 @@ pub(crate) const CASES: &[Case] = cases![
     injected_files_are_not_written_through_links,
     a_working_directory_below_a_link_stays_inside,
     an_etc_that_is_a_link_is_followed_inside_and_only_there,
+    a_source_that_is_flipped_while_it_is_mounted_leads_nowhere_else,
 ];
 
 /// A base of one's own and a canary beside it.
@@ -180,4 +183,66 @@ async fn an_etc_that_is_a_link_is_followed_inside_and_only_there(rig: Arc<Rig>) 
     fs::remove_dir_all(outside.base("etc")).unwrap();
     symlink(outside.canary(), outside.base("etc")).unwrap();
     assert_eq!(outside.run(&rig).await.text(), "step");
+}
+
+/// Steps that are run while the source of their mount is flipped.
+const FLIPPED_RUNS: usize = 60;
+
+async fn a_source_that_is_flipped_while_it_is_mounted_leads_nowhere_else(rig: Arc<Rig>) {
+    let dir = tempfile::tempdir_in(rig.dir.path()).unwrap();
+    let (cache, canary) = (dir.path().join("cache"), dir.path().join("canary"));
+    for folder in [&cache, &canary, &cache.join("selected")] {
+        fs::create_dir(folder).unwrap();
+    }
+    fs::write(canary.join("file"), "canary").unwrap();
+    fs::write(cache.join("selected/file"), "inside").unwrap();
+    fs::create_dir(rig.base().join("m")).unwrap();
+    symlink(&canary, cache.join("absolute")).unwrap();
+    symlink("../canary", cache.join("relative")).unwrap();
+    let (is_over, n_flips) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let flipping = {
+        let (is_over, n_flips, cache) = (Arc::clone(&is_over), Arc::clone(&n_flips), cache.clone());
+        std::thread::spawn(move || {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            while !is_over.load(Ordering::Relaxed) {
+                for link in ["absolute", "relative"] {
+                    // There and back: what is selected is the folder, the link, and the folder again.
+                    for _ in 0..2 {
+                        let (a, b) = (cache.join("selected"), cache.join(link));
+                        rustix::fs::renameat_with(CWD, &a, CWD, &b, flags).unwrap();
+                        n_flips.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        })
+    };
+    let (mut n_inside, mut n_refused) = (0, 0);
+    for _ in 0..FLIPPED_RUNS {
+        let mount = detached_copy(fs::File::open(&cache).unwrap().as_fd()).unwrap();
+        let mounted = StepMount {
+            target: "m".to_owned(),
+            what: Mounted::Files {
+                mount,
+                source: "selected".to_owned(),
+                access: Access::Write,
+            },
+        };
+        let run = rig.sh("cat /m/file; echo seen > /m/file 2>/dev/null; echo inside > /m/file");
+        let outcome = run.with(|run| run.mounts = vec![mounted]).go().await;
+        assert!(!outcome.stdout.contains("canary"), "{}", outcome.stdout);
+        match outcome.exit {
+            Ok(StepExit::Code(0)) => n_inside += 1,
+            // A link leads to what is not there.
+            Err(SandboxError::SetUp { .. } | SandboxError::MountPoint { .. }) => n_refused += 1,
+            other => panic!("{other:?}: {}", outcome.stderr),
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    flipping.join().unwrap();
+    assert_eq!(n_inside + n_refused, FLIPPED_RUNS);
+    assert!(n_inside > 0 && n_flips.load(Ordering::Relaxed) > 1000);
+    assert_eq!(fs::read_to_string(canary.join("file")).unwrap(), "canary");
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use engine::sandbox::{
     CgroupParent, Confinement, LauncherImage, Namespaces, NamespacesOptions, Network, OutputSink,
-    Permission, Sandbox as _, SandboxError, StepCommand, StepExit, StepLimits, Stream, UserIds,
-    prepare_init_layer,
+    Permission, Sandbox as _, SandboxError, StepCommand, StepExit, StepLimits, StepMount, Stream,
+    UserIds, prepare_init_layer,
 };
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,7 @@ impl Rig {
                 ..StepLimits::default()
             },
             stdin: None,
+            mounts: Vec::new(),
         }
     }
 }
@@ -141,6 +142,7 @@ pub(crate) struct Run<'a> {
     pub(crate) confinement: Confinement,
     pub(crate) limits: StepLimits,
     pub(crate) stdin: Option<File>,
+    pub(crate) mounts: Vec<StepMount>,
 }
 
 impl Run<'_> {
@@ -178,7 +180,7 @@ impl Run<'_> {
             etc,
             extra_hosts: vec![("extra".to_owned(), "192.0.2.77".to_owned())],
             limits: self.limits,
-            mounts: Vec::new(),
+            mounts: self.mounts,
             held: Vec::new(),
             stdin: self.stdin,
         };
