@@ -3,7 +3,7 @@
 //! Unlike builds of the published API, these have no names of ours: nothing is reused by name, and nothing is recorded about which inputs
 //! made what stands under one. Two requests are the same build only if their caller says so, by a request id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use engine::sandbox::SecretBytes;
@@ -59,6 +59,8 @@ pub struct NativeCall {
     pub rights: Rights,
     /// Who says to have asked; never trusted.
     pub triggered_by: String,
+    /// Ids of the uploaded contexts that it names.
+    pub uploads: BTreeSet<String>,
 }
 
 /// What is to become of the image.

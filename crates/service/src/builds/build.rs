@@ -73,6 +73,14 @@ impl Build {
         self.progress.subscribe()
     }
 
+    /// Waits until it has ended, or nobody follows it any more.
+    pub async fn ended(&self) {
+        let mut watch = self.watch();
+        let _nobody_follows = watch
+            .wait_for(|progress| progress.state.is_terminal())
+            .await;
+    }
+
     /// Tells whether it has ended.
     pub fn has_ended(&self) -> bool {
         self.progress.borrow().state.is_terminal()

@@ -258,6 +258,11 @@ impl Builds {
         cancelled.map_err(|error| Failure::platform("the build cannot be cancelled", error))
     }
 
+    /// Returns what is cancelled when the service is about to stop.
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.shutdown.clone()
+    }
+
     /// Waits until nothing is done any more for builds in this process. They go on in theirs.
     pub async fn let_go(&self) {
         self.inner.tasks.close();

@@ -33,7 +33,24 @@ impl Kiln for Calls {
         let service = Arc::clone(self.service());
         let call = convert::native_call(request.into_inner(), &service.settings.fetch);
         let call = call.map_err(|failure| failure.status())?;
-        let started = async move { service.start(&tenant, call).await };
+        let (contexts, tasks) = (self.inner.contexts.clone(), self.inner.tasks.clone());
+        let started = async move {
+            let mut leases = Vec::new();
+            for context_id in &call.uploads {
+                leases.push(contexts.lease(&tenant, context_id).await?);
+            }
+            let (build, joined) = service.start(&tenant, call).await?;
+            if !leases.is_empty() && joined == Joined::Started {
+                // What a build is made from is kept until it has ended, however long it waits for its turn.
+                let build = Arc::clone(&build);
+                let stop = service.builds.stopping();
+                tasks.spawn(async move {
+                    stop.run_until_cancelled(build.ended()).await;
+                    drop(leases);
+                });
+            }
+            Ok((build, joined))
+        };
         let (build, joined) = self.to_its_end(started).await?;
         Ok(Response::new(wire::StartBuildResponse {
             build: Some(convert::native(&build, &build.progress())),

@@ -21,6 +21,15 @@ fn request() -> wire::StartBuildRequest {
     }
 }
 
+fn uploaded(context_id: &str) -> wire::BuildFiles {
+    wire::BuildFiles {
+        from: Some(wire::build_files::From::Uploaded(wire::UploadedFiles {
+            context_id: context_id.to_owned(),
+            archive: String::new(),
+        })),
+    }
+}
+
 fn keep(name: &str) -> wire::BuildOutput {
     wire::BuildOutput {
         kind: Some(wire::build_output::Kind::Keep(name.to_owned())),
@@ -342,6 +351,17 @@ async fn what_a_request_gets_wrong_is_named() {
         ("outputs", Box::new(|r| r.outputs = vec![keep("a"); 33])),
         ("compression", Box::new(|r| r.compression = -1)),
         ("media_types", Box::new(|r| r.media_types = 7)),
+        (
+            "files: context_id",
+            Box::new(|r| r.files = Some(uploaded(""))),
+        ),
+        (
+            "dockerfile_text",
+            Box::new(|r| {
+                r.files = Some(uploaded("a"));
+                r.dockerfile_text = "x".repeat(2 << 20);
+            }),
+        ),
         ("project", Box::new(|r| r.project = "p".to_owned())),
         (
             "cache_from",

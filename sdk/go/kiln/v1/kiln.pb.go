@@ -1373,7 +1373,7 @@ type StartBuildRequest struct {
 	Files *BuildFiles `protobuf:"bytes,2,opt,name=files,proto3" json:"files,omitempty"`
 	// Path of the Dockerfile within the files; `Dockerfile` when neither this nor its text is given.
 	DockerfilePath string `protobuf:"bytes,3,opt,name=dockerfile_path,json=dockerfilePath,proto3" json:"dockerfile_path,omitempty"`
-	// Text of a Dockerfile that is not among the files.
+	// Text of a Dockerfile that is not among the files, which are uploaded ones.
 	DockerfileText string `protobuf:"bytes,4,opt,name=dockerfile_text,json=dockerfileText,proto3" json:"dockerfile_text,omitempty"`
 	// Folder within the files that COPY sees; all of them when empty.
 	ContextPath string `protobuf:"bytes,5,opt,name=context_path,json=contextPath,proto3" json:"context_path,omitempty"`
@@ -1419,7 +1419,7 @@ type StartBuildRequest struct {
 	Auth *builder.BuildRegistryAuth `protobuf:"bytes,26,opt,name=auth,proto3" json:"auth,omitempty"`
 	// Who says to have asked; recorded, never trusted.
 	TriggeredBy string `protobuf:"bytes,27,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
-	// What the build's caches are kept under, beside those of others: a name that is the same for the next build of the same thing.
+	// What caches of uploaded files are kept under, beside those of others: a name that is the same for the next build of the same thing.
 	Project string `protobuf:"bytes,28,opt,name=project,proto3" json:"project,omitempty"`
 	// Caches of other machines to read: names in registries.
 	CacheFrom []string `protobuf:"bytes,29,rep,name=cache_from,json=cacheFrom,proto3" json:"cache_from,omitempty"`
@@ -1852,6 +1852,7 @@ type BuildFiles struct {
 	// Types that are valid to be assigned to From:
 	//
 	//	*BuildFiles_Workspace
+	//	*BuildFiles_Uploaded
 	From          isBuildFiles_From `protobuf_oneof:"from"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1903,6 +1904,15 @@ func (x *BuildFiles) GetWorkspace() *contentservice.WorkspaceInitializer {
 	return nil
 }
 
+func (x *BuildFiles) GetUploaded() *UploadedFiles {
+	if x != nil {
+		if x, ok := x.From.(*BuildFiles_Uploaded); ok {
+			return x.Uploaded
+		}
+	}
+	return nil
+}
+
 type isBuildFiles_From interface {
 	isBuildFiles_From()
 }
@@ -1912,7 +1922,69 @@ type BuildFiles_Workspace struct {
 	Workspace *contentservice.WorkspaceInitializer `protobuf:"bytes,1,opt,name=workspace,proto3,oneof"`
 }
 
+type BuildFiles_Uploaded struct {
+	// Uploaded before.
+	Uploaded *UploadedFiles `protobuf:"bytes,2,opt,name=uploaded,proto3,oneof"`
+}
+
 func (*BuildFiles_Workspace) isBuildFiles_From() {}
+
+func (*BuildFiles_Uploaded) isBuildFiles_From() {}
+
+// Files of a context that was uploaded.
+type UploadedFiles struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which context.
+	ContextId string `protobuf:"bytes,1,opt,name=context_id,json=contextId,proto3" json:"context_id,omitempty"`
+	// Path of a tar archive in it, plain or packed, whose content is meant; all of the context when empty.
+	Archive       string `protobuf:"bytes,2,opt,name=archive,proto3" json:"archive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadedFiles) Reset() {
+	*x = UploadedFiles{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadedFiles) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadedFiles) ProtoMessage() {}
+
+func (x *UploadedFiles) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadedFiles.ProtoReflect.Descriptor instead.
+func (*UploadedFiles) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *UploadedFiles) GetContextId() string {
+	if x != nil {
+		return x.ContextId
+	}
+	return ""
+}
+
+func (x *UploadedFiles) GetArchive() string {
+	if x != nil {
+		return x.Archive
+	}
+	return ""
+}
 
 // What stands for a stage or an image.
 type NamedContext struct {
@@ -1920,6 +1992,7 @@ type NamedContext struct {
 	// Types that are valid to be assigned to What:
 	//
 	//	*NamedContext_Image
+	//	*NamedContext_Layout
 	//	*NamedContext_Files
 	What          isNamedContext_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
@@ -1928,7 +2001,7 @@ type NamedContext struct {
 
 func (x *NamedContext) Reset() {
 	*x = NamedContext{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2013,7 @@ func (x *NamedContext) String() string {
 func (*NamedContext) ProtoMessage() {}
 
 func (x *NamedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2026,7 @@ func (x *NamedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedContext.ProtoReflect.Descriptor instead.
 func (*NamedContext) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NamedContext) GetWhat() isNamedContext_What {
@@ -1970,6 +2043,15 @@ func (x *NamedContext) GetImage() string {
 		}
 	}
 	return ""
+}
+
+func (x *NamedContext) GetLayout() *NamedLayout {
+	if x != nil {
+		if x, ok := x.What.(*NamedContext_Layout); ok {
+			return x.Layout
+		}
+	}
+	return nil
 }
 
 func (x *NamedContext) GetFiles() *NamedFiles {
@@ -1990,6 +2072,11 @@ type NamedContext_Image struct {
 	Image string `protobuf:"bytes,1,opt,name=image,proto3,oneof"`
 }
 
+type NamedContext_Layout struct {
+	// An image in an OCI layout.
+	Layout *NamedLayout `protobuf:"bytes,2,opt,name=layout,proto3,oneof"`
+}
+
 type NamedContext_Files struct {
 	// Files, seen through their own .dockerignore.
 	Files *NamedFiles `protobuf:"bytes,3,opt,name=files,proto3,oneof"`
@@ -1997,7 +2084,103 @@ type NamedContext_Files struct {
 
 func (*NamedContext_Image) isNamedContext_What() {}
 
+func (*NamedContext_Layout) isNamedContext_What() {}
+
 func (*NamedContext_Files) isNamedContext_What() {}
+
+// An image in an OCI layout that was uploaded.
+type NamedLayout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The context that is the layout.
+	ContextId string `protobuf:"bytes,1,opt,name=context_id,json=contextId,proto3" json:"context_id,omitempty"`
+	// Which of its images; the one tagged `latest`, or the only one, when neither is given.
+	//
+	// Types that are valid to be assigned to Image:
+	//
+	//	*NamedLayout_Tag
+	//	*NamedLayout_Digest
+	Image         isNamedLayout_Image `protobuf_oneof:"image"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamedLayout) Reset() {
+	*x = NamedLayout{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamedLayout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamedLayout) ProtoMessage() {}
+
+func (x *NamedLayout) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamedLayout.ProtoReflect.Descriptor instead.
+func (*NamedLayout) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *NamedLayout) GetContextId() string {
+	if x != nil {
+		return x.ContextId
+	}
+	return ""
+}
+
+func (x *NamedLayout) GetImage() isNamedLayout_Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *NamedLayout) GetTag() string {
+	if x != nil {
+		if x, ok := x.Image.(*NamedLayout_Tag); ok {
+			return x.Tag
+		}
+	}
+	return ""
+}
+
+func (x *NamedLayout) GetDigest() string {
+	if x != nil {
+		if x, ok := x.Image.(*NamedLayout_Digest); ok {
+			return x.Digest
+		}
+	}
+	return ""
+}
+
+type isNamedLayout_Image interface {
+	isNamedLayout_Image()
+}
+
+type NamedLayout_Tag struct {
+	Tag string `protobuf:"bytes,2,opt,name=tag,proto3,oneof"`
+}
+
+type NamedLayout_Digest struct {
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3,oneof"`
+}
+
+func (*NamedLayout_Tag) isNamedLayout_Image() {}
+
+func (*NamedLayout_Digest) isNamedLayout_Image() {}
 
 // Files that stand for a stage.
 type NamedFiles struct {
@@ -2012,7 +2195,7 @@ type NamedFiles struct {
 
 func (x *NamedFiles) Reset() {
 	*x = NamedFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2207,7 @@ func (x *NamedFiles) String() string {
 func (*NamedFiles) ProtoMessage() {}
 
 func (x *NamedFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2220,7 @@ func (x *NamedFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedFiles.ProtoReflect.Descriptor instead.
 func (*NamedFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NamedFiles) GetFiles() *BuildFiles {
@@ -2066,7 +2249,7 @@ type ExtraHost struct {
 
 func (x *ExtraHost) Reset() {
 	*x = ExtraHost{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2261,7 @@ func (x *ExtraHost) String() string {
 func (*ExtraHost) ProtoMessage() {}
 
 func (x *ExtraHost) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2274,7 @@ func (x *ExtraHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtraHost.ProtoReflect.Descriptor instead.
 func (*ExtraHost) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExtraHost) GetName() string {
@@ -2122,7 +2305,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2317,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2330,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Ulimit) GetName() string {
@@ -2185,7 +2368,7 @@ type BuildOutput struct {
 
 func (x *BuildOutput) Reset() {
 	*x = BuildOutput{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2380,7 @@ func (x *BuildOutput) String() string {
 func (*BuildOutput) ProtoMessage() {}
 
 func (x *BuildOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2393,7 @@ func (x *BuildOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildOutput.ProtoReflect.Descriptor instead.
 func (*BuildOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BuildOutput) GetKind() isBuildOutput_Kind {
@@ -2268,7 +2451,7 @@ type StartBuildResponse struct {
 
 func (x *StartBuildResponse) Reset() {
 	*x = StartBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2463,7 @@ func (x *StartBuildResponse) String() string {
 func (*StartBuildResponse) ProtoMessage() {}
 
 func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2476,7 @@ func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartBuildResponse.ProtoReflect.Descriptor instead.
 func (*StartBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartBuildResponse) GetBuild() *Build {
@@ -2322,7 +2505,7 @@ type WatchBuildRequest struct {
 
 func (x *WatchBuildRequest) Reset() {
 	*x = WatchBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2517,7 @@ func (x *WatchBuildRequest) String() string {
 func (*WatchBuildRequest) ProtoMessage() {}
 
 func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2530,7 @@ func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildRequest.ProtoReflect.Descriptor instead.
 func (*WatchBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchBuildRequest) GetBuildId() string {
@@ -2380,7 +2563,7 @@ type WatchBuildResponse struct {
 
 func (x *WatchBuildResponse) Reset() {
 	*x = WatchBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2575,7 @@ func (x *WatchBuildResponse) String() string {
 func (*WatchBuildResponse) ProtoMessage() {}
 
 func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2588,7 @@ func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildResponse.ProtoReflect.Descriptor instead.
 func (*WatchBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchBuildResponse) GetAtMs() int64 {
@@ -2472,7 +2655,7 @@ type StepOutput struct {
 
 func (x *StepOutput) Reset() {
 	*x = StepOutput{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2484,7 +2667,7 @@ func (x *StepOutput) String() string {
 func (*StepOutput) ProtoMessage() {}
 
 func (x *StepOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2497,7 +2680,7 @@ func (x *StepOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepOutput.ProtoReflect.Descriptor instead.
 func (*StepOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StepOutput) GetStep() uint32 {
@@ -2652,15 +2835,27 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\n" +
 	"all_stages\x18\x02 \x01(\bR\tallStages\x12!\n" +
 	"\fignore_error\x18\x03 \x01(\bR\vignoreError\"\r\n" +
-	"\vInlineCache\"Z\n" +
+	"\vInlineCache\"\x90\x01\n" +
 	"\n" +
 	"BuildFiles\x12D\n" +
-	"\tworkspace\x18\x01 \x01(\v2$.contentservice.WorkspaceInitializerH\x00R\tworkspaceB\x06\n" +
-	"\x04from\"[\n" +
+	"\tworkspace\x18\x01 \x01(\v2$.contentservice.WorkspaceInitializerH\x00R\tworkspace\x124\n" +
+	"\buploaded\x18\x02 \x01(\v2\x16.kiln.v1.UploadedFilesH\x00R\buploadedB\x06\n" +
+	"\x04from\"H\n" +
+	"\rUploadedFiles\x12\x1d\n" +
+	"\n" +
+	"context_id\x18\x01 \x01(\tR\tcontextId\x12\x18\n" +
+	"\aarchive\x18\x02 \x01(\tR\aarchive\"\x8b\x01\n" +
 	"\fNamedContext\x12\x16\n" +
-	"\x05image\x18\x01 \x01(\tH\x00R\x05image\x12+\n" +
+	"\x05image\x18\x01 \x01(\tH\x00R\x05image\x12.\n" +
+	"\x06layout\x18\x02 \x01(\v2\x14.kiln.v1.NamedLayoutH\x00R\x06layout\x12+\n" +
 	"\x05files\x18\x03 \x01(\v2\x13.kiln.v1.NamedFilesH\x00R\x05filesB\x06\n" +
-	"\x04what\"O\n" +
+	"\x04what\"c\n" +
+	"\vNamedLayout\x12\x1d\n" +
+	"\n" +
+	"context_id\x18\x01 \x01(\tR\tcontextId\x12\x12\n" +
+	"\x03tag\x18\x02 \x01(\tH\x00R\x03tag\x12\x18\n" +
+	"\x06digest\x18\x03 \x01(\tH\x00R\x06digestB\a\n" +
+	"\x05image\"O\n" +
 	"\n" +
 	"NamedFiles\x12)\n" +
 	"\x05files\x18\x01 \x01(\v2\x13.kiln.v1.BuildFilesR\x05files\x12\x16\n" +
@@ -2742,7 +2937,7 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_kiln_v1_kiln_proto_goTypes = []any{
 	(BuildPhase)(0),                   // 0: kiln.v1.BuildPhase
 	(StepNetwork)(0),                  // 1: kiln.v1.StepNetwork
@@ -2771,23 +2966,25 @@ var file_kiln_v1_kiln_proto_goTypes = []any{
 	(*RegistryCache)(nil),             // 24: kiln.v1.RegistryCache
 	(*InlineCache)(nil),               // 25: kiln.v1.InlineCache
 	(*BuildFiles)(nil),                // 26: kiln.v1.BuildFiles
-	(*NamedContext)(nil),              // 27: kiln.v1.NamedContext
-	(*NamedFiles)(nil),                // 28: kiln.v1.NamedFiles
-	(*ExtraHost)(nil),                 // 29: kiln.v1.ExtraHost
-	(*Ulimit)(nil),                    // 30: kiln.v1.Ulimit
-	(*BuildOutput)(nil),               // 31: kiln.v1.BuildOutput
-	(*StartBuildResponse)(nil),        // 32: kiln.v1.StartBuildResponse
-	(*WatchBuildRequest)(nil),         // 33: kiln.v1.WatchBuildRequest
-	(*WatchBuildResponse)(nil),        // 34: kiln.v1.WatchBuildResponse
-	(*StepOutput)(nil),                // 35: kiln.v1.StepOutput
-	nil,                               // 36: kiln.v1.ContextEntry.XattrsEntry
-	nil,                               // 37: kiln.v1.StartBuildRequest.BuildArgsEntry
-	nil,                               // 38: kiln.v1.StartBuildRequest.LabelsEntry
-	nil,                               // 39: kiln.v1.StartBuildRequest.AnnotationsEntry
-	nil,                               // 40: kiln.v1.StartBuildRequest.ContextsEntry
-	nil,                               // 41: kiln.v1.StartBuildRequest.SecretsEntry
-	(*builder.BuildRegistryAuth)(nil), // 42: builder.BuildRegistryAuth
-	(*contentservice.WorkspaceInitializer)(nil), // 43: contentservice.WorkspaceInitializer
+	(*UploadedFiles)(nil),             // 27: kiln.v1.UploadedFiles
+	(*NamedContext)(nil),              // 28: kiln.v1.NamedContext
+	(*NamedLayout)(nil),               // 29: kiln.v1.NamedLayout
+	(*NamedFiles)(nil),                // 30: kiln.v1.NamedFiles
+	(*ExtraHost)(nil),                 // 31: kiln.v1.ExtraHost
+	(*Ulimit)(nil),                    // 32: kiln.v1.Ulimit
+	(*BuildOutput)(nil),               // 33: kiln.v1.BuildOutput
+	(*StartBuildResponse)(nil),        // 34: kiln.v1.StartBuildResponse
+	(*WatchBuildRequest)(nil),         // 35: kiln.v1.WatchBuildRequest
+	(*WatchBuildResponse)(nil),        // 36: kiln.v1.WatchBuildResponse
+	(*StepOutput)(nil),                // 37: kiln.v1.StepOutput
+	nil,                               // 38: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 39: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 40: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 41: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 42: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 43: kiln.v1.StartBuildRequest.SecretsEntry
+	(*builder.BuildRegistryAuth)(nil), // 44: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 45: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	10, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
@@ -2797,51 +2994,53 @@ var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	13, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
 	18, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
 	14, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	36, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	38, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
 	15, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
 	16, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
 	17, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
 	20, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
 	21, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
 	26, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
-	37, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
-	38, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
-	39, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
-	40, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	39, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	40, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	41, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	42, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
 	1,  // 18: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
-	29, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
-	30, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
-	41, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
-	31, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
+	31, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
+	32, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
+	43, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	33, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
 	2,  // 23: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
 	3,  // 24: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
-	42, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	44, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
 	23, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
 	24, // 27: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
 	25, // 28: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
-	43, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
-	28, // 30: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
-	26, // 31: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
-	10, // 32: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
-	35, // 33: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
-	27, // 34: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
-	4,  // 35: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	6,  // 36: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	8,  // 37: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	11, // 38: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	22, // 39: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
-	33, // 40: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
-	5,  // 41: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	7,  // 42: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	9,  // 43: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	19, // 44: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	32, // 45: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
-	34, // 46: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
-	41, // [41:47] is the sub-list for method output_type
-	35, // [35:41] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	45, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	27, // 30: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
+	29, // 31: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
+	30, // 32: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
+	26, // 33: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
+	10, // 34: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
+	37, // 35: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
+	28, // 36: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	4,  // 37: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	6,  // 38: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	8,  // 39: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	11, // 40: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	22, // 41: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	35, // 42: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	5,  // 43: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	7,  // 44: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	9,  // 45: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	19, // 46: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	34, // 47: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	36, // 48: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	43, // [43:49] is the sub-list for method output_type
+	37, // [37:43] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -2872,16 +3071,22 @@ func file_kiln_v1_kiln_proto_init() {
 	}
 	file_kiln_v1_kiln_proto_msgTypes[22].OneofWrappers = []any{
 		(*BuildFiles_Workspace)(nil),
+		(*BuildFiles_Uploaded)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[23].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[24].OneofWrappers = []any{
 		(*NamedContext_Image)(nil),
+		(*NamedContext_Layout)(nil),
 		(*NamedContext_Files)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[27].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[25].OneofWrappers = []any{
+		(*NamedLayout_Tag)(nil),
+		(*NamedLayout_Digest)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[29].OneofWrappers = []any{
 		(*BuildOutput_Publish)(nil),
 		(*BuildOutput_Keep)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[30].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[32].OneofWrappers = []any{
 		(*WatchBuildResponse_Event)(nil),
 		(*WatchBuildResponse_Output)(nil),
 	}
@@ -2891,7 +3096,7 @@ func file_kiln_v1_kiln_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

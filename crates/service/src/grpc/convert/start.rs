@@ -1,7 +1,7 @@
 //! A request of `kiln.v1` to build, in our words. Each field is carried out, or refused by its name: the message is taken apart
 //! completely, so that a new field does not compile until somebody has decided about it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use api::contentservice as content;
@@ -9,7 +9,8 @@ use api::kiln::v1 as wire;
 use engine::sandbox::SecretBytes;
 use engine::spec::{
     BuildOptions, CacheFrom, CacheMode, CacheMountScope, CacheTo, CachedSteps, Compression,
-    Context, MediaTypes, NamedContext, NetworkMode, OnCacheError, Source, StepOptions, Ulimit,
+    Context, LayoutImage, MediaTypes, NamedContext, NetworkMode, OnCacheError, Source, StepOptions,
+    Ulimit,
 };
 use oci::{Platform, Reference};
 use source::git::FetchOptions;
@@ -31,6 +32,8 @@ const SECRET_MAX_BYTES: usize = 500 << 10;
 const SECRETS_MAX_BYTES: usize = 2 << 20;
 /// Most outputs, and most caches.
 const OUTPUTS_MAX: usize = 32;
+/// Largest Dockerfile beside the files.
+const DOCKERFILE_MAX_BYTES: usize = 1 << 20;
 /// The image that is none.
 const SCRATCH: &str = "scratch";
 
@@ -75,18 +78,11 @@ pub(crate) fn native_call(
         cache_to,
     } = request;
     let files = files.ok_or_else(|| refused("files", "missing"))?;
-    if !dockerfile_text.is_empty() {
-        return Err(refused(
-            "dockerfile_text",
-            "a workspace has its own Dockerfile: name it with dockerfile_path",
-        ));
-    }
-    if !project.is_empty() {
-        return Err(refused(
-            "project",
-            "a workspace is named by where it comes from",
-        ));
-    }
+    let beside = Beside {
+        dockerfile_text,
+        project: short("project", project)?,
+    };
+    let mut uploads = BTreeSet::new();
     let media_types = media_types_of(media_types)?;
     let annotations = texts("annotations", annotations)?;
     if media_types == MediaTypes::Docker && !annotations.is_empty() {
@@ -96,14 +92,14 @@ pub(crate) fn native_call(
     Ok(NativeCall {
         request_id: request_id_of(request_id)?,
         source: Source::Dockerfile {
-            context: context("files", files, fetch)?,
+            context: context("files", files, beside, (fetch, &mut uploads))?,
             dockerfile: path(
                 "dockerfile_path",
                 &short("dockerfile_path", dockerfile_path)?,
             )?,
             context_path: path("context_path", &short("context_path", context_path)?)?,
         },
-        contexts: named_contexts(contexts, fetch)?,
+        contexts: named_contexts(contexts, (fetch, &mut uploads))?,
         options: BuildOptions {
             target: given(short("target", target)?),
             build_args: texts("build_args", build_args)?,
@@ -137,6 +133,7 @@ pub(crate) fn native_call(
         timeout_s: (timeout_s > 0).then_some(timeout_s),
         rights: rights(auth)?,
         triggered_by: short("triggered_by", triggered_by)?,
+        uploads,
     })
 }
 
@@ -157,22 +154,81 @@ fn request_id_of(text: String) -> Result<Option<String>, Failure> {
     Err(refused("request_id", &why))
 }
 
-fn context(field: &str, files: wire::BuildFiles, fetch: &FetchOptions) -> Result<Context, Failure> {
+/// What is said of files beside which they are.
+#[derive(Default)]
+struct Beside {
+    dockerfile_text: String,
+    project: String,
+}
+
+/// How workspaces are fetched, and which uploaded contexts a request names.
+type World<'a> = (&'a FetchOptions, &'a mut BTreeSet<String>);
+
+fn context(
+    field: &str,
+    files: wire::BuildFiles,
+    beside: Beside,
+    (fetch, uploads): World<'_>,
+) -> Result<Context, Failure> {
     let wire::BuildFiles { from } = files;
     match from.ok_or_else(|| refused(field, "missing"))? {
         wire::build_files::From::Workspace(content::WorkspaceInitializer { spec }) => {
+            if !beside.dockerfile_text.is_empty() {
+                let why = "a workspace has its own Dockerfile: name it with dockerfile_path";
+                return Err(refused("dockerfile_text", why));
+            }
+            if !beside.project.is_empty() {
+                let why = "a workspace is named by where it comes from";
+                return Err(refused("project", why));
+            }
             let spec = spec.ok_or_else(|| refused(field, "the workspace has no initializer"))?;
             Ok(match initializer::of(spec, fetch)? {
                 Initializer::Git(git) => Context::Git(*git),
                 initializer => Context::Filled { initializer },
             })
         }
+        wire::build_files::From::Uploaded(files) => {
+            let wire::UploadedFiles {
+                context_id,
+                archive,
+            } = files;
+            let context = upload(field, context_id, uploads)?;
+            let text = beside.dockerfile_text;
+            at_most(
+                "dockerfile_text, in bytes",
+                text.len(),
+                DOCKERFILE_MAX_BYTES,
+            )?;
+            if !text.is_empty() && !archive.is_empty() {
+                let why = "an archive has its own Dockerfile: name it with dockerfile_path";
+                return Err(refused("dockerfile_text", why));
+            }
+            Ok(Context::Uploaded {
+                context,
+                archive: path(field, &short(field, archive)?)?,
+                dockerfile_text: given(text),
+                name: beside.project,
+            })
+        }
     }
+}
+
+/// Notes that the request names an uploaded context.
+fn upload(
+    field: &str,
+    context_id: String,
+    uploads: &mut BTreeSet<String>,
+) -> Result<String, Failure> {
+    if context_id.is_empty() || context_id.len() > REQUEST_ID_MAX_BYTES {
+        return Err(refused(field, "context_id is missing or too long"));
+    }
+    uploads.insert(context_id.clone());
+    Ok(context_id)
 }
 
 fn named_contexts(
     contexts: HashMap<String, wire::NamedContext>,
-    fetch: &FetchOptions,
+    (fetch, uploads): World<'_>,
 ) -> Result<BTreeMap<String, NamedContext>, Failure> {
     at_most("contexts", contexts.len(), ENTRIES_MAX)?;
     let mut named = BTreeMap::new();
@@ -184,11 +240,18 @@ fn named_contexts(
             wire::named_context::What::Image(image) => NamedContext::Image {
                 reference: name_of(&field, &image)?,
             },
+            wire::named_context::What::Layout(wire::NamedLayout { context_id, image }) => {
+                NamedContext::UploadedLayout {
+                    context: upload(&field, context_id, uploads)?,
+                    image: layout_image(&field, image)?,
+                }
+            }
             wire::named_context::What::Files(wire::NamedFiles { files, folder }) => {
                 let files = files.ok_or_else(|| refused(&field, "missing"))?;
                 let folder = path(&field, &short(&field, folder)?)?;
+                let world = (fetch, &mut *uploads);
                 NamedContext::Files {
-                    context: context(&field, files, fetch)?,
+                    context: context(&field, files, Beside::default(), world)?,
                     folder: folder.unwrap_or_default(),
                 }
             }
@@ -198,6 +261,21 @@ fn named_contexts(
         }
     }
     Ok(named)
+}
+
+fn layout_image(
+    field: &str,
+    image: Option<wire::named_layout::Image>,
+) -> Result<LayoutImage, Failure> {
+    match image {
+        None => Ok(LayoutImage::Default),
+        Some(wire::named_layout::Image::Tag(tag)) => Ok(LayoutImage::Tag(short(field, tag)?)),
+        Some(wire::named_layout::Image::Digest(digest)) => {
+            let digest: Result<oci::Digest, oci::digest::DigestError> = digest.parse();
+            let digest = digest.map_err(|error| Failure::field(field, &error))?;
+            Ok(LayoutImage::Digest(digest))
+        }
+    }
 }
 
 fn name_of(field: &str, text: &str) -> Result<Reference, Failure> {

@@ -403,7 +403,7 @@ export interface StartBuildRequest {
     | undefined;
   /** Path of the Dockerfile within the files; `Dockerfile` when neither this nor its text is given. */
   dockerfilePath: string;
-  /** Text of a Dockerfile that is not among the files. */
+  /** Text of a Dockerfile that is not among the files, which are uploaded ones. */
   dockerfileText: string;
   /** Folder within the files that COPY sees; all of them when empty. */
   contextPath: string;
@@ -453,7 +453,7 @@ export interface StartBuildRequest {
     | undefined;
   /** Who says to have asked; recorded, never trusted. */
   triggeredBy: string;
-  /** What the build's caches are kept under, beside those of others: a name that is the same for the next build of the same thing. */
+  /** What caches of uploaded files are kept under, beside those of others: a name that is the same for the next build of the same thing. */
   project: string;
   /** Caches of other machines to read: names in registries. */
   cacheFrom: string[];
@@ -516,7 +516,18 @@ export interface BuildFiles {
     | //
     /** Fetched by the server. */
     { $case: "workspace"; value: WorkspaceInitializer }
+    | //
+    /** Uploaded before. */
+    { $case: "uploaded"; value: UploadedFiles }
     | undefined;
+}
+
+/** Files of a context that was uploaded. */
+export interface UploadedFiles {
+  /** Which context. */
+  contextId: string;
+  /** Path of a tar archive in it, plain or packed, whose content is meant; all of the context when empty. */
+  archive: string;
 }
 
 /** What stands for a stage or an image. */
@@ -526,9 +537,20 @@ export interface NamedContext {
     /** An image: `scratch` or a reference. */
     { $case: "image"; value: string }
     | //
+    /** An image in an OCI layout. */
+    { $case: "layout"; value: NamedLayout }
+    | //
     /** Files, seen through their own .dockerignore. */
     { $case: "files"; value: NamedFiles }
     | undefined;
+}
+
+/** An image in an OCI layout that was uploaded. */
+export interface NamedLayout {
+  /** The context that is the layout. */
+  contextId: string;
+  /** Which of its images; the one tagged `latest`, or the only one, when neither is given. */
+  image?: { $case: "tag"; value: string } | { $case: "digest"; value: string } | undefined;
 }
 
 /** Files that stand for a stage. */
@@ -3879,6 +3901,9 @@ export const BuildFiles: MessageFns<BuildFiles> = {
       case "workspace":
         WorkspaceInitializer.encode(message.from.value, writer.uint32(10).fork()).join();
         break;
+      case "uploaded":
+        UploadedFiles.encode(message.from.value, writer.uint32(18).fork()).join();
+        break;
     }
     return writer;
   },
@@ -3904,6 +3929,14 @@ export const BuildFiles: MessageFns<BuildFiles> = {
             message.from = { $case: "workspace", value: WorkspaceInitializer.decode(reader, reader.uint32()) };
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.from = { $case: "uploaded", value: UploadedFiles.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3920,6 +3953,8 @@ export const BuildFiles: MessageFns<BuildFiles> = {
     return {
       from: isSet(object.workspace)
         ? { $case: "workspace", value: WorkspaceInitializer.fromJSON(object.workspace) }
+        : isSet(object.uploaded)
+        ? { $case: "uploaded", value: UploadedFiles.fromJSON(object.uploaded) }
         : undefined,
     };
   },
@@ -3928,6 +3963,8 @@ export const BuildFiles: MessageFns<BuildFiles> = {
     const obj: any = {};
     if (message.from?.$case === "workspace") {
       obj.workspace = WorkspaceInitializer.toJSON(message.from.value);
+    } else if (message.from?.$case === "uploaded") {
+      obj.uploaded = UploadedFiles.toJSON(message.from.value);
     }
     return obj;
   },
@@ -3944,7 +3981,102 @@ export const BuildFiles: MessageFns<BuildFiles> = {
         }
         break;
       }
+      case "uploaded": {
+        if (object.from?.value !== undefined && object.from?.value !== null) {
+          message.from = { $case: "uploaded", value: UploadedFiles.fromPartial(object.from.value) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseUploadedFiles(): UploadedFiles {
+  return { contextId: "", archive: "" };
+}
+
+export const UploadedFiles: MessageFns<UploadedFiles> = {
+  encode(message: UploadedFiles, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.contextId !== "") {
+      writer.uint32(10).string(message.contextId);
+    }
+    if (message.archive !== "") {
+      writer.uint32(18).string(message.archive);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UploadedFiles {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUploadedFiles();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.contextId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.archive = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): UploadedFiles {
+    return {
+      contextId: isSet(object.contextId)
+        ? globalThis.String(object.contextId)
+        : isSet(object.context_id)
+        ? globalThis.String(object.context_id)
+        : "",
+      archive: isSet(object.archive) ? globalThis.String(object.archive) : "",
+    };
+  },
+
+  toJSON(message: UploadedFiles): unknown {
+    const obj: any = {};
+    if (message.contextId !== "") {
+      obj.contextId = message.contextId;
+    }
+    if (message.archive !== "") {
+      obj.archive = message.archive;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<UploadedFiles>, I>>(base?: I): UploadedFiles {
+    return UploadedFiles.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<UploadedFiles>, I>>(object: I): UploadedFiles {
+    const message = createBaseUploadedFiles();
+    message.contextId = object.contextId ?? "";
+    message.archive = object.archive ?? "";
     return message;
   },
 };
@@ -3958,6 +4090,9 @@ export const NamedContext: MessageFns<NamedContext> = {
     switch (message.what?.$case) {
       case "image":
         writer.uint32(10).string(message.what.value);
+        break;
+      case "layout":
+        NamedLayout.encode(message.what.value, writer.uint32(18).fork()).join();
         break;
       case "files":
         NamedFiles.encode(message.what.value, writer.uint32(26).fork()).join();
@@ -3987,6 +4122,14 @@ export const NamedContext: MessageFns<NamedContext> = {
             message.what = { $case: "image", value: reader.string() };
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.what = { $case: "layout", value: NamedLayout.decode(reader, reader.uint32()) };
+            continue;
+          }
           case 3: {
             if (tag !== 26) {
               break;
@@ -4011,6 +4154,8 @@ export const NamedContext: MessageFns<NamedContext> = {
     return {
       what: isSet(object.image)
         ? { $case: "image", value: globalThis.String(object.image) }
+        : isSet(object.layout)
+        ? { $case: "layout", value: NamedLayout.fromJSON(object.layout) }
         : isSet(object.files)
         ? { $case: "files", value: NamedFiles.fromJSON(object.files) }
         : undefined,
@@ -4021,6 +4166,8 @@ export const NamedContext: MessageFns<NamedContext> = {
     const obj: any = {};
     if (message.what?.$case === "image") {
       obj.image = message.what.value;
+    } else if (message.what?.$case === "layout") {
+      obj.layout = NamedLayout.toJSON(message.what.value);
     } else if (message.what?.$case === "files") {
       obj.files = NamedFiles.toJSON(message.what.value);
     }
@@ -4039,9 +4186,136 @@ export const NamedContext: MessageFns<NamedContext> = {
         }
         break;
       }
+      case "layout": {
+        if (object.what?.value !== undefined && object.what?.value !== null) {
+          message.what = { $case: "layout", value: NamedLayout.fromPartial(object.what.value) };
+        }
+        break;
+      }
       case "files": {
         if (object.what?.value !== undefined && object.what?.value !== null) {
           message.what = { $case: "files", value: NamedFiles.fromPartial(object.what.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseNamedLayout(): NamedLayout {
+  return { contextId: "", image: undefined };
+}
+
+export const NamedLayout: MessageFns<NamedLayout> = {
+  encode(message: NamedLayout, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.contextId !== "") {
+      writer.uint32(10).string(message.contextId);
+    }
+    switch (message.image?.$case) {
+      case "tag":
+        writer.uint32(18).string(message.image.value);
+        break;
+      case "digest":
+        writer.uint32(26).string(message.image.value);
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NamedLayout {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNamedLayout();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.contextId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.image = { $case: "tag", value: reader.string() };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.image = { $case: "digest", value: reader.string() };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NamedLayout {
+    return {
+      contextId: isSet(object.contextId)
+        ? globalThis.String(object.contextId)
+        : isSet(object.context_id)
+        ? globalThis.String(object.context_id)
+        : "",
+      image: isSet(object.tag)
+        ? { $case: "tag", value: globalThis.String(object.tag) }
+        : isSet(object.digest)
+        ? { $case: "digest", value: globalThis.String(object.digest) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: NamedLayout): unknown {
+    const obj: any = {};
+    if (message.contextId !== "") {
+      obj.contextId = message.contextId;
+    }
+    if (message.image?.$case === "tag") {
+      obj.tag = message.image.value;
+    } else if (message.image?.$case === "digest") {
+      obj.digest = message.image.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<NamedLayout>, I>>(base?: I): NamedLayout {
+    return NamedLayout.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<NamedLayout>, I>>(object: I): NamedLayout {
+    const message = createBaseNamedLayout();
+    message.contextId = object.contextId ?? "";
+    switch (object.image?.$case) {
+      case "tag": {
+        if (object.image?.value !== undefined && object.image?.value !== null) {
+          message.image = { $case: "tag", value: object.image.value };
+        }
+        break;
+      }
+      case "digest": {
+        if (object.image?.value !== undefined && object.image?.value !== null) {
+          message.image = { $case: "digest", value: object.image.value };
         }
         break;
       }
