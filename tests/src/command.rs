@@ -323,7 +323,7 @@ fn how_it_ended_is_in_the_exit_code() {
         .with(2, &["hint: ", "-t"]);
     bench
         .build(&["--server", "127.0.0.1:1", "context"])
-        .with(2, &["on a server yet"]);
+        .with(3, &["connect to the server"]);
     bench
         .build(&["--server", "127.0.0.1:1", "http://127.0.0.1:1/x.git"])
         .with(3, &["error: "]);

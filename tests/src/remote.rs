@@ -8,7 +8,7 @@ use serde_json::Value;
 use testkit::docker_registry::docker_config;
 use testkit::git_server::File;
 use testkit::kiln::binary;
-use testkit::process::{clean_command, finish};
+use testkit::process::{clean_command, finish, run};
 use testkit::scratch::Scratch;
 
 use crate::command::Ended;
@@ -154,6 +154,104 @@ fn images_are_pushed_as_the_caller_and_secrets_stay_nowhere() {
         let found = String::from_utf8(finish(&mut grep).stdout).unwrap();
         assert_eq!(found, "", "{form}");
     }
+}
+
+/// A folder with a bit of everything, and the digest of the image that is built of it without a server.
+fn folder(scene: &Scene, home: &Scratch) -> String {
+    let base = scene.busybox();
+    let dockerfile = format!(
+        "FROM {base}\nARG WHAT\nCOPY --from=more /extra /extra\nCOPY . /all\n\
+         RUN test ! -e /all/secret && cat /all/d/file && echo $WHAT > /what\n"
+    );
+    home.write("context/docker/Dockerfile", dockerfile);
+    home.write("context/docker/Dockerfile.dockerignore", "secret\n");
+    home.write("context/secret", "must-not-leave-this-machine");
+    home.write("context/d/file", "content\n");
+    home.write("context/empty", "");
+    home.write("more/extra", "extra\n");
+    let inside = home.join("context");
+    std::os::unix::fs::symlink("d/file", inside.join("link")).unwrap();
+    std::fs::hard_link(inside.join("d/file"), inside.join("same")).unwrap();
+    let config = docker_config(&[(scene.registry.host(), scene.registry.credentials())]);
+    home.write(".docker/config.json", config);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4751);
+    std::fs::set_permissions(inside.join("empty"), mode).unwrap();
+    let mut command = clean_command(binary());
+    command
+        .current_dir(home.path())
+        .env("HOME", home.path())
+        .env("DOCKER_CONFIG", home.join(".docker"))
+        .env("KILN_STATE", home.join("state"))
+        .args(["build", "-q", "-f", "context/docker/Dockerfile"])
+        .args([
+            "--build-arg=SOURCE_DATE_EPOCH=1700000000",
+            "--build-arg=WHAT=x",
+        ])
+        .args(["--build-context=more=more", "context"]);
+    let ended = Ended::of(finish(&mut command)).well();
+    String::from_utf8(ended.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_folder_makes_the_same_image_on_a_server_and_is_uploaded_once() {
+    let scene = Scene::start(Target::Embedded);
+    let caller = Caller::of(&scene);
+    let digest = folder(&scene, &caller.home);
+    let arguments = [
+        "-f",
+        "context/docker/Dockerfile",
+        "--build-arg=SOURCE_DATE_EPOCH=1700000000",
+        "--build-arg=WHAT=x",
+        "--build-context=more=more",
+        "--metadata-file=metadata.json",
+        "--progress=plain",
+        "context",
+    ];
+    let said = caller.build(&arguments).well().stderr;
+    assert_eq!(caller.metadata()["containerimage.digest"], digest, "{said}");
+    let again = caller.build(&arguments).well().stderr;
+    assert!(again.contains("uploaded context: 0 bytes"), "{again}");
+    assert_eq!(caller.metadata()["kiln.steps.run"], 0, "{again}");
+    caller.home.write("context/d/file", "changed\n");
+    let changed = caller.build(&arguments).well().stderr;
+    assert!(changed.contains("uploaded context: 8 bytes"), "{changed}");
+    let mut grep = Command::new("grep");
+    grep.args(["-rlaF", "must-not-leave-this-machine"])
+        .arg(scene.kiln.state());
+    let found = String::from_utf8(finish(&mut grep).stdout).unwrap();
+    assert_eq!(found, "", "what is ignored is not sent");
+}
+
+#[test]
+fn a_dockerfile_and_an_archive_on_standard_input_are_built_on_a_server() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let caller = Caller::of(&scene);
+    let dockerfile = format!("FROM {base}\nRUN echo of a Dockerfile alone\n");
+    let path = caller.home.write("alone", dockerfile);
+    let with_input = |path: &std::path::Path| {
+        let mut command = caller.command(&["--progress=plain", "-"]);
+        command.stdin(std::fs::File::open(path).unwrap());
+        Ended::of(command.output().unwrap()).well().stderr
+    };
+    let said = with_input(&path);
+    assert!(said.contains("of a Dockerfile alone"), "{said}");
+    caller.home.write(
+        "tree/Dockerfile",
+        format!("FROM {base}\nCOPY f /f\nRUN cat /f\n"),
+    );
+    caller.home.write("tree/f", "of an archive\n");
+    let tar = caller.home.join("tree.tar");
+    let mut command = Command::new("tar");
+    command
+        .arg("-czf")
+        .arg(&tar)
+        .arg("-C")
+        .arg(caller.home.join("tree"))
+        .arg(".");
+    run(&mut command);
+    let said = with_input(&tar);
+    assert!(said.contains("of an archive"), "{said}");
 }
 
 /// A port of its own, behind which is a server; what is connected can be cut, and the server be another one.

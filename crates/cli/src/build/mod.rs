@@ -16,10 +16,6 @@ pub(crate) mod outputs;
 mod remote;
 pub(crate) mod report;
 mod secrets;
-#[expect(
-    dead_code,
-    reason = "called once `kiln build --server` starts builds by `kiln.v1`"
-)]
 mod upload;
 
 use crate::args::BuildArgs;

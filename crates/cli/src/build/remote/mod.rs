@@ -1,10 +1,13 @@
 //! `kiln build --server`: the same build, carried out by a server. It is shown by its journal here as there.
 
+mod files;
 mod request;
 mod watch;
 
 use engine::id::BuildId;
+use engine::spec::Limits;
 
+use self::files::{Telling, Uploader};
 use super::context::{self, Input};
 use super::outputs;
 use super::{options, report};
@@ -21,14 +24,29 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     // What the server's configuration decides is not said in the request.
     let mut options = options::decide(args, &Config::default())?;
     let outputs = outputs::decide(args, &mut options)?;
+    request::refuse_unsupported(args, &outputs)?;
     let input = pinned(context::read(&args.context, args.file.as_deref())?).await?;
-    let request = request::request(args, input, options, &outputs)?;
     let mut client = client::connect(address).await?;
     let style = if args.quiet {
         Style::Quiet
     } else {
         Style::choose(args.progress)
     };
+    let mut uploader = Uploader {
+        client: &mut client.kiln,
+        // What is too much is the server's to say.
+        limits: &Limits {
+            context_bytes: u64::MAX,
+            context_files: u64::MAX,
+            ..Limits::default()
+        },
+        telling: match style {
+            Style::Quiet | Style::Rawjson => Telling::No,
+            Style::Plain | Style::PlainTerminal(_) | Style::Tty(_) => Telling::Yes,
+        },
+    };
+    let files = uploader.files(input, &args.contexts).await?;
+    let request = request::request(args, files, options, &outputs)?;
     let started = client.kiln.start_build(request).await;
     let started = started.map_err(client::failure)?.into_inner();
     let id = started.build.unwrap_or_default().build_id;

@@ -3,10 +3,6 @@
 use std::collections::HashMap;
 
 use api::builder::{BuildRegistryAuth, BuildRegistryAuthTotal, build_registry_auth};
-use api::contentservice::{
-    CloneTargetMode, GitAuthMethod, GitConfig, GitInitializer, WorkspaceInitializer,
-    workspace_initializer,
-};
 use api::kiln::v1 as wire;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,9 +10,8 @@ use engine::spec::{
     BuildOptions, CacheMode, CacheTo, CachedSteps, Compression, MediaTypes, OnCacheError, Output,
 };
 use registry::keychain::{Credential, Keychain};
-use source::git::{GitAuth, GitSource, TargetMode};
 
-use super::context::{self, Input};
+use super::files::Files;
 use super::outputs::Outputs;
 use crate::args::cache::CacheFromArg;
 use crate::args::named::{NamedArg, NamedWhat};
@@ -26,28 +21,22 @@ use crate::build::secrets;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::place;
 
-/// Returns the request for what the command line asks for. What a server cannot do is refused by name.
+/// Returns the request for what the command line asks for.
 pub(super) fn request(
     args: &BuildArgs,
-    input: Input,
+    files: Files,
     options: BuildOptions,
     outputs: &Outputs,
 ) -> Outcome<wire::StartBuildRequest> {
-    refuse_unsupported(args, outputs)?;
-    let Input::Git(git) = input else {
-        let text = "a folder of this machine cannot be built on a server yet";
-        return Err(Failure::text(Exit::Usage, text)
-            .hint("give the address of a git repository, or build without --server"));
-    };
     let secrets = secrets::read(&args.steps.secrets)?;
     let secrets = secrets.into_iter();
     let said = args.outputs.iter().find_map(|output| output.compression);
     Ok(wire::StartBuildRequest {
         request_id: String::new(),
-        files: Some(repository(&git.source)),
-        dockerfile_path: git.dockerfile_path.clone(),
-        dockerfile_text: String::new(),
-        context_path: git.context_path.clone(),
+        files: Some(files.files),
+        dockerfile_path: files.dockerfile_path,
+        dockerfile_text: files.dockerfile_text,
+        context_path: files.context_path,
         target: options.target.unwrap_or_default(),
         platform: args
             .platform
@@ -57,7 +46,7 @@ pub(super) fn request(
         build_args: options.build_args.into_iter().collect(),
         labels: options.labels.into_iter().collect(),
         annotations: options.annotations.into_iter().collect(),
-        contexts: contexts(&args.contexts)?,
+        contexts: files.contexts,
         no_cache: options.cache == CacheMode::Ignore,
         no_cache_stages: options.no_cache_stages,
         network: network(args.network).into(),
@@ -75,7 +64,7 @@ pub(super) fn request(
         timeout_s: 0,
         auth: Some(auth(outputs, &args.contexts)?),
         triggered_by: "kiln build".to_owned(),
-        project: String::new(),
+        project: files.project,
         cache_from: args
             .earlier
             .cache_from
@@ -87,7 +76,7 @@ pub(super) fn request(
 }
 
 /// Returns an error for what the service has no words for: nothing is accepted and ignored.
-fn refuse_unsupported(args: &BuildArgs, outputs: &Outputs) -> Outcome {
+pub(super) fn refuse_unsupported(args: &BuildArgs, outputs: &Outputs) -> Outcome {
     let is_folder = |cache: &CacheFromArg| matches!(cache, CacheFromArg::Folder(..));
     let is_export = |output: &Output| matches!(output, Output::Export { .. });
     let to_folder = |cache: &CacheTo| matches!(cache, CacheTo::Folder { .. });
@@ -113,68 +102,6 @@ fn refuse_unsupported(args: &BuildArgs, outputs: &Outputs) -> Outcome {
         }
         None => Ok(()),
     }
-}
-
-fn repository(source: &GitSource) -> wire::BuildFiles {
-    let initializer = WorkspaceInitializer {
-        spec: Some(workspace_initializer::Spec::Git(initializer(source))),
-    };
-    wire::BuildFiles {
-        from: Some(wire::build_files::From::Workspace(initializer)),
-    }
-}
-
-fn initializer(source: &GitSource) -> GitInitializer {
-    let mode = match source.target_mode {
-        TargetMode::RemoteHead => CloneTargetMode::RemoteHead,
-        TargetMode::RemoteCommit => CloneTargetMode::RemoteCommit,
-        TargetMode::RemoteBranch => CloneTargetMode::RemoteBranch,
-        TargetMode::LocalBranch => CloneTargetMode::LocalBranch,
-    };
-    let mut config = GitConfig::default();
-    if let GitAuth::Basic { user, password } = &source.auth {
-        config.authentication = GitAuthMethod::BasicAuth.into();
-        config.auth_user.clone_from(user);
-        config.auth_password.clone_from(password);
-    }
-    GitInitializer {
-        remote_uri: source.remote.as_str().to_owned(),
-        target_mode: mode.into(),
-        clone_taget: source.target.clone(),
-        config: Some(config),
-        ..GitInitializer::default()
-    }
-}
-
-fn contexts(args: &[NamedArg]) -> Outcome<HashMap<String, wire::NamedContext>> {
-    use wire::named_context::What;
-    let mut contexts = HashMap::new();
-    for arg in args {
-        let what = match &arg.what {
-            NamedWhat::Scratch => What::Image("scratch".to_owned()),
-            NamedWhat::Image(reference) => What::Image(reference.to_string()),
-            NamedWhat::Repository(address) => {
-                let input = context::repository_at(address)?;
-                What::Files(wire::NamedFiles {
-                    files: Some(repository(&input.source)),
-                    folder: input.context_path,
-                })
-            }
-            NamedWhat::Folder(_) | NamedWhat::Layout(..) => {
-                let text = format!(
-                    "--build-context {}: a folder of this machine is not supported with --server",
-                    arg.name
-                );
-                return Err(Failure::text(Exit::Usage, text));
-            }
-        };
-        let context = wire::NamedContext { what: Some(what) };
-        if contexts.insert(arg.name.clone(), context).is_some() {
-            let text = format!("two contexts are called {:?}", arg.name);
-            return Err(Failure::text(Exit::Usage, text));
-        }
-    }
-    Ok(contexts)
 }
 
 fn network(network: Option<Network>) -> wire::StepNetwork {
