@@ -270,3 +270,85 @@ fn checks_end_with_one_if_there_is_something_to_tell() {
         "{told}"
     );
 }
+
+#[test]
+fn repositories_and_archives_are_checked_as_folders_are() {
+    let bench = Bench::new();
+    let git = GitServer::start();
+    let text = format!(
+        "FROM {}\nENV A=$PATH B=$NOTHING\nCOPY hidden /\nCMD x\n",
+        bench.base
+    );
+    let files = [
+        File::new("sub/dockerfile", text.clone()),
+        File::new("sub/.dockerignore", "hidden\n"),
+        File::symlink("sub/out", "/etc/hostname"),
+    ];
+    git.repository("r.git").commit("main", &files);
+    let url = format!("{}#main:sub", git.url("r.git"));
+    let told = |ended: Ended| {
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let text = String::from_utf8(ended.stdout).unwrap();
+        for words in [
+            "\"NOTHING\"",
+            "CopyIgnoredFile",
+            "JSONArgsRecommended",
+            "3 warnings.",
+        ] {
+            assert!(text.contains(words), "{words} is not in\n{text}");
+        }
+        text
+    };
+    let text_of_git = told(bench.build(&["--check", &url]));
+    assert!(text_of_git.contains("sub/dockerfile:2:15"), "{text_of_git}");
+    let missing = format!("{}#main", git.url("r.git"));
+    bench
+        .build(&["--check", &missing])
+        .with(1, &["there is no Dockerfile"]);
+    bench
+        .build(&["--check", "-f", "out", &url])
+        .with(1, &["there is no Dockerfile"]);
+    bench
+        .build(&["--check", &git.url("none.git")])
+        .with(1, &["none.git"]);
+
+    bench.scratch.write("context/Dockerfile", &text);
+    bench.scratch.write("context/.dockerignore", "hidden\n");
+    let archive = bench.path("context.tar.gz");
+    let mut pack = Command::new("tar");
+    pack.arg("czf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(bench.path("context"))
+        .arg(".");
+    run(&mut pack);
+    told(fed(bench.command().args(["--check", "-"]), &archive));
+}
+
+#[test]
+fn checks_look_into_images_that_were_kept_here_and_into_layouts() {
+    let bench = Bench::new();
+    bench.dockerfile("ENV KNOWN=1\n");
+    bench.build(&["-t", "kept:1", "context"]).well();
+    bench
+        .build(&["-o", "type=oci,dest=oci.tar", "context"])
+        .well();
+    std::fs::create_dir(bench.path("layout")).unwrap();
+    let mut untar = clean_command(tool("tar", "tar"));
+    run(untar
+        .args(["-xf", "oci.tar", "-C", "layout"])
+        .current_dir(bench.scratch.path()));
+    for base in ["kept:1", "packed"] {
+        let text = format!("FROM {base}\nENV A=$KNOWN B=$NOTHING\n");
+        bench.scratch.write("context/Dockerfile", text);
+        let layout = ["--build-context", "packed=oci-layout://layout"];
+        let ended = bench.build(&[&["--check", "context"], &layout[..]].concat());
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("note:"), "{}", ended.stderr);
+        let told = String::from_utf8(ended.stdout).unwrap();
+        assert!(
+            told.contains("\"NOTHING\"") && told.contains("1 warning."),
+            "{told}"
+        );
+    }
+}

@@ -41,3 +41,4 @@ pub mod subassembly;
 pub use build::{Rig, build};
 pub use failure::chain;
 pub use publish::{NAMED_RECORDS, kept_image};
+pub use resolve::{kept_config, layout_config};

@@ -1,29 +1,33 @@
 //! `kiln build --check` and `--call`: what can be told of a Dockerfile without building it.
 //!
-//! Nothing is written and no worker starts. Base images are looked up for the variables and triggers that they bring; where one
-//! cannot be, everything else is still told.
+//! Nothing is built and no worker starts. Base images are looked up for the variables and triggers that they bring, in OCI layouts and
+//! among the images that were kept here too; where one cannot be, everything else is still told.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use dockerfile::ignore::IgnoreFile;
 use dockerfile::lint::Settings;
 use dockerfile::lint::rules::UNDEFINED_VAR;
 use dockerfile::{
     Base, BaseKey, BaseNeed, Diagnostic, Plan, PlanOptions, PlanOutcome, Scope, StageGraph,
 };
+use engine::spec::LayoutImage;
 use oci::{ImageConfig, Platform};
 use registry::client::Client;
 use serde_json::Value;
+use store::Store;
 
 use super::answer::{self, Source};
-use super::context::{self, Dockerfile, FolderInput, Input};
-use super::{import, options};
+use super::look::{self, Looked};
+use super::{context, options};
 use crate::args::BuildArgs;
 use crate::args::call::{Call, CallFormat, CallMethod};
 use crate::args::named::NamedWhat;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
-use crate::{place, terminal};
+use crate::place::{self, Found};
+use crate::terminal;
 
 /// Rounds of planning: each brings bases that triggers of earlier ones asked for.
 const ROUNDS_MAX: usize = 8;
@@ -34,14 +38,8 @@ pub(crate) async fn run(args: &BuildArgs, call: Call) -> Outcome {
         let text = "--check and --call are answered here: they take no --server";
         return Err(Failure::text(Exit::Usage, text));
     }
-    let input = match context::read(&args.context, args.file.as_deref())? {
-        Input::Folder(input) => input,
-        Input::Git(_) | Input::Archive(_) => {
-            let text = "--check and --call are supported for folders only";
-            return Err(Failure::text(Exit::Usage, text).hint("unpack or clone it first"));
-        }
-    };
-    let source = source(&input)?;
+    let input = context::read(&args.context, args.file.as_deref())?;
+    let Looked { source, ignore } = look::look(args, input).await?;
     let (file, mut found) = dockerfile::parse(source.text.as_bytes());
     if found.iter().any(Diagnostic::is_error) {
         return show(call, &source, &found);
@@ -50,7 +48,7 @@ pub(crate) async fn run(args: &BuildArgs, call: Call) -> Outcome {
         let targets = dockerfile::outline::targets(&file);
         return print(call, &answer::targets(&source, &targets));
     }
-    let options = plan_options(args, call, &input)?;
+    let options = plan_options(args, call, ignore);
     let (settings, unknown) = match Settings::of(&file, &options.build_args) {
         Ok(settings) => settings,
         Err(error) => return show(call, &source, &[error]),
@@ -95,24 +93,7 @@ fn print(call: Call, (text, json): &(String, Value)) -> Outcome {
     printed.or_exit(Exit::Machine)
 }
 
-fn source(input: &FolderInput) -> Outcome<Source> {
-    let (name, text) = match (&input.dockerfile, &input.path) {
-        (Dockerfile::Outside { text, path }, _) => {
-            let name = path.as_ref().map(|path| path.display().to_string());
-            (name.unwrap_or_else(|| "-".to_owned()), text.clone())
-        }
-        (Dockerfile::Inside(inside), root) => {
-            let path = root.clone().unwrap_or_default().join(inside);
-            let failed = |e| anyhow::Error::new(e).context(format!("read {}", path.display()));
-            let bytes = fs::read(&path).map_err(failed).or_exit(Exit::Usage)?;
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            (inside.display().to_string(), text)
-        }
-    };
-    Ok(Source { name, text })
-}
-
-fn plan_options(args: &BuildArgs, call: Call, input: &FolderInput) -> Outcome<PlanOptions> {
+fn plan_options(args: &BuildArgs, call: Call, ignore: IgnoreFile) -> PlanOptions {
     let contexts = args.contexts.iter().map(|arg| {
         let kind = match &arg.what {
             NamedWhat::Scratch => dockerfile::NamedContext::Scratch,
@@ -122,7 +103,7 @@ fn plan_options(args: &BuildArgs, call: Call, input: &FolderInput) -> Outcome<Pl
         };
         (arg.name.clone(), kind)
     });
-    Ok(PlanOptions {
+    PlanOptions {
         target: args.target.clone(),
         build_args: options::build_args(args),
         contexts: contexts.collect(),
@@ -130,9 +111,9 @@ fn plan_options(args: &BuildArgs, call: Call, input: &FolderInput) -> Outcome<Pl
             (CallMethod::Check, None) => Scope::All,
             _ => Scope::Needed,
         },
-        ignore: Some(Arc::new(import::ignore_file(input)?)),
+        ignore: Some(Arc::new(ignore)),
         ..PlanOptions::new(args.platform.clone().unwrap_or_else(Platform::host))
-    })
+    }
 }
 
 /// Whether all bases could be looked up.
@@ -154,7 +135,11 @@ async fn plan(
     let hosts = found.config.registry.with_files_read();
     let hosts = hosts.or_exit(Exit::Usage)?;
     let client = Client::new(hosts, place::keychain()?, place::client_options());
-    let client = client.or_exit(Exit::Usage)?;
+    let library = Library {
+        client: client.or_exit(Exit::Usage)?,
+        kept: kept(args, &found),
+        layouts: layouts(args),
+    };
     let mut bases = BTreeMap::new();
     let mut known = Known::All;
     for _ in 0..ROUNDS_MAX {
@@ -162,7 +147,7 @@ async fn plan(
             Ok(PlanOutcome::Ready(plan)) => return Ok(Ok((graph, plan, known))),
             Ok(PlanOutcome::NeedsBases(needs)) => {
                 for need in needs {
-                    let config = base(&client, &need).await;
+                    let config = library.base(&need).await;
                     known = if config.is_none() { Known::Some } else { known };
                     let config = config.unwrap_or_else(|| ImageConfig::scratch(&need.key.platform));
                     bases.insert(need.key.clone(), known_as(&need.key, config));
@@ -182,22 +167,58 @@ fn known_as(key: &BaseKey, config: ImageConfig) -> Base {
     }
 }
 
-/// Looks up a base; says so when it cannot.
-async fn base(client: &Client, need: &BaseNeed) -> Option<ImageConfig> {
-    let name = need.key.reference.familiar();
-    if need.key.layout.is_some() {
-        terminal::say(&format!(
-            "note: {name} is in an OCI layout, which is not looked into: variables are not checked"
-        ));
+/// Where base images are looked for.
+struct Library {
+    client: Client,
+    /// Images that were kept under their names.
+    kept: Option<Store>,
+    layouts: BTreeMap<String, (PathBuf, LayoutImage)>,
+}
+
+/// Returns the store, if there is one that this user may read.
+fn kept(args: &BuildArgs, found: &Found) -> Option<Store> {
+    let folder = found.state.join(worker::folder::STORE);
+    if args.earlier.pull || !folder.is_dir() {
         return None;
     }
-    match client.image(&need.key.reference, &need.key.platform).await {
-        Ok(image) => Some(image.config),
-        Err(error) => {
-            terminal::say(&format!(
-                "note: {name} could not be looked up ({error}): variables are not checked"
-            ));
-            None
+    Store::open(&folder, None).ok()
+}
+
+fn layouts(args: &BuildArgs) -> BTreeMap<String, (PathBuf, LayoutImage)> {
+    let layouts = args.contexts.iter().filter_map(|arg| match &arg.what {
+        NamedWhat::Layout(path, image) => {
+            Some((arg.name.clone(), (PathBuf::from(path), image.clone())))
         }
+        _ => None,
+    });
+    layouts.collect()
+}
+
+impl Library {
+    /// Looks up a base; says so when it cannot.
+    async fn base(&self, need: &BaseNeed) -> Option<ImageConfig> {
+        let (reference, platform) = (&need.key.reference, &need.key.platform);
+        let layout = need
+            .key
+            .layout
+            .as_ref()
+            .and_then(|name| self.layouts.get(&**name));
+        let kept = || engine::kept_config(self.kept.as_ref()?, reference, platform);
+        let found = if let Some((path, image)) = layout {
+            engine::layout_config(path, image, platform).map_err(|e| e.message)
+        } else if let Some(kept) = kept() {
+            kept.map_err(|e| e.message)
+        } else {
+            let image = self.client.image(reference, platform).await;
+            image.map(|image| image.config).map_err(|e| e.to_string())
+        };
+        found
+            .inspect_err(|why| {
+                let name = reference.familiar();
+                terminal::say(&format!(
+                    "note: {name} could not be looked up ({why}): variables are not checked"
+                ));
+            })
+            .ok()
     }
 }

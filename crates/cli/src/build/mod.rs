@@ -10,6 +10,7 @@ pub(crate) mod context;
 pub(crate) mod import;
 mod lend;
 pub(crate) mod local;
+mod look;
 mod named;
 mod options;
 pub(crate) mod outputs;

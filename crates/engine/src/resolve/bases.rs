@@ -80,9 +80,10 @@ impl Library {
         if is_ours || self.is_kept(reference) {
             let (library, reference, platform) =
                 (self.clone(), reference.clone(), platform.clone());
-            let found =
-                tokio::task::spawn_blocking(move || library.read_from_store(&reference, &platform))
-                    .await;
+            let found = tokio::task::spawn_blocking(move || {
+                read_from_store(&library.store, &reference, &platform)
+            })
+            .await;
             return found.unwrap_or_else(|e| Err(platform_failure("read a base image", &e)));
         }
         let image = self
@@ -123,57 +124,64 @@ impl Library {
 
     /// Tells whether `reference` names an image that was built here and kept under that name.
     fn is_kept(&self, reference: &Reference) -> bool {
-        self.registries.use_kept
-            && reference.digest().is_none()
-            && matches!(
-                self.store
-                    .record(crate::publish::KEPT, &crate::publish::kept_key(reference)),
-                Ok(Some(_))
-            )
+        self.registries.use_kept && is_kept(&self.store, reference)
     }
+}
 
-    fn read_from_store(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<BaseImage, Failure> {
-        let missing = || {
-            let message = format!("base image does not exist: {}", reference.familiar());
-            failure(FailureKind::BaseImageMissing, message)
-        };
-        let broken = |error: &(dyn std::error::Error + 'static)| {
-            platform_failure(&format!("read image {}", reference.familiar()), error)
-        };
-        let read = |key: &str| {
-            self.store
-                .manifest(reference.repository(), key)
-                .map_err(|e| broken(&e))
-        };
-        let (mut digest, mut bytes) = read(&reference.manifest_key())?.ok_or_else(missing)?;
-        let mut document = Document::parse(None, &bytes).map_err(|e| broken(&e))?;
-        if let Document::Index(index) = &document {
-            let entry = index.for_platform(platform).ok_or_else(missing)?;
-            (digest, bytes) = read(&entry.digest.to_string())?.ok_or_else(missing)?;
-            document = Document::parse(None, &bytes).map_err(|e| broken(&e))?;
-        }
-        let Document::Manifest(manifest) = document else {
-            return Err(missing());
-        };
-        let config_bytes = self
-            .store
-            .read_blob(&manifest.config.digest, oci::config::CONFIG_MAX_BYTES);
-        let config_bytes = config_bytes.map_err(|e| broken(&e))?.ok_or_else(missing)?;
-        let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|e| broken(&e))?;
-        let pinned = reference.with_digest(digest);
-        Ok(BaseImage {
-            layers: layers_of(&manifest, &config, &pinned)?,
-            pinned,
-            config,
-            manifest_bytes: bytes,
-            manifest,
-            config_bytes,
-        })
+fn is_kept(store: &Store, reference: &Reference) -> bool {
+    let record = store.record(crate::publish::KEPT, &crate::publish::kept_key(reference));
+    reference.digest().is_none() && matches!(record, Ok(Some(_)))
+}
+
+/// Returns the configuration of the image that was kept in `store` under a name; `None` when none was.
+pub fn kept_config(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Option<Result<ImageConfig, Failure>> {
+    let read = || read_from_store(store, reference, platform).map(|image| image.config);
+    is_kept(store, reference).then(read)
+}
+
+fn read_from_store(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<BaseImage, Failure> {
+    let missing = || {
+        let message = format!("base image does not exist: {}", reference.familiar());
+        failure(FailureKind::BaseImageMissing, message)
+    };
+    let broken = |error: &(dyn std::error::Error + 'static)| {
+        platform_failure(&format!("read image {}", reference.familiar()), error)
+    };
+    let read = |key: &str| {
+        store
+            .manifest(reference.repository(), key)
+            .map_err(|e| broken(&e))
+    };
+    let (mut digest, mut bytes) = read(&reference.manifest_key())?.ok_or_else(missing)?;
+    let mut document = Document::parse(None, &bytes).map_err(|e| broken(&e))?;
+    if let Document::Index(index) = &document {
+        let entry = index.for_platform(platform).ok_or_else(missing)?;
+        (digest, bytes) = read(&entry.digest.to_string())?.ok_or_else(missing)?;
+        document = Document::parse(None, &bytes).map_err(|e| broken(&e))?;
     }
+    let Document::Manifest(manifest) = document else {
+        return Err(missing());
+    };
+    let config_bytes = store.read_blob(&manifest.config.digest, oci::config::CONFIG_MAX_BYTES);
+    let config_bytes = config_bytes.map_err(|e| broken(&e))?.ok_or_else(missing)?;
+    let config: ImageConfig = serde_json::from_slice(&config_bytes).map_err(|e| broken(&e))?;
+    let pinned = reference.with_digest(digest);
+    Ok(BaseImage {
+        layers: layers_of(&manifest, &config, &pinned)?,
+        pinned,
+        config,
+        manifest_bytes: bytes,
+        manifest,
+        config_bytes,
+    })
 }
 
 pub(super) fn layers_of(

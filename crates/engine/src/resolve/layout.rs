@@ -61,6 +61,26 @@ pub(crate) fn read(
     })
 }
 
+/// Returns the configuration of an image of the layout at `path`; nothing is brought into any store.
+pub fn config(
+    path: &Path,
+    image: &LayoutImage,
+    platform: &Platform,
+) -> Result<ImageConfig, Failure> {
+    let fail = |what: String| {
+        let message = format!("OCI layout {}: {what}", path.display());
+        failure(FailureKind::BaseImage, message)
+    };
+    let root = Root::open(path).map_err(|e| fail(chain(&e)))?;
+    let (_, _, manifest) = manifest(&root, image, platform).map_err(fail)?;
+    let bytes = blob(
+        &root,
+        &manifest.config.digest,
+        oci::config::CONFIG_MAX_BYTES as u64,
+    );
+    serde_json::from_slice(&bytes.map_err(fail)?).map_err(|e| fail(chain(&e)))
+}
+
 /// Returns a manifest of a layout, with its digest and bytes.
 pub(crate) fn manifest(
     root: &Root,

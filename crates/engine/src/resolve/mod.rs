@@ -14,8 +14,10 @@ use dockerfile::{Base, BaseKey, BaseNeed, Diagnostic, Plan, PlanOptions, PlanOut
 use futures_util::future::try_join_all;
 use oci::Platform;
 
+pub use self::bases::kept_config;
 use self::bases::{BaseImage, Library};
 use self::context::Workspace;
+pub use self::layout::config as layout_config;
 use crate::event::{Event, Failure, FailureKind, Phase};
 use crate::failure::failure;
 use crate::recorder::Recorder;
