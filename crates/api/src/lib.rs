@@ -36,7 +36,6 @@ pub mod kiln {
             clippy::pedantic,
             clippy::allow_attributes,
             clippy::allow_attributes_without_reason,
-            clippy::large_enum_variant,
             reason = "generated"
         )]
         tonic::include_proto!("kiln.v1");

@@ -187,15 +187,39 @@ impl Service {
         let wall_time_s = call.timeout_s.unwrap_or(limits.wall_time_s);
         Ok(Limits {
             wall_time_s: wall_time_s.min(limits.wall_time_s),
-            // It takes both: the operator's word and the request's.
-            allow_host_network: wants_host,
+            // It takes both: the operator's word and the request's. The operator's own default needs no asking.
+            allow_host_network: limits.allow_host_network
+                && (wants_host
+                    || (call.network.is_none() && self.settings.network == NetworkMode::Host)),
             allow_insecure: wants_insecure,
             ..limits
         })
     }
 
-    /// Returns what the worker is told to do with the image.
+    /// Returns what the worker is told to do with the image. Never under a name that the server itself looks images up by: nobody
+    /// records which inputs made what a caller puts there.
     fn output(&self, tenant: &Tenant, wish: &Wish) -> Result<Output, Failure> {
+        let output = self.named(tenant, wish)?;
+        let settings = &self.settings;
+        let own = [&settings.base_repository, &settings.workspace_repository];
+        if let Output::Publish { reference } = &output
+            && own.iter().any(|own| self.is_same(own, reference))
+        {
+            let text = format!("{}: this repository is the server's own", reference.name());
+            return Err(Failure::new(Blame::Forbidden, text));
+        }
+        Ok(output)
+    }
+
+    /// Tells whether two names are of one repository: the embedded registry has several hosts.
+    fn is_same(&self, one: &Reference, other: &Reference) -> bool {
+        let embedded = self.images.embedded_hosts();
+        let is_embedded = |name: &Reference| embedded.iter().any(|host| host == name.host());
+        let is_same_host = one.host() == other.host() || (is_embedded(one) && is_embedded(other));
+        is_same_host && one.repository() == other.repository()
+    }
+
+    fn named(&self, tenant: &Tenant, wish: &Wish) -> Result<Output, Failure> {
         let hosts = self.images.embedded_hosts();
         match wish {
             Wish::Publish(reference) if !hosts.iter().any(|host| host == reference.host()) => {

@@ -65,7 +65,8 @@ async fn next(watching: Watching) -> Result<Option<(Record, Watching)>, JournalE
             // It ended before anybody had begun to carry it out: its end is all there is.
             Err(end) if skip == 0 => {
                 let body = Body::Event(end.unwrap_or(Event::Cancelled));
-                let record = Record { at_ms: 0, body };
+                let at_ms = build.progress().ended_at_ms.unwrap_or_default();
+                let record = Record { at_ms, body };
                 return Ok(Some((record, Watching::Ended)));
             }
             Err(_) => return Ok(None),

@@ -13,6 +13,7 @@ mod contexts;
 mod drain;
 mod harness;
 mod hostile;
+mod http2;
 mod joining;
 mod logs;
 mod native;

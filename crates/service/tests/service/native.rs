@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use api::contentservice as content;
 use api::kiln::v1 as wire;
 use engine::event::{Event, FailureKind, Phase};
-use engine::spec::{NetworkMode, Output, Purpose};
+use engine::spec::{NetworkMode, Output, Purpose, Source};
 use tonic::Code;
 
 use crate::harness::{Server, World, git, next, soon};
@@ -427,4 +427,186 @@ async fn what_is_not_for_everybody_takes_the_operators_word_and_the_requests() {
         let allowed = (limits.allow_host_network, limits.allow_insecure);
         assert_eq!(allowed, expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_writes_where_the_server_looks_its_own_images_up() {
+    let world = World::new();
+    // One elsewhere, one below what callers may write.
+    let config = "workspace_image_repository = \"registry.example.com/workspaces\"\nbuild_namespace = \"base-images\"\n";
+    let mut config = service::config::parse(config).unwrap().config;
+    config.listen = "127.0.0.1:0".parse().unwrap();
+    config.state = Some(world.state().to_owned());
+    config.address = Some("kiln.example.com:80".to_owned());
+    config.base_image_repository = Some("kiln.example.com:80/base-images/ours".parse().unwrap());
+    let server = world.serve_config(config).await;
+    let cache = |name: &str| wire::CacheTarget {
+        kind: Some(wire::cache_target::Kind::Registry(wire::RegistryCache {
+            reference: name.to_owned(),
+            ..wire::RegistryCache::default()
+        })),
+    };
+    for name in [
+        "registry.example.com/workspaces:1",
+        "kiln.example.com:80/base-images/ours:1",
+        // The same registry by its other name.
+        &format!("{}/base-images/ours:1", server.address),
+    ] {
+        let publishing = wire::StartBuildRequest {
+            outputs: vec![publish(name)],
+            ..request()
+        };
+        let caching = wire::StartBuildRequest {
+            cache_to: vec![cache(name)],
+            ..request()
+        };
+        for asked in [publishing, caching] {
+            let refused = start(&server, asked).await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{name}: {refused}");
+        }
+    }
+    let keeping = wire::StartBuildRequest {
+        outputs: vec![keep("ours:1")],
+        ..request()
+    };
+    let refused = start(&server, keeping).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(!world.has_worker().await);
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_machines_network_takes_the_operators_word_and_somebodys_wish() {
+    let world = World::new();
+    let limits = "[limits]\nallow_host_network = true\n";
+    let asked = || wire::StartBuildRequest {
+        network: wire::StepNetwork::Host.into(),
+        ..request()
+    };
+    let isolated = || wire::StartBuildRequest {
+        network: wire::StepNetwork::None.into(),
+        ..request()
+    };
+    for (config, request, is_allowed) in [
+        (limits.to_owned(), request(), false),
+        (limits.to_owned(), asked(), true),
+        // The operator's own default.
+        (format!("network = \"host\"\n{limits}"), request(), true),
+        (format!("network = \"host\"\n{limits}"), isolated(), false),
+    ] {
+        let server = world.serve_with(&config).await;
+        started(&server, request).await;
+        let worker = world.worker().await;
+        let spec = worker.spec.as_ref().unwrap();
+        assert_eq!(spec.limits.allow_host_network, is_allowed, "{config}");
+        worker.die();
+        server.stopped().await;
+    }
+}
+
+/// Not to be found anywhere once the worker has been told.
+const CANARY: &str = "canary-7f3a91c2d4";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_secrets_nor_credentials_are_anywhere_below_the_state_directory() {
+    let world = World::new();
+    let server = world.serve().await;
+    let mut git = git();
+    git.config = Some(content::GitConfig {
+        authentication: content::GitAuthMethod::BasicAuth.into(),
+        auth_user: "me".to_owned(),
+        auth_password: format!("{CANARY}-git"),
+        ..content::GitConfig::default()
+    });
+    let spec = content::workspace_initializer::Spec::Git(git);
+    let initializer = content::WorkspaceInitializer { spec: Some(spec) };
+    let asked = wire::StartBuildRequest {
+        request_id: "once".to_owned(),
+        files: Some(wire::BuildFiles {
+            from: Some(wire::build_files::From::Workspace(initializer)),
+        }),
+        secrets: HashMap::from([("token".to_owned(), CANARY.as_bytes().to_vec())]),
+        auth: Some(api::builder::BuildRegistryAuth {
+            additional: HashMap::from([("r.example".to_owned(), "dTpwOnE=".to_owned())]),
+            ..api::builder::BuildRegistryAuth::default()
+        }),
+        ..request()
+    };
+    let id = started(&server, asked).await;
+    world.worker().await.fail(FailureKind::Dockerfile, "no");
+    assert_eq!(all(watch(&server, &id, 0).await.unwrap()).await.len(), 1);
+    server.stopped().await;
+    // The canary and "u:p:q": as they are, in hexadecimal, and in base64.
+    let words = [
+        CANARY,
+        "63616e6172792d37663361393163326434",
+        "Y2FuYXJ5LTdmM2E5MWMyZD",
+        "u:p:q",
+        "dTpwOnE",
+    ];
+    let mut n_files = 0;
+    each_file(world.state(), &mut |path, bytes| {
+        n_files += 1;
+        for word in words {
+            let found = bytes.windows(word.len()).any(|at| at == word.as_bytes());
+            assert!(!found, "{word} is in {}", path.display());
+        }
+    });
+    // The record and the journal at least.
+    assert!(n_files >= 2, "{n_files}");
+}
+
+fn each_file(folder: &std::path::Path, look: &mut dyn FnMut(&std::path::Path, &[u8])) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            each_file(&entry.path(), look);
+        } else if kind.is_file() {
+            look(&entry.path(), &std::fs::read(entry.path()).unwrap());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_sees_all_files_where_no_folder_is_named() {
+    let world = World::new();
+    let server = world.serve().await;
+    let asked = wire::StartBuildRequest {
+        dockerfile_path: "docker/Dockerfile".to_owned(),
+        ..request()
+    };
+    started(&server, asked).await;
+    let worker = world.worker().await;
+    let spec = worker.spec.as_ref().unwrap();
+    let Source::Dockerfile { context_path, .. } = &spec.source else {
+        panic!("{:?}", spec.source);
+    };
+    assert_eq!(context_path.as_deref(), Some("."));
+    worker.die();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_could_not_be_started_tells_its_end_and_when() {
+    let world = World::new();
+    let server = world.serve().await;
+    world.scripted.refuse();
+    let id = started(&server, request()).await;
+    let mut records = watch(&server, &id, 0).await.unwrap();
+    let end = next(&mut records).await.unwrap();
+    assert!(end.at_ms > 1_600_000_000_000, "{end:?}");
+    assert!(next(&mut records).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_larger_than_any_may_be_is_refused_and_the_service_goes_on() {
+    let world = World::new();
+    let server = world.serve().await;
+    let huge = wire::StartBuildRequest {
+        dockerfile_text: "x".repeat(8 << 20),
+        ..request()
+    };
+    assert!(start(&server, huge).await.is_err());
+    assert!(!world.has_worker().await);
+    started(&server, request()).await;
 }

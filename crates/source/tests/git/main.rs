@@ -7,6 +7,7 @@ mod hostile;
 mod lfs;
 mod limits;
 mod modes;
+mod objects;
 mod submodules;
 mod tricks;
 

@@ -34,6 +34,8 @@ const SECRETS_MAX_BYTES: usize = 2 << 20;
 const OUTPUTS_MAX: usize = 32;
 /// Largest Dockerfile beside the files.
 const DOCKERFILE_MAX_BYTES: usize = 1 << 20;
+/// The folder that holds all files.
+const ALL_FILES: &str = ".";
 /// The image that is none.
 const SCRATCH: &str = "scratch";
 
@@ -97,7 +99,10 @@ pub(crate) fn native_call(
                 "dockerfile_path",
                 &short("dockerfile_path", dockerfile_path)?,
             )?,
-            context_path: path("context_path", &short("context_path", context_path)?)?,
+            context_path: Some(
+                path("context_path", &short("context_path", context_path)?)?
+                    .unwrap_or_else(|| ALL_FILES.to_owned()),
+            ),
         },
         contexts: named_contexts(contexts, (fetch, &mut uploads))?,
         options: BuildOptions {
