@@ -113,6 +113,7 @@ fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Pu
         client: publish,
         embedded: registries.embedded.clone(),
         folder: rig.folder.clone(),
+        export_bytes: spec.limits.export_bytes,
     };
     Ok((library, publisher))
 }

@@ -468,6 +468,8 @@ pub struct Limits {
     pub context_files: u64,
     /// One layer, uncompressed.
     pub layer_bytes: u64,
+    /// One exported file, in bytes.
+    pub export_bytes: u64,
     /// Whether steps may use this machine's network.
     pub allow_host_network: bool,
     /// Whether steps may ask to be kept from less (`RUN --security=insecure`).
@@ -486,6 +488,7 @@ impl Default for Limits {
             context_bytes: 16 << 30,
             context_files: 2_000_000,
             layer_bytes: 64 << 30,
+            export_bytes: 64 << 30,
             allow_host_network: false,
             allow_insecure: false,
         }

@@ -34,6 +34,7 @@ pub mod images;
 pub mod lifecycle;
 pub mod names;
 pub mod native;
+pub mod outputs;
 pub mod request;
 pub mod subassembly;
 pub mod telemetry;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use engine::sandbox::SecretBytes;
 use engine::spec::{
-    BuildOptions, BuildSpec, CacheFrom, CacheTo, Compression, Context, Limits, NamedContext,
-    NetworkMode, Output, Purpose, Record, Source,
+    BuildOptions, BuildSpec, CacheFrom, CacheTo, Compression, Context, ExportFormat, Limits,
+    NamedContext, NetworkMode, Output, Purpose, Record, Source,
 };
 use oci::{Digest, Reference};
 use source::git::{FetchOptions, GitAuth, GitDirectory, GitSource};
@@ -20,6 +20,7 @@ use crate::builds::build::Build;
 use crate::builds::{Joined, Order};
 use crate::failure::{Blame, Failure};
 use crate::lifecycle::Service;
+use crate::outputs;
 
 /// The build argument that lets COPY see `.git` of a repository.
 const KEEP_GIT_ARGUMENT: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
@@ -70,6 +71,15 @@ pub enum Wish {
     Publish(Reference),
     /// It gets this name in the embedded registry.
     Keep(Reference),
+    /// It becomes a file that the caller fetches.
+    Export {
+        /// Which of the request's outputs it is.
+        index: u32,
+        /// In which form.
+        format: ExportFormat,
+        /// Names recorded inside.
+        references: Vec<Reference>,
+    },
 }
 
 /// What the operator has to allow.
@@ -241,6 +251,15 @@ impl Service {
                     reference: reference.clone(),
                 })
             }
+            Wish::Export {
+                index,
+                format,
+                references,
+            } => Ok(Output::Export {
+                format: *format,
+                name: outputs::name(*index),
+                references: references.clone(),
+            }),
             Wish::Keep(reference) => {
                 let prefix = self.namespace(tenant)?;
                 let host = hosts.first().map(String::as_str).unwrap_or_default();

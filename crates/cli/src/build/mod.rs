@@ -7,6 +7,7 @@ pub(crate) mod agent;
 mod answer;
 mod call;
 pub(crate) mod context;
+mod download;
 pub(crate) mod import;
 mod lend;
 pub(crate) mod local;

@@ -29,11 +29,12 @@ pub(super) async fn export(
     let (name, references) = (checked(what.0)?, what.1.to_vec());
     let path = publisher.folder.join("output").join(name);
     bring_all(&publisher.depot, image).await?;
+    let max_bytes = publisher.export_bytes;
     match format {
         ExportFormat::Oci | ExportFormat::Docker => {
             let (store, image) = (publisher.depot.store.clone(), image.clone());
             let written = tokio::task::spawn_blocking(move || {
-                let file = File::create(&path)?;
+                let file = Capped::new(File::create(&path)?, max_bytes);
                 let mut tar = Writer::new(BufWriter::new(file));
                 match format {
                     ExportFormat::Docker => docker_archive(&mut tar, &store, &image, &references)?,
@@ -53,11 +54,48 @@ pub(super) async fn export(
                 .collect();
             let lowers = publisher.depot.directories(&layers).await?;
             let cancel = publisher.depot.cancel.clone();
-            let written =
-                tokio::task::spawn_blocking(move || root::write(&lowers, &path, format, &cancel))
-                    .await;
+            let written = tokio::task::spawn_blocking(move || {
+                root::write(&lowers, (&path, max_bytes), format, &cancel)
+            })
+            .await;
             written.unwrap_or_else(|e| Err(platform("export the root filesystem", &e)))
         }
+    }
+}
+
+/// A file that takes so much and no more.
+pub(super) struct Capped {
+    file: File,
+    max_bytes: u64,
+    left: u64,
+}
+
+impl Capped {
+    pub(super) fn new(file: File, max_bytes: u64) -> Self {
+        Self {
+            file,
+            max_bytes,
+            left: max_bytes,
+        }
+    }
+}
+
+impl Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            let text = format!(
+                "it is larger than {} bytes (limits.export_bytes)",
+                self.max_bytes
+            );
+            return Err(io::Error::other(text));
+        }
+        let n = self.file.write(bytes)?;
+        self.left -= n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

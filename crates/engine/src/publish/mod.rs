@@ -49,6 +49,8 @@ pub(crate) struct Publisher {
     pub(crate) embedded: Vec<String>,
     /// The build's folder.
     pub(crate) folder: PathBuf,
+    /// Most bytes of an exported file.
+    pub(crate) export_bytes: u64,
 }
 
 /// Does everything that was asked to be done with `image`; returns the names under which it can be found.

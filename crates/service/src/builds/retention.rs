@@ -7,6 +7,7 @@ use engine::id::BuildId;
 
 use super::Builds;
 use crate::failure::chain;
+use crate::outputs;
 
 /// How often is looked for builds to forget.
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -19,7 +20,10 @@ pub(super) fn spawn(builds: &Builds) {
         loop {
             tokio::select! {
                 () = builds.inner.shutdown.cancelled() => return,
-                _ = ticks.tick() => sweep(&builds).await,
+                _ = ticks.tick() => {
+                    sweep(&builds).await;
+                    forget_outputs(&builds).await;
+                }
             }
         }
     });
@@ -39,9 +43,27 @@ pub(super) async fn sweep(builds: &Builds) {
     }
 }
 
+/// Removes exported files that nobody has fetched in time.
+async fn forget_outputs(builds: &Builds) {
+    let kept_ms = u64::try_from(outputs::LIFETIME.as_millis()).unwrap_or(u64::MAX);
+    for (id, folder) in ended_before(builds, kept_ms) {
+        let Some(folder) = folder else { continue };
+        let output = folder.join(outputs::FOLDER);
+        let removed = tokio::task::spawn_blocking(move || store::remove_tree(&output)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(error = chain(&error), build = %id, "old outputs cannot be removed");
+        }
+    }
+}
+
 fn due(builds: &Builds) -> Vec<(BuildId, Option<PathBuf>)> {
     let retention = builds.inner.limits.retention;
     let kept_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+    ended_before(builds, kept_ms)
+}
+
+/// Returns the builds that ended longer than `kept_ms` ago.
+fn ended_before(builds: &Builds, kept_ms: u64) -> Vec<(BuildId, Option<PathBuf>)> {
     let now_ms = builds.now_ms();
     let table = builds.table();
     let due = table.builds.values().filter_map(|build| {

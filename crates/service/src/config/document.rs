@@ -131,6 +131,8 @@ context_bytes = 17179869184
 context_files = 2000000
 # One layer, uncompressed, in bytes.
 layer_bytes = 68719476736
+# One exported file, in bytes.
+export_bytes = 68719476736
 # Whether steps may use this machine's network.
 allow_host_network = false
 # Whether steps may ask to be kept from less (RUN --security=insecure): all rights of their user namespace, no filter of system calls.

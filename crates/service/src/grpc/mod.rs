@@ -5,6 +5,7 @@
 
 mod convert;
 mod native;
+mod output;
 mod stream;
 mod subassembly;
 mod upload;

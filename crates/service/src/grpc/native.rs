@@ -7,7 +7,7 @@ use api::kiln::v1::kiln_server::Kiln;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Calls, convert, tenant_of, upload, watch};
+use super::{Calls, convert, output, tenant_of, upload, watch};
 use crate::access::Tenant;
 use crate::builds::Joined;
 use crate::builds::build::Build;
@@ -113,5 +113,22 @@ impl Kiln for Calls {
         let tenant = tenant_of(&request);
         let answers = upload::receive(self, tenant, request.into_inner());
         Ok(Response::new(answers))
+    }
+
+    type DownloadOutputStream = BoxStream<'static, Result<wire::DownloadOutputResponse, Status>>;
+
+    async fn download_output(
+        &self,
+        request: Request<wire::DownloadOutputRequest>,
+    ) -> Result<Response<Self::DownloadOutputStream>, Status> {
+        let tenant = tenant_of(&request);
+        let wire::DownloadOutputRequest { build_id, output } = request.into_inner();
+        let build = build_id
+            .parse()
+            .ok()
+            .and_then(|id| self.service().builds.find(&tenant, &id))
+            .ok_or_else(|| not_found().status())?;
+        let sent = output::send(&build, output, self.inner.shutdown.clone()).await;
+        Ok(Response::new(sent.map_err(|failure| failure.status())?))
     }
 }

@@ -17,6 +17,7 @@ mod http2;
 mod joining;
 mod logs;
 mod native;
+mod outputs;
 mod registries;
 mod resolving;
 mod restart;

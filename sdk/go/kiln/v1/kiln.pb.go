@@ -259,6 +259,62 @@ func (MediaTypes) EnumDescriptor() ([]byte, []int) {
 	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{3}
 }
 
+// Form of an exported image.
+type ExportFormat int32
+
+const (
+	ExportFormat_EXPORT_FORMAT_UNSPECIFIED ExportFormat = 0
+	// A tar of an OCI image layout.
+	ExportFormat_EXPORT_FORMAT_OCI ExportFormat = 1
+	// A tar as `docker save` writes it.
+	ExportFormat_EXPORT_FORMAT_DOCKER ExportFormat = 2
+	// A tar of the root filesystem.
+	ExportFormat_EXPORT_FORMAT_TAR ExportFormat = 3
+)
+
+// Enum value maps for ExportFormat.
+var (
+	ExportFormat_name = map[int32]string{
+		0: "EXPORT_FORMAT_UNSPECIFIED",
+		1: "EXPORT_FORMAT_OCI",
+		2: "EXPORT_FORMAT_DOCKER",
+		3: "EXPORT_FORMAT_TAR",
+	}
+	ExportFormat_value = map[string]int32{
+		"EXPORT_FORMAT_UNSPECIFIED": 0,
+		"EXPORT_FORMAT_OCI":         1,
+		"EXPORT_FORMAT_DOCKER":      2,
+		"EXPORT_FORMAT_TAR":         3,
+	}
+)
+
+func (x ExportFormat) Enum() *ExportFormat {
+	p := new(ExportFormat)
+	*p = x
+	return p
+}
+
+func (x ExportFormat) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ExportFormat) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[4].Descriptor()
+}
+
+func (ExportFormat) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[4]
+}
+
+func (x ExportFormat) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ExportFormat.Descriptor instead.
+func (ExportFormat) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{4}
+}
+
 type GetVersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2361,6 +2417,7 @@ type BuildOutput struct {
 	//
 	//	*BuildOutput_Publish
 	//	*BuildOutput_Keep
+	//	*BuildOutput_Export
 	Kind          isBuildOutput_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2421,6 +2478,15 @@ func (x *BuildOutput) GetKeep() string {
 	return ""
 }
 
+func (x *BuildOutput) GetExport() *ExportedFile {
+	if x != nil {
+		if x, ok := x.Kind.(*BuildOutput_Export); ok {
+			return x.Export
+		}
+	}
+	return nil
+}
+
 type isBuildOutput_Kind interface {
 	isBuildOutput_Kind()
 }
@@ -2436,9 +2502,16 @@ type BuildOutput_Keep struct {
 	Keep string `protobuf:"bytes,3,opt,name=keep,proto3,oneof"`
 }
 
+type BuildOutput_Export struct {
+	// It is written to a file, which DownloadOutput sends.
+	Export *ExportedFile `protobuf:"bytes,2,opt,name=export,proto3,oneof"`
+}
+
 func (*BuildOutput_Publish) isBuildOutput_Kind() {}
 
 func (*BuildOutput_Keep) isBuildOutput_Kind() {}
+
+func (*BuildOutput_Export) isBuildOutput_Kind() {}
 
 type StartBuildResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2704,6 +2777,168 @@ func (x *StepOutput) GetData() []byte {
 	return nil
 }
 
+// A file that a build exports.
+type ExportedFile struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Format ExportFormat           `protobuf:"varint,1,opt,name=format,proto3,enum=kiln.v1.ExportFormat" json:"format,omitempty"`
+	// Names recorded inside, for formats that have them.
+	References    []string `protobuf:"bytes,2,rep,name=references,proto3" json:"references,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportedFile) Reset() {
+	*x = ExportedFile{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportedFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportedFile) ProtoMessage() {}
+
+func (x *ExportedFile) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportedFile.ProtoReflect.Descriptor instead.
+func (*ExportedFile) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ExportedFile) GetFormat() ExportFormat {
+	if x != nil {
+		return x.Format
+	}
+	return ExportFormat_EXPORT_FORMAT_UNSPECIFIED
+}
+
+func (x *ExportedFile) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+type DownloadOutputRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the build.
+	BuildId string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// Which of the outputs of its request, from 0: one that is an export.
+	Output        uint32 `protobuf:"varint,2,opt,name=output,proto3" json:"output,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadOutputRequest) Reset() {
+	*x = DownloadOutputRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadOutputRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadOutputRequest) ProtoMessage() {}
+
+func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadOutputRequest.ProtoReflect.Descriptor instead.
+func (*DownloadOutputRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DownloadOutputRequest) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+func (x *DownloadOutputRequest) GetOutput() uint32 {
+	if x != nil {
+		return x.Output
+	}
+	return 0
+}
+
+type DownloadOutputResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the whole file in bytes; in the first message.
+	Size uint64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// A piece of it.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadOutputResponse) Reset() {
+	*x = DownloadOutputResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadOutputResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadOutputResponse) ProtoMessage() {}
+
+func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadOutputResponse.ProtoReflect.Descriptor instead.
+func (*DownloadOutputResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DownloadOutputResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *DownloadOutputResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_kiln_v1_kiln_proto protoreflect.FileDescriptor
 
 const file_kiln_v1_kiln_proto_rawDesc = "" +
@@ -2866,10 +3101,11 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x06Ulimit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\x04R\x04soft\x12\x12\n" +
-	"\x04hard\x18\x03 \x01(\x04R\x04hard\"G\n" +
+	"\x04hard\x18\x03 \x01(\x04R\x04hard\"x\n" +
 	"\vBuildOutput\x12\x1a\n" +
 	"\apublish\x18\x01 \x01(\tH\x00R\apublish\x12\x14\n" +
-	"\x04keep\x18\x03 \x01(\tH\x00R\x04keepB\x06\n" +
+	"\x04keep\x18\x03 \x01(\tH\x00R\x04keep\x12/\n" +
+	"\x06export\x18\x02 \x01(\v2\x15.kiln.v1.ExportedFileH\x00R\x06exportB\x06\n" +
 	"\x04kind\"c\n" +
 	"\x12StartBuildResponse\x12$\n" +
 	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\x12'\n" +
@@ -2886,7 +3122,18 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"StepOutput\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\bR\x06stderr\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data*\xf6\x01\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"]\n" +
+	"\fExportedFile\x12-\n" +
+	"\x06format\x18\x01 \x01(\x0e2\x15.kiln.v1.ExportFormatR\x06format\x12\x1e\n" +
+	"\n" +
+	"references\x18\x02 \x03(\tR\n" +
+	"references\"J\n" +
+	"\x15DownloadOutputRequest\x12\x19\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x16\n" +
+	"\x06output\x18\x02 \x01(\rR\x06output\"@\n" +
+	"\x16DownloadOutputResponse\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data*\xf6\x01\n" +
 	"\n" +
 	"BuildPhase\x12\x1b\n" +
 	"\x17BUILD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -2911,7 +3158,12 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"MediaTypes\x12\x1b\n" +
 	"\x17MEDIA_TYPES_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMEDIA_TYPES_OCI\x10\x01\x12\x16\n" +
-	"\x12MEDIA_TYPES_DOCKER\x10\x022\xbc\x03\n" +
+	"\x12MEDIA_TYPES_DOCKER\x10\x02*u\n" +
+	"\fExportFormat\x12\x1d\n" +
+	"\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11EXPORT_FORMAT_OCI\x10\x01\x12\x18\n" +
+	"\x14EXPORT_FORMAT_DOCKER\x10\x02\x12\x15\n" +
+	"\x11EXPORT_FORMAT_TAR\x10\x032\x91\x04\n" +
 	"\x04Kiln\x12E\n" +
 	"\n" +
 	"GetVersion\x12\x1a.kiln.v1.GetVersionRequest\x1a\x1b.kiln.v1.GetVersionResponse\x12?\n" +
@@ -2921,7 +3173,8 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\n" +
 	"StartBuild\x12\x1a.kiln.v1.StartBuildRequest\x1a\x1b.kiln.v1.StartBuildResponse\x12G\n" +
 	"\n" +
-	"WatchBuild\x12\x1a.kiln.v1.WatchBuildRequest\x1a\x1b.kiln.v1.WatchBuildResponse0\x01B-\n" +
+	"WatchBuild\x12\x1a.kiln.v1.WatchBuildRequest\x1a\x1b.kiln.v1.WatchBuildResponse0\x01\x12S\n" +
+	"\x0eDownloadOutput\x12\x1e.kiln.v1.DownloadOutputRequest\x1a\x1f.kiln.v1.DownloadOutputResponse0\x01B-\n" +
 	"\vdev.kiln.v1Z\x1ekiln.dev/sdk/go/kiln/v1;kilnv1b\x06proto3"
 
 var (
@@ -2936,111 +3189,119 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 	return file_kiln_v1_kiln_proto_rawDescData
 }
 
-var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_kiln_v1_kiln_proto_goTypes = []any{
 	(BuildPhase)(0),                   // 0: kiln.v1.BuildPhase
 	(StepNetwork)(0),                  // 1: kiln.v1.StepNetwork
 	(LayerCompression)(0),             // 2: kiln.v1.LayerCompression
 	(MediaTypes)(0),                   // 3: kiln.v1.MediaTypes
-	(*GetVersionRequest)(nil),         // 4: kiln.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),        // 5: kiln.v1.GetVersionResponse
-	(*GetBuildRequest)(nil),           // 6: kiln.v1.GetBuildRequest
-	(*GetBuildResponse)(nil),          // 7: kiln.v1.GetBuildResponse
-	(*CancelBuildRequest)(nil),        // 8: kiln.v1.CancelBuildRequest
-	(*CancelBuildResponse)(nil),       // 9: kiln.v1.CancelBuildResponse
-	(*Build)(nil),                     // 10: kiln.v1.Build
-	(*CreateContextRequest)(nil),      // 11: kiln.v1.CreateContextRequest
-	(*ContextHeader)(nil),             // 12: kiln.v1.ContextHeader
-	(*ContextEntries)(nil),            // 13: kiln.v1.ContextEntries
-	(*ContextEntry)(nil),              // 14: kiln.v1.ContextEntry
-	(*ContextFolder)(nil),             // 15: kiln.v1.ContextFolder
-	(*ContextFile)(nil),               // 16: kiln.v1.ContextFile
-	(*ContextPipe)(nil),               // 17: kiln.v1.ContextPipe
-	(*ContextContent)(nil),            // 18: kiln.v1.ContextContent
-	(*CreateContextResponse)(nil),     // 19: kiln.v1.CreateContextResponse
-	(*MissingContents)(nil),           // 20: kiln.v1.MissingContents
-	(*ContextCreated)(nil),            // 21: kiln.v1.ContextCreated
-	(*StartBuildRequest)(nil),         // 22: kiln.v1.StartBuildRequest
-	(*CacheTarget)(nil),               // 23: kiln.v1.CacheTarget
-	(*RegistryCache)(nil),             // 24: kiln.v1.RegistryCache
-	(*InlineCache)(nil),               // 25: kiln.v1.InlineCache
-	(*BuildFiles)(nil),                // 26: kiln.v1.BuildFiles
-	(*UploadedFiles)(nil),             // 27: kiln.v1.UploadedFiles
-	(*NamedContext)(nil),              // 28: kiln.v1.NamedContext
-	(*NamedLayout)(nil),               // 29: kiln.v1.NamedLayout
-	(*NamedFiles)(nil),                // 30: kiln.v1.NamedFiles
-	(*ExtraHost)(nil),                 // 31: kiln.v1.ExtraHost
-	(*Ulimit)(nil),                    // 32: kiln.v1.Ulimit
-	(*BuildOutput)(nil),               // 33: kiln.v1.BuildOutput
-	(*StartBuildResponse)(nil),        // 34: kiln.v1.StartBuildResponse
-	(*WatchBuildRequest)(nil),         // 35: kiln.v1.WatchBuildRequest
-	(*WatchBuildResponse)(nil),        // 36: kiln.v1.WatchBuildResponse
-	(*StepOutput)(nil),                // 37: kiln.v1.StepOutput
-	nil,                               // 38: kiln.v1.ContextEntry.XattrsEntry
-	nil,                               // 39: kiln.v1.StartBuildRequest.BuildArgsEntry
-	nil,                               // 40: kiln.v1.StartBuildRequest.LabelsEntry
-	nil,                               // 41: kiln.v1.StartBuildRequest.AnnotationsEntry
-	nil,                               // 42: kiln.v1.StartBuildRequest.ContextsEntry
-	nil,                               // 43: kiln.v1.StartBuildRequest.SecretsEntry
-	(*builder.BuildRegistryAuth)(nil), // 44: builder.BuildRegistryAuth
-	(*contentservice.WorkspaceInitializer)(nil), // 45: contentservice.WorkspaceInitializer
+	(ExportFormat)(0),                 // 4: kiln.v1.ExportFormat
+	(*GetVersionRequest)(nil),         // 5: kiln.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),        // 6: kiln.v1.GetVersionResponse
+	(*GetBuildRequest)(nil),           // 7: kiln.v1.GetBuildRequest
+	(*GetBuildResponse)(nil),          // 8: kiln.v1.GetBuildResponse
+	(*CancelBuildRequest)(nil),        // 9: kiln.v1.CancelBuildRequest
+	(*CancelBuildResponse)(nil),       // 10: kiln.v1.CancelBuildResponse
+	(*Build)(nil),                     // 11: kiln.v1.Build
+	(*CreateContextRequest)(nil),      // 12: kiln.v1.CreateContextRequest
+	(*ContextHeader)(nil),             // 13: kiln.v1.ContextHeader
+	(*ContextEntries)(nil),            // 14: kiln.v1.ContextEntries
+	(*ContextEntry)(nil),              // 15: kiln.v1.ContextEntry
+	(*ContextFolder)(nil),             // 16: kiln.v1.ContextFolder
+	(*ContextFile)(nil),               // 17: kiln.v1.ContextFile
+	(*ContextPipe)(nil),               // 18: kiln.v1.ContextPipe
+	(*ContextContent)(nil),            // 19: kiln.v1.ContextContent
+	(*CreateContextResponse)(nil),     // 20: kiln.v1.CreateContextResponse
+	(*MissingContents)(nil),           // 21: kiln.v1.MissingContents
+	(*ContextCreated)(nil),            // 22: kiln.v1.ContextCreated
+	(*StartBuildRequest)(nil),         // 23: kiln.v1.StartBuildRequest
+	(*CacheTarget)(nil),               // 24: kiln.v1.CacheTarget
+	(*RegistryCache)(nil),             // 25: kiln.v1.RegistryCache
+	(*InlineCache)(nil),               // 26: kiln.v1.InlineCache
+	(*BuildFiles)(nil),                // 27: kiln.v1.BuildFiles
+	(*UploadedFiles)(nil),             // 28: kiln.v1.UploadedFiles
+	(*NamedContext)(nil),              // 29: kiln.v1.NamedContext
+	(*NamedLayout)(nil),               // 30: kiln.v1.NamedLayout
+	(*NamedFiles)(nil),                // 31: kiln.v1.NamedFiles
+	(*ExtraHost)(nil),                 // 32: kiln.v1.ExtraHost
+	(*Ulimit)(nil),                    // 33: kiln.v1.Ulimit
+	(*BuildOutput)(nil),               // 34: kiln.v1.BuildOutput
+	(*StartBuildResponse)(nil),        // 35: kiln.v1.StartBuildResponse
+	(*WatchBuildRequest)(nil),         // 36: kiln.v1.WatchBuildRequest
+	(*WatchBuildResponse)(nil),        // 37: kiln.v1.WatchBuildResponse
+	(*StepOutput)(nil),                // 38: kiln.v1.StepOutput
+	(*ExportedFile)(nil),              // 39: kiln.v1.ExportedFile
+	(*DownloadOutputRequest)(nil),     // 40: kiln.v1.DownloadOutputRequest
+	(*DownloadOutputResponse)(nil),    // 41: kiln.v1.DownloadOutputResponse
+	nil,                               // 42: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 43: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 44: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 45: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 46: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 47: kiln.v1.StartBuildRequest.SecretsEntry
+	(*builder.BuildRegistryAuth)(nil), // 48: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 49: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
-	10, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
-	10, // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
+	11, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
+	11, // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
 	0,  // 2: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
-	12, // 3: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
-	13, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
-	18, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
-	14, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	38, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
-	15, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
-	16, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
-	17, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
-	20, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
-	21, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
-	26, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
-	39, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
-	40, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
-	41, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
-	42, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	13, // 3: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
+	14, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
+	19, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
+	15, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
+	42, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	16, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
+	17, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
+	18, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
+	21, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
+	22, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
+	27, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
+	43, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	44, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	45, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	46, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
 	1,  // 18: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
-	31, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
-	32, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
-	43, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
-	33, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
+	32, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
+	33, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
+	47, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	34, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
 	2,  // 23: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
 	3,  // 24: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
-	44, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
-	23, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
-	24, // 27: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
-	25, // 28: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
-	45, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
-	27, // 30: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
-	29, // 31: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
-	30, // 32: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
-	26, // 33: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
-	10, // 34: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
-	37, // 35: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
-	28, // 36: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
-	4,  // 37: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	6,  // 38: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	8,  // 39: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	11, // 40: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	22, // 41: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
-	35, // 42: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
-	5,  // 43: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	7,  // 44: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	9,  // 45: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	19, // 46: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	34, // 47: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
-	36, // 48: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
-	43, // [43:49] is the sub-list for method output_type
-	37, // [37:43] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	48, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	24, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
+	25, // 27: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
+	26, // 28: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
+	49, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	28, // 30: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
+	30, // 31: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
+	31, // 32: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
+	27, // 33: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
+	39, // 34: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
+	11, // 35: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
+	38, // 36: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
+	4,  // 37: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
+	29, // 38: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	5,  // 39: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	7,  // 40: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	9,  // 41: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	12, // 42: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	23, // 43: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	36, // 44: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	40, // 45: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
+	6,  // 46: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	8,  // 47: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	10, // 48: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	20, // 49: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	35, // 50: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	37, // 51: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	41, // 52: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
+	46, // [46:53] is the sub-list for method output_type
+	39, // [39:46] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -3085,6 +3346,7 @@ func file_kiln_v1_kiln_proto_init() {
 	file_kiln_v1_kiln_proto_msgTypes[29].OneofWrappers = []any{
 		(*BuildOutput_Publish)(nil),
 		(*BuildOutput_Keep)(nil),
+		(*BuildOutput_Export)(nil),
 	}
 	file_kiln_v1_kiln_proto_msgTypes[32].OneofWrappers = []any{
 		(*WatchBuildResponse_Event)(nil),
@@ -3095,8 +3357,8 @@ func file_kiln_v1_kiln_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   40,
+			NumEnums:      5,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,12 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion8
 
 const (
-	Kiln_GetVersion_FullMethodName    = "/kiln.v1.Kiln/GetVersion"
-	Kiln_GetBuild_FullMethodName      = "/kiln.v1.Kiln/GetBuild"
-	Kiln_CancelBuild_FullMethodName   = "/kiln.v1.Kiln/CancelBuild"
-	Kiln_CreateContext_FullMethodName = "/kiln.v1.Kiln/CreateContext"
-	Kiln_StartBuild_FullMethodName    = "/kiln.v1.Kiln/StartBuild"
-	Kiln_WatchBuild_FullMethodName    = "/kiln.v1.Kiln/WatchBuild"
+	Kiln_GetVersion_FullMethodName     = "/kiln.v1.Kiln/GetVersion"
+	Kiln_GetBuild_FullMethodName       = "/kiln.v1.Kiln/GetBuild"
+	Kiln_CancelBuild_FullMethodName    = "/kiln.v1.Kiln/CancelBuild"
+	Kiln_CreateContext_FullMethodName  = "/kiln.v1.Kiln/CreateContext"
+	Kiln_StartBuild_FullMethodName     = "/kiln.v1.Kiln/StartBuild"
+	Kiln_WatchBuild_FullMethodName     = "/kiln.v1.Kiln/WatchBuild"
+	Kiln_DownloadOutput_FullMethodName = "/kiln.v1.Kiln/DownloadOutput"
 )
 
 // KilnClient is the client API for Kiln service.
@@ -49,6 +50,8 @@ type KilnClient interface {
 	StartBuild(ctx context.Context, in *StartBuildRequest, opts ...grpc.CallOption) (*StartBuildResponse, error)
 	// Sends the journal of a build, from any record on, and ends when the build has ended.
 	WatchBuild(ctx context.Context, in *WatchBuildRequest, opts ...grpc.CallOption) (Kiln_WatchBuildClient, error)
+	// Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end.
+	DownloadOutput(ctx context.Context, in *DownloadOutputRequest, opts ...grpc.CallOption) (Kiln_DownloadOutputClient, error)
 }
 
 type kilnClient struct {
@@ -164,6 +167,39 @@ func (x *kilnWatchBuildClient) Recv() (*WatchBuildResponse, error) {
 	return m, nil
 }
 
+func (c *kilnClient) DownloadOutput(ctx context.Context, in *DownloadOutputRequest, opts ...grpc.CallOption) (Kiln_DownloadOutputClient, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[2], Kiln_DownloadOutput_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &kilnDownloadOutputClient{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+type Kiln_DownloadOutputClient interface {
+	Recv() (*DownloadOutputResponse, error)
+	grpc.ClientStream
+}
+
+type kilnDownloadOutputClient struct {
+	grpc.ClientStream
+}
+
+func (x *kilnDownloadOutputClient) Recv() (*DownloadOutputResponse, error) {
+	m := new(DownloadOutputResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // KilnServer is the server API for Kiln service.
 // All implementations must embed UnimplementedKilnServer
 // for forward compatibility.
@@ -184,6 +220,8 @@ type KilnServer interface {
 	StartBuild(context.Context, *StartBuildRequest) (*StartBuildResponse, error)
 	// Sends the journal of a build, from any record on, and ends when the build has ended.
 	WatchBuild(*WatchBuildRequest, Kiln_WatchBuildServer) error
+	// Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end.
+	DownloadOutput(*DownloadOutputRequest, Kiln_DownloadOutputServer) error
 	mustEmbedUnimplementedKilnServer()
 }
 
@@ -211,6 +249,9 @@ func (UnimplementedKilnServer) StartBuild(context.Context, *StartBuildRequest) (
 }
 func (UnimplementedKilnServer) WatchBuild(*WatchBuildRequest, Kiln_WatchBuildServer) error {
 	return status.Errorf(codes.Unimplemented, "method WatchBuild not implemented")
+}
+func (UnimplementedKilnServer) DownloadOutput(*DownloadOutputRequest, Kiln_DownloadOutputServer) error {
+	return status.Errorf(codes.Unimplemented, "method DownloadOutput not implemented")
 }
 func (UnimplementedKilnServer) mustEmbedUnimplementedKilnServer() {}
 func (UnimplementedKilnServer) testEmbeddedByValue()              {}
@@ -352,6 +393,27 @@ func (x *kilnWatchBuildServer) Send(m *WatchBuildResponse) error {
 	return x.ServerStream.SendMsg(m)
 }
 
+func _Kiln_DownloadOutput_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DownloadOutputRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KilnServer).DownloadOutput(m, &kilnDownloadOutputServer{ServerStream: stream})
+}
+
+type Kiln_DownloadOutputServer interface {
+	Send(*DownloadOutputResponse) error
+	grpc.ServerStream
+}
+
+type kilnDownloadOutputServer struct {
+	grpc.ServerStream
+}
+
+func (x *kilnDownloadOutputServer) Send(m *DownloadOutputResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
 // Kiln_ServiceDesc is the grpc.ServiceDesc for Kiln service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -386,6 +448,11 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchBuild",
 			Handler:       _Kiln_WatchBuild_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "DownloadOutput",
+			Handler:       _Kiln_DownloadOutput_Handler,
 			ServerStreams: true,
 		},
 	},

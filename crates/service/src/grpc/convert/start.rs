@@ -9,8 +9,8 @@ use api::kiln::v1 as wire;
 use engine::sandbox::SecretBytes;
 use engine::spec::{
     BuildOptions, CacheFrom, CacheMode, CacheMountScope, CacheTo, CachedSteps, Compression,
-    Context, LayoutImage, MediaTypes, NamedContext, NetworkMode, OnCacheError, Source, StepOptions,
-    Ulimit,
+    Context, ExportFormat, LayoutImage, MediaTypes, NamedContext, NetworkMode, OnCacheError,
+    Source, StepOptions, Ulimit,
 };
 use oci::{Platform, Reference};
 use source::git::FetchOptions;
@@ -392,7 +392,7 @@ fn secrets_of(secrets: HashMap<String, Vec<u8>>) -> Result<BTreeMap<String, Secr
 
 fn wishes(outputs: Vec<wire::BuildOutput>) -> Result<Vec<Wish>, Failure> {
     at_most("outputs", outputs.len(), OUTPUTS_MAX)?;
-    let wish = |output: wire::BuildOutput| {
+    let wish = |(index, output): (u32, wire::BuildOutput)| {
         let wire::BuildOutput { kind } = output;
         match kind.ok_or_else(|| refused("outputs", "one says nothing"))? {
             wire::build_output::Kind::Publish(name) => {
@@ -401,9 +401,29 @@ fn wishes(outputs: Vec<wire::BuildOutput>) -> Result<Vec<Wish>, Failure> {
             wire::build_output::Kind::Keep(name) => {
                 Ok(Wish::Keep(new_name("outputs.keep", &name)?))
             }
+            wire::build_output::Kind::Export(wire::ExportedFile { format, references }) => {
+                at_most("outputs.export.references", references.len(), OUTPUTS_MAX)?;
+                let names = references.iter();
+                let names = names.map(|name| new_name("outputs.export.references", name));
+                Ok(Wish::Export {
+                    index,
+                    format: export_format_of(format)?,
+                    references: names.collect::<Result<_, _>>()?,
+                })
+            }
         }
     };
-    outputs.into_iter().map(wish).collect()
+    (0..).zip(outputs).map(wish).collect()
+}
+
+fn export_format_of(number: i32) -> Result<ExportFormat, Failure> {
+    match wire::ExportFormat::try_from(number) {
+        Ok(wire::ExportFormat::Oci) => Ok(ExportFormat::Oci),
+        Ok(wire::ExportFormat::Docker) => Ok(ExportFormat::Docker),
+        Ok(wire::ExportFormat::Tar) => Ok(ExportFormat::Tar),
+        Ok(wire::ExportFormat::Unspecified) => Err(refused("outputs.export.format", "missing")),
+        Err(_) => Err(refused("outputs.export.format", "unknown")),
+    }
 }
 
 fn caches_from(names: Vec<String>) -> Result<Vec<CacheFrom>, Failure> {

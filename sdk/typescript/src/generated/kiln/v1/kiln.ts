@@ -246,6 +246,55 @@ export function mediaTypesToJSON(object: MediaTypes): string {
   }
 }
 
+/** Form of an exported image. */
+export enum ExportFormat {
+  EXPORT_FORMAT_UNSPECIFIED = 0,
+  /** EXPORT_FORMAT_OCI - A tar of an OCI image layout. */
+  EXPORT_FORMAT_OCI = 1,
+  /** EXPORT_FORMAT_DOCKER - A tar as `docker save` writes it. */
+  EXPORT_FORMAT_DOCKER = 2,
+  /** EXPORT_FORMAT_TAR - A tar of the root filesystem. */
+  EXPORT_FORMAT_TAR = 3,
+  UNRECOGNIZED = -1,
+}
+
+export function exportFormatFromJSON(object: any): ExportFormat {
+  switch (object) {
+    case 0:
+    case "EXPORT_FORMAT_UNSPECIFIED":
+      return ExportFormat.EXPORT_FORMAT_UNSPECIFIED;
+    case 1:
+    case "EXPORT_FORMAT_OCI":
+      return ExportFormat.EXPORT_FORMAT_OCI;
+    case 2:
+    case "EXPORT_FORMAT_DOCKER":
+      return ExportFormat.EXPORT_FORMAT_DOCKER;
+    case 3:
+    case "EXPORT_FORMAT_TAR":
+      return ExportFormat.EXPORT_FORMAT_TAR;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return ExportFormat.UNRECOGNIZED;
+  }
+}
+
+export function exportFormatToJSON(object: ExportFormat): string {
+  switch (object) {
+    case ExportFormat.EXPORT_FORMAT_UNSPECIFIED:
+      return "EXPORT_FORMAT_UNSPECIFIED";
+    case ExportFormat.EXPORT_FORMAT_OCI:
+      return "EXPORT_FORMAT_OCI";
+    case ExportFormat.EXPORT_FORMAT_DOCKER:
+      return "EXPORT_FORMAT_DOCKER";
+    case ExportFormat.EXPORT_FORMAT_TAR:
+      return "EXPORT_FORMAT_TAR";
+    case ExportFormat.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
 export interface GetVersionRequest {
 }
 
@@ -591,6 +640,9 @@ export interface BuildOutput {
     | //
     /** It is kept under this name in the embedded registry, below the tenant's own names; the whole name is in the events. */
     { $case: "keep"; value: string }
+    | //
+    /** It is written to a file, which DownloadOutput sends. */
+    { $case: "export"; value: ExportedFile }
     | undefined;
 }
 
@@ -629,6 +681,27 @@ export interface StepOutput {
   step: number;
   /** Whether it was written to standard error. */
   stderr: boolean;
+  data: Buffer;
+}
+
+/** A file that a build exports. */
+export interface ExportedFile {
+  format: ExportFormat;
+  /** Names recorded inside, for formats that have them. */
+  references: string[];
+}
+
+export interface DownloadOutputRequest {
+  /** Id of the build. */
+  buildId: string;
+  /** Which of the outputs of its request, from 0: one that is an export. */
+  output: number;
+}
+
+export interface DownloadOutputResponse {
+  /** Size of the whole file in bytes; in the first message. */
+  size: number;
+  /** A piece of it. */
   data: Buffer;
 }
 
@@ -4610,6 +4683,9 @@ export const BuildOutput: MessageFns<BuildOutput> = {
       case "keep":
         writer.uint32(26).string(message.kind.value);
         break;
+      case "export":
+        ExportedFile.encode(message.kind.value, writer.uint32(18).fork()).join();
+        break;
     }
     return writer;
   },
@@ -4643,6 +4719,14 @@ export const BuildOutput: MessageFns<BuildOutput> = {
             message.kind = { $case: "keep", value: reader.string() };
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.kind = { $case: "export", value: ExportedFile.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4661,6 +4745,8 @@ export const BuildOutput: MessageFns<BuildOutput> = {
         ? { $case: "publish", value: globalThis.String(object.publish) }
         : isSet(object.keep)
         ? { $case: "keep", value: globalThis.String(object.keep) }
+        : isSet(object.export)
+        ? { $case: "export", value: ExportedFile.fromJSON(object.export) }
         : undefined,
     };
   },
@@ -4671,6 +4757,8 @@ export const BuildOutput: MessageFns<BuildOutput> = {
       obj.publish = message.kind.value;
     } else if (message.kind?.$case === "keep") {
       obj.keep = message.kind.value;
+    } else if (message.kind?.$case === "export") {
+      obj.export = ExportedFile.toJSON(message.kind.value);
     }
     return obj;
   },
@@ -4690,6 +4778,12 @@ export const BuildOutput: MessageFns<BuildOutput> = {
       case "keep": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
           message.kind = { $case: "keep", value: object.kind.value };
+        }
+        break;
+      }
+      case "export": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "export", value: ExportedFile.fromPartial(object.kind.value) };
         }
         break;
       }
@@ -5098,6 +5192,267 @@ export const StepOutput: MessageFns<StepOutput> = {
   },
 };
 
+function createBaseExportedFile(): ExportedFile {
+  return { format: 0, references: [] };
+}
+
+export const ExportedFile: MessageFns<ExportedFile> = {
+  encode(message: ExportedFile, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.format !== 0) {
+      writer.uint32(8).int32(message.format);
+    }
+    for (const v of message.references) {
+      writer.uint32(18).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExportedFile {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExportedFile();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.format = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.references.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExportedFile {
+    return {
+      format: isSet(object.format) ? exportFormatFromJSON(object.format) : 0,
+      references: globalThis.Array.isArray(object?.references)
+        ? object.references.map((e: any) => globalThis.String(e))
+        : [],
+    };
+  },
+
+  toJSON(message: ExportedFile): unknown {
+    const obj: any = {};
+    if (message.format !== 0) {
+      obj.format = exportFormatToJSON(message.format);
+    }
+    if (message.references?.length) {
+      obj.references = message.references;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ExportedFile>, I>>(base?: I): ExportedFile {
+    return ExportedFile.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ExportedFile>, I>>(object: I): ExportedFile {
+    const message = createBaseExportedFile();
+    message.format = object.format ?? 0;
+    message.references = object.references?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseDownloadOutputRequest(): DownloadOutputRequest {
+  return { buildId: "", output: 0 };
+}
+
+export const DownloadOutputRequest: MessageFns<DownloadOutputRequest> = {
+  encode(message: DownloadOutputRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.buildId !== "") {
+      writer.uint32(10).string(message.buildId);
+    }
+    if (message.output !== 0) {
+      writer.uint32(16).uint32(message.output);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DownloadOutputRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDownloadOutputRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.buildId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.output = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): DownloadOutputRequest {
+    return {
+      buildId: isSet(object.buildId)
+        ? globalThis.String(object.buildId)
+        : isSet(object.build_id)
+        ? globalThis.String(object.build_id)
+        : "",
+      output: isSet(object.output) ? globalThis.Number(object.output) : 0,
+    };
+  },
+
+  toJSON(message: DownloadOutputRequest): unknown {
+    const obj: any = {};
+    if (message.buildId !== "") {
+      obj.buildId = message.buildId;
+    }
+    if (message.output !== 0) {
+      obj.output = Math.round(message.output);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<DownloadOutputRequest>, I>>(base?: I): DownloadOutputRequest {
+    return DownloadOutputRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<DownloadOutputRequest>, I>>(object: I): DownloadOutputRequest {
+    const message = createBaseDownloadOutputRequest();
+    message.buildId = object.buildId ?? "";
+    message.output = object.output ?? 0;
+    return message;
+  },
+};
+
+function createBaseDownloadOutputResponse(): DownloadOutputResponse {
+  return { size: 0, data: Buffer.alloc(0) };
+}
+
+export const DownloadOutputResponse: MessageFns<DownloadOutputResponse> = {
+  encode(message: DownloadOutputResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.size !== 0) {
+      writer.uint32(8).uint64(message.size);
+    }
+    if (message.data.length !== 0) {
+      writer.uint32(18).bytes(message.data);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DownloadOutputResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDownloadOutputResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.size = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.data = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): DownloadOutputResponse {
+    return {
+      size: isSet(object.size) ? globalThis.Number(object.size) : 0,
+      data: isSet(object.data) ? Buffer.from(bytesFromBase64(object.data)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: DownloadOutputResponse): unknown {
+    const obj: any = {};
+    if (message.size !== 0) {
+      obj.size = Math.round(message.size);
+    }
+    if (message.data.length !== 0) {
+      obj.data = base64FromBytes(message.data);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<DownloadOutputResponse>, I>>(base?: I): DownloadOutputResponse {
+    return DownloadOutputResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<DownloadOutputResponse>, I>>(object: I): DownloadOutputResponse {
+    const message = createBaseDownloadOutputResponse();
+    message.size = object.size ?? 0;
+    message.data = object.data ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
 /** What the published API has no call for. */
 export type KilnService = typeof KilnService;
 export const KilnService = {
@@ -5166,6 +5521,18 @@ export const KilnService = {
     responseSerialize: (value: WatchBuildResponse): Buffer => Buffer.from(WatchBuildResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): WatchBuildResponse => WatchBuildResponse.decode(value),
   },
+  /** Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end. */
+  downloadOutput: {
+    path: "/kiln.v1.Kiln/DownloadOutput" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: DownloadOutputRequest): Buffer =>
+      Buffer.from(DownloadOutputRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): DownloadOutputRequest => DownloadOutputRequest.decode(value),
+    responseSerialize: (value: DownloadOutputResponse): Buffer =>
+      Buffer.from(DownloadOutputResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): DownloadOutputResponse => DownloadOutputResponse.decode(value),
+  },
 } as const;
 
 export interface KilnServer extends UntypedServiceImplementation {
@@ -5185,6 +5552,8 @@ export interface KilnServer extends UntypedServiceImplementation {
   startBuild: handleUnaryCall<StartBuildRequest, StartBuildResponse>;
   /** Sends the journal of a build, from any record on, and ends when the build has ended. */
   watchBuild: handleServerStreamingCall<WatchBuildRequest, WatchBuildResponse>;
+  /** Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end. */
+  downloadOutput: handleServerStreamingCall<DownloadOutputRequest, DownloadOutputResponse>;
 }
 
 export interface KilnClient extends Client {
@@ -5270,6 +5639,16 @@ export interface KilnClient extends Client {
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<WatchBuildResponse>;
+  /** Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end. */
+  downloadOutput(
+    request: DownloadOutputRequest,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<DownloadOutputResponse>;
+  downloadOutput(
+    request: DownloadOutputRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<DownloadOutputResponse>;
 }
 
 export const KilnClient = makeGenericClientConstructor(KilnService, "kiln.v1.Kiln") as unknown as {

@@ -1,0 +1,117 @@
+//! Files that builds export: what they are called, how they are opened, and how long they wait to be fetched.
+//!
+//! They lie in the build's own folder, which belongs to its worker: whatever is there is opened beneath a folder that is held open, and
+//! only if it is a regular file. They go when they were fetched to their end, after [`LIFETIME`], or with the build.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+
+/// How long exported files wait, from the end of their build.
+pub const LIFETIME: Duration = Duration::from_secs(3600);
+/// The folder that they are in.
+pub(crate) const FOLDER: &str = "output";
+
+/// Returns what the export that is output number `index` of a request is called.
+pub fn name(index: u32) -> String {
+    format!("output-{index}")
+}
+
+/// A file that is open, and can be removed.
+#[derive(Debug)]
+pub struct Exported {
+    /// The file.
+    pub file: File,
+    /// Its size in bytes.
+    pub size: u64,
+    folder: OwnedFd,
+    name: String,
+}
+
+/// Opens the export number `index` of the build in `build`; `None` when it is not there, or not any more.
+///
+/// # Errors
+/// What the system says.
+pub fn open(build: &Path, index: u32) -> io::Result<Option<Exported>> {
+    let within = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(CWD, build, within | OFlags::DIRECTORY, Mode::empty())
+        .and_then(|build| {
+            rustix::fs::openat(build, FOLDER, within | OFlags::DIRECTORY, Mode::empty())
+        });
+    let Some(folder) = there(folder)? else {
+        return Ok(None);
+    };
+    let name = name(index);
+    // Not blocking: a pipe in its place must not hold us.
+    let file = rustix::fs::openat(&folder, &name, within | OFlags::NONBLOCK, Mode::empty());
+    let Some(file) = there(file)? else {
+        return Ok(None);
+    };
+    let stat = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    Ok(Some(Exported {
+        file: file.into(),
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        folder,
+        name,
+    }))
+}
+
+fn there(opened: Result<OwnedFd, rustix::io::Errno>) -> io::Result<Option<OwnedFd>> {
+    use rustix::io::Errno;
+    match opened {
+        Ok(fd) => Ok(Some(fd)),
+        // A link, something that is no folder, or a socket: not what we have asked for.
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Exported {
+    /// Removes it: it was fetched.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove(self) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(
+            &self.folder,
+            &self.name,
+            AtFlags::empty(),
+        )?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_in_its_place_is_not_opened() {
+        let build = tempfile::tempdir().unwrap();
+        assert!(open(build.path(), 0).unwrap().is_none());
+        let output = build.path().join(FOLDER);
+        std::fs::create_dir(&output).unwrap();
+        std::fs::write(build.path().join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink("../secret", output.join("output-0")).unwrap();
+        rustix::fs::mkfifoat(CWD, output.join("output-1"), Mode::RUSR).unwrap();
+        std::fs::create_dir(output.join("output-2")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(output.join("output-3")).unwrap();
+        for index in 0..5 {
+            assert!(open(build.path(), index).unwrap().is_none(), "{index}");
+        }
+        std::fs::write(output.join("output-4"), "four").unwrap();
+        let exported = open(build.path(), 4).unwrap().unwrap();
+        assert_eq!(exported.size, 4);
+        exported.remove().unwrap();
+        assert!(open(build.path(), 4).unwrap().is_none());
+        std::fs::rename(&output, build.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &output).unwrap();
+        assert!(open(build.path(), 4).unwrap().is_none());
+    }
+}
