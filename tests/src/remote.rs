@@ -340,3 +340,46 @@ fn a_build_is_shown_to_its_end_whatever_becomes_of_the_connection_and_the_server
         assert_eq!(said.matches(&line).count(), 1, "{said}");
     }
 }
+
+#[test]
+fn what_a_build_on_a_server_exports_arrives_where_it_belongs() {
+    let scene = Scene::start(Target::Embedded);
+    let caller = Caller::of(&scene);
+    let digest = folder(&scene, &caller.home);
+    let arguments = [
+        "-f",
+        "context/docker/Dockerfile",
+        "--build-arg=SOURCE_DATE_EPOCH=1700000000",
+        "--build-arg=WHAT=x",
+        "--build-context=more=more",
+        "--metadata-file=metadata.json",
+        "-o",
+        "type=oci,dest=image.tar",
+        "-o",
+        "type=local,dest=rootfs",
+        "-o",
+        "type=tar,dest=-",
+        "context",
+    ];
+    let ended = caller.build(&arguments).well();
+    assert_eq!(caller.metadata()["containerimage.digest"], digest);
+    let read = |path: &str| std::fs::read_to_string(caller.home.join(path)).unwrap();
+    assert_eq!(read("rootfs/all/d/file"), "content\n");
+    assert_eq!(read("rootfs/what"), "x\n");
+    let link = std::fs::read_link(caller.home.join("rootfs/all/link")).unwrap();
+    assert_eq!(link.to_str(), Some("d/file"));
+    let image = std::fs::read(caller.home.join("image.tar")).unwrap();
+    let blob = digest.replace("sha256:", "blobs/sha256/");
+    let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|part| part == text);
+    assert!(has(&image, blob.as_bytes()));
+    assert!(
+        has(ended.stdout.as_slice(), b"all/d/file"),
+        "the archive on standard output"
+    );
+    // Nothing waits on the server any more.
+    for build in std::fs::read_dir(scene.kiln.state().join("builds")).unwrap() {
+        let output = build.unwrap().path().join("output");
+        let left = std::fs::read_dir(output).map_or(0, Iterator::count);
+        assert_eq!(left, 0);
+    }
+}

@@ -168,6 +168,15 @@ impl Outputs {
         })
     }
 
+    /// Returns what is exported: which output it is, in which form, and where to.
+    pub(crate) fn exports(&self) -> impl Iterator<Item = (u32, ExportFormat, &Dest)> {
+        self.exports.iter().filter_map(|export| {
+            let is_it = |output: &Output| matches!(output, Output::Export { name, .. } if *name == export.name);
+            let index = self.spec.iter().position(is_it)?;
+            Some((u32::try_from(index).ok()?, export.format, &export.dest))
+        })
+    }
+
     /// Brings exported files from the build's output folder to where they belong.
     pub(crate) fn deliver(&self, folder: &Path) -> Outcome {
         for export in &self.exports {

@@ -10,7 +10,7 @@ use engine::spec::Limits;
 use self::files::{Telling, Uploader};
 use super::context::{self, Input};
 use super::outputs;
-use super::{options, report};
+use super::{download, options, report};
 use crate::args::BuildArgs;
 use crate::client;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
@@ -61,6 +61,9 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
         }
     };
     let image = report::image(state, style)?;
+    for (output, format, dest) in outputs.exports() {
+        download::deliver(&mut client.kiln, id.as_str(), output, format, dest).await?;
+    }
     report::tell(args, &id, &image, style)
 }
 

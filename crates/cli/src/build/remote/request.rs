@@ -7,7 +7,8 @@ use api::kiln::v1 as wire;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use engine::spec::{
-    BuildOptions, CacheMode, CacheTo, CachedSteps, Compression, MediaTypes, OnCacheError, Output,
+    BuildOptions, CacheMode, CacheTo, CachedSteps, Compression, ExportFormat, MediaTypes,
+    OnCacheError, Output,
 };
 use registry::keychain::{Credential, Keychain};
 
@@ -78,14 +79,9 @@ pub(super) fn request(
 /// Returns an error for what the service has no words for: nothing is accepted and ignored.
 pub(super) fn refuse_unsupported(args: &BuildArgs, outputs: &Outputs) -> Outcome {
     let is_folder = |cache: &CacheFromArg| matches!(cache, CacheFromArg::Folder(..));
-    let is_export = |output: &Output| matches!(output, Output::Export { .. });
     let to_folder = |cache: &CacheTo| matches!(cache, CacheTo::Folder { .. });
     let unsupported = [
         ("--ssh", !args.steps.ssh.is_empty()),
-        (
-            "--output to a file or folder",
-            outputs.spec.iter().any(is_export),
-        ),
         (
             "--cache-from type=local",
             args.earlier.cache_from.iter().any(is_folder),
@@ -138,9 +134,24 @@ fn output(output: &Output) -> Option<wire::BuildOutput> {
     let kind = match output {
         Output::Publish { reference } => wire::build_output::Kind::Publish(reference.to_string()),
         Output::Keep { reference } => wire::build_output::Kind::Keep(reference.to_string()),
-        Output::Export { .. } | Output::Subassembly { .. } => return None,
+        Output::Export {
+            format, references, ..
+        } => wire::build_output::Kind::Export(wire::ExportedFile {
+            format: export_format(*format).into(),
+            references: references.iter().map(ToString::to_string).collect(),
+        }),
+        Output::Subassembly { .. } => return None,
     };
     Some(wire::BuildOutput { kind: Some(kind) })
+}
+
+fn export_format(format: ExportFormat) -> wire::ExportFormat {
+    match format {
+        ExportFormat::Oci => wire::ExportFormat::Oci,
+        ExportFormat::Docker => wire::ExportFormat::Docker,
+        // A folder comes as an archive, and becomes one here.
+        ExportFormat::Tar | ExportFormat::Local => wire::ExportFormat::Tar,
+    }
 }
 
 fn compression(compression: Option<Compression>) -> wire::LayerCompression {
