@@ -35,3 +35,15 @@ pub(crate) fn version(program: &std::path::Path) -> String {
         .unwrap_or_default()
         .to_owned()
 }
+
+/// Returns the processor time of a process and of its children that have ended; of `self`, of the children alone.
+pub(crate) fn cpu_seconds(process: &str) -> f64 {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: state is the first field, user time the twelfth.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let n_own = if process == "self" { 2 } else { 0 };
+    let ticks = fields.split_whitespace().skip(11 + n_own).take(4 - n_own);
+    let ticks = ticks.filter_map(|field| field.parse::<u32>().ok());
+    ticks.map(f64::from).sum::<f64>() / TICKS_PER_SECOND
+}

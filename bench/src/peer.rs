@@ -52,6 +52,8 @@ pub(crate) struct Job<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timed {
     pub(crate) seconds: f64,
+    /// Processor time of all processes of the builder together: what others do on the machine changes it little.
+    pub(crate) cpu_seconds: f64,
     /// Of all processes of the builder together.
     pub(crate) peak_bytes: u64,
     /// Layers that were made, compressed.
@@ -166,9 +168,15 @@ impl Peer {
         let mut command = self.command(job);
         let roots = self.daemon.iter().map(Daemon::id).collect();
         let memory = Sampler::start(roots, self.state.display().to_string());
-        let started = Instant::now();
+        let cpu = || {
+            let daemon = self.daemon.iter().map(Daemon::id);
+            let of_daemon: f64 = daemon.map(|id| machine::cpu_seconds(&id.to_string())).sum();
+            of_daemon + machine::cpu_seconds("self")
+        };
+        let (started, cpu_before) = (Instant::now(), cpu());
         let output = process::finish(&mut command);
         let seconds = started.elapsed().as_secs_f64();
+        let cpu_seconds = cpu() - cpu_before;
         let peak_bytes = memory.finish();
         ensure!(
             output.status.success(),
@@ -178,6 +186,7 @@ impl Peer {
         );
         Ok(Timed {
             seconds,
+            cpu_seconds,
             peak_bytes,
             image_bytes: 0,
         })

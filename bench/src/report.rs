@@ -38,6 +38,7 @@ pub(crate) struct Row {
 struct Cell {
     builder: &'static str,
     seconds: Vec<f64>,
+    cpu_seconds: Vec<f64>,
     peak_bytes: u64,
     image_bytes: u64,
 }
@@ -56,6 +57,7 @@ impl Row {
         let cell = self.cells.iter_mut().find(|cell| cell.builder == builder);
         if let Some(cell) = cell {
             cell.seconds.push(timed.seconds);
+            cell.cpu_seconds.push(timed.cpu_seconds);
             cell.peak_bytes = cell.peak_bytes.max(timed.peak_bytes);
             cell.image_bytes = timed.image_bytes;
             return;
@@ -63,6 +65,7 @@ impl Row {
         self.cells.push(Cell {
             builder,
             seconds: vec![timed.seconds],
+            cpu_seconds: vec![timed.cpu_seconds],
             peak_bytes: timed.peak_bytes,
             image_bytes: timed.image_bytes,
         });
@@ -79,10 +82,14 @@ impl Row {
 
 impl Cell {
     fn median(&self) -> f64 {
-        let mut seconds = self.seconds.clone();
-        seconds.sort_by(f64::total_cmp);
-        seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+        median(&self.seconds)
     }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 impl Report {
@@ -125,13 +132,13 @@ impl Report {
         let heads: Vec<String> = self
             .names
             .iter()
-            .map(|name| format!(" {name}, s | MB | MiB |"))
+            .map(|name| format!(" {name}, s | CPU s | MB | MiB |"))
             .collect();
         let heads = heads.concat();
         line(format_args!("| | what |{heads} ratio | goal |"));
         line(format_args!(
             "|---|---|{}---|---|",
-            "---|---|---|".repeat(self.names.len())
+            "---|---|---|---|".repeat(self.names.len())
         ));
         for row in &self.rows {
             let cells: Vec<String> = self
@@ -149,7 +156,7 @@ impl Report {
             ));
         }
         line(format_args!(
-            "\nSeconds are medians; MB are the layers that were made, compressed; MiB the most memory of all processes of the builder at once; ratio is {OURS} to {REFERENCE}."
+            "\nSeconds are medians; CPU s is the processor time of all processes of the builder; MB are the layers that were made, compressed; MiB the most memory of all processes of the builder at once; ratio is {OURS} to {REFERENCE}."
         ));
         out
     }
@@ -162,11 +169,12 @@ impl Report {
 fn cell_text(cell: Option<&Cell>) -> String {
     match cell {
         Some(cell) => format!(
-            " {:.2} | {:.1} | {:.0} |",
+            " {:.2} | {:.2} | {:.1} | {:.0} |",
             cell.median(),
+            median(&cell.cpu_seconds),
             cell.image_bytes as f64 / 1e6,
             cell.peak_bytes as f64 / f64::from(1 << 20)
         ),
-        None => " – | – | – |".to_owned(),
+        None => " – | – | – | – |".to_owned(),
     }
 }

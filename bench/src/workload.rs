@@ -201,11 +201,12 @@ impl Bench {
             for peer in peers.iter_mut() {
                 let timed = self.once(workload, &folder, peer, round)?;
                 eprint(&format!(
-                    "{} round {} {:10} {:8.3} s  {:6.1} MB",
+                    "{} round {} {:10} {:8.3} s  {:7.2} s of CPU  {:6.1} MB",
                     workload.id,
                     round + 1,
                     peer.name(),
                     timed.seconds,
+                    timed.cpu_seconds,
                     megabytes(timed.image_bytes)
                 ));
                 row.add(peer.name(), timed);
