@@ -366,8 +366,8 @@ mod tests {
             let etc = prepare_init_layer(view.as_fd(), &case.path("init"), &[]).unwrap();
             assert_eq!(etc, "usr/etc", "{target}");
             assert!(std::fs::symlink_metadata(case.path("init/etc")).is_err());
-            let made = std::fs::read_dir(case.path("init/usr/etc")).unwrap();
-            let mut names: Vec<_> = made.map(|entry| entry.unwrap().file_name()).collect();
+            let entries = std::fs::read_dir(case.path("init/usr/etc")).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
             names.sort();
             assert_eq!(names, ["hostname", "resolv.conf"], "{target}");
             let mode = std::fs::metadata(case.path("init/usr/etc")).unwrap().mode();

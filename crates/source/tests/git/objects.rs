@@ -31,7 +31,12 @@ fn hash(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn name_of(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    let mut name = String::new();
+    for byte in hash {
+        write!(name, "{byte:02x}").unwrap();
+    }
+    name
 }
 
 /// Returns `content` as zlib has what it could not make smaller.
@@ -156,7 +161,7 @@ fn tower(n: u32) -> (String, Vec<u8>) {
     pack.object((3, "blob"), &text(0));
     for n in 1..=n {
         // Both sizes; eight new bytes; and the one byte of the base at 8.
-        let delta = [&[9, 9, 8], &text(n)[..8], &[0x91, 8, 1]].concat();
+        let delta = [&[9, 9, 8][..], text(n).get(..8).unwrap(), &[0x91, 8, 1]].concat();
         pack.delta(&delta);
     }
     (name_of(&commit), pack.finish())

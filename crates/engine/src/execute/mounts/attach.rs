@@ -14,6 +14,9 @@ use crate::rootfs::overlay::{self, Upper};
 use crate::rootfs::root::Root;
 use crate::sandbox::{self, Access, Mounted, Place, PlaceKind, StepMount};
 
+/// What is attempted when directories are stacked.
+const STACKING: &str = "mount files of another stage, image or context";
+
 /// Filesystems of the kernel's, which no link leads a mount into.
 const KERNEL: [&str; 3] = ["proc", "sys", "dev"];
 /// Made anew for each step: nothing of the image is there.
@@ -134,8 +137,11 @@ impl Attached {
                 self.add_files(view, target.unwrap_or_default(), (mount, source), access)?;
             }
             (_, Source::Directories(lowers, source)) => {
-                let is_bare = access == Access::Read && self.backing == Backing::Bare;
-                let mount = stacked(execution, lowers, is_bare)?;
+                let mount = if access == Access::Read && self.backing == Backing::Bare {
+                    stacked(lowers)?
+                } else {
+                    stacked_to_write(execution, lowers)?
+                };
                 self.add_files(view, target.unwrap_or_default(), (mount, source), access)?;
             }
             (_, Source::Secret(_) | Source::Memory) => {
@@ -280,18 +286,18 @@ fn directory(path: &Path) -> Result<OwnedFd, Failure> {
     sandbox::detached_copy(root.as_fd()).map_err(|e| platform("mount a directory", &e))
 }
 
+/// Stacks directories.
+fn stacked(lowers: &[std::path::PathBuf]) -> Result<OwnedFd, Failure> {
+    overlay::mount(lowers, None).map_err(|e| platform(STACKING, &e))
+}
+
 /// Stacks directories; what is written goes nowhere.
-fn stacked(
+fn stacked_to_write(
     execution: &Execution,
     lowers: &[std::path::PathBuf],
-    is_bare: bool,
 ) -> Result<OwnedFd, Failure> {
-    let attempt = "mount files of another stage, image or context";
-    let view = overlay::mount(lowers, None).map_err(|e| platform(attempt, &e))?;
-    if is_bare {
-        return Ok(view);
-    }
+    let view = stacked(lowers)?;
     let upper = Upper::create(Some(view.as_fd()), &execution.scratch()?.join("step"));
-    let upper = upper.map_err(|e| platform(attempt, &e))?;
-    overlay::mount(lowers, Some(&upper)).map_err(|e| platform(attempt, &e))
+    let upper = upper.map_err(|e| platform(STACKING, &e))?;
+    overlay::mount(lowers, Some(&upper)).map_err(|e| platform(STACKING, &e))
 }

@@ -110,9 +110,10 @@ fn has_directory(git: &GitFolder) -> bool {
 
 /// Returns what is fetched later of a repository of which it is known what `commit` holds: this and nothing newer.
 fn pinned(git: &GitFolder, commit: String) -> GitFolder {
-    let reference = match has_directory(git) {
-        true => git.reference.clone(),
-        false => commit.clone(),
+    let reference = if has_directory(git) {
+        git.reference.clone()
+    } else {
+        commit.clone()
     };
     GitFolder {
         reference,
