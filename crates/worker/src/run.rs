@@ -89,8 +89,8 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
         .map_err(|e| format!("write the lock: {e}"))?;
     let sandbox_options = SandboxOptions {
         image: entered.image,
-        host_network: permission(spec.limits.allow_host_network),
-        insecure: permission(spec.limits.allow_insecure),
+        host_network: spec.limits.allow_host_network.into(),
+        insecure: spec.limits.allow_insecure.into(),
         resolv_conf,
         cgroups,
     };
@@ -199,14 +199,6 @@ impl SandboxOptions {
             cgroups: self.cgroups,
             host_resolv_conf: self.resolv_conf,
         })
-    }
-}
-
-const fn permission(is_allowed: bool) -> Permission {
-    if is_allowed {
-        Permission::Allowed
-    } else {
-        Permission::Refused
     }
 }
 

@@ -125,9 +125,12 @@ mod tests {
     use super::*;
 
     fn looked(root: &Path, limits: &Limits) -> bool {
-        let keep = |path: &Path, _: EntryKind| match path.starts_with("ignored") {
-            true => Keep::No,
-            false => Keep::Yes,
+        let keep = |path: &Path, _: EntryKind| {
+            if path.starts_with("ignored") {
+                Keep::No
+            } else {
+                Keep::Yes
+            }
         };
         let fd = rustix::fs::open(root, OFlags::RDONLY, Mode::empty()).unwrap();
         let mut look = Look {

@@ -238,7 +238,7 @@ mod tests {
         for (name, text) in entries {
             match text.strip_prefix("-> ") {
                 Some(target) => {
-                    std::os::unix::fs::symlink(target, folder.path().join(name)).unwrap()
+                    std::os::unix::fs::symlink(target, folder.path().join(name)).unwrap();
                 }
                 None => fs::write(folder.path().join(name), text).unwrap(),
             }
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn archives_without_a_dockerfile_that_can_be_read_are_errors() {
-        let large = "x".repeat(FILE_MAX_BYTES as usize + 1);
+        let large = "x".repeat(usize::try_from(FILE_MAX_BYTES).unwrap() + 1);
         for (entries, name, words) in [
             (vec![("a", "x")], None, "no Dockerfile"),
             (vec![("Dockerfile", "-> a")], None, "not a plain file"),

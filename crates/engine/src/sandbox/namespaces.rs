@@ -81,6 +81,16 @@ pub enum Permission {
     Allowed,
 }
 
+impl From<bool> for Permission {
+    fn from(is_allowed: bool) -> Self {
+        if is_allowed {
+            Self::Allowed
+        } else {
+            Self::Refused
+        }
+    }
+}
+
 /// Starts each step in a container of its own. Must be used inside the worker's user namespace.
 #[derive(Debug)]
 pub struct Namespaces {

@@ -257,12 +257,15 @@ async fn names_lead_nowhere_but_where_the_caller_may_write() {
     assert!(refused.message().contains("build_namespace"), "{refused}");
 }
 
+/// Makes something wrong in a request.
+type Change = Box<dyn Fn(&mut wire::StartBuildRequest)>;
+
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table, a few lines for each row")]
 async fn what_a_request_gets_wrong_is_named() {
     let world = World::new();
     let server = world.serve().await;
     let text = |n: usize| "x".repeat(n);
-    type Change = Box<dyn Fn(&mut wire::StartBuildRequest)>;
     let wrong: Vec<(&str, Change)> = vec![
         ("files", Box::new(|r| r.files = None)),
         (
@@ -307,10 +310,8 @@ async fn what_a_request_gets_wrong_is_named() {
         (
             "contexts",
             Box::new(|r| {
-                drop(
-                    r.contexts
-                        .insert("x".to_owned(), wire::NamedContext::default()),
-                )
+                r.contexts
+                    .insert("x".to_owned(), wire::NamedContext::default());
             }),
         ),
         ("network", Box::new(|r| r.network = 99)),

@@ -1,5 +1,6 @@
 //! What a step has with `security.insecure`, and what it has not even then.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ async fn insecure_steps_have_all_capabilities_and_no_filter(rig: Arc<Rig>) {
     let all = (1_u64 << (last.trim().parse::<u32>().unwrap() + 1)) - 1;
     let mut expected = String::new();
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        expected.push_str(&format!("{set}: {all:016x}\n"));
+        writeln!(expected, "{set}: {all:016x}").unwrap();
     }
     // A filter around all of this, as in most containers, is inherited.
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -37,7 +38,7 @@ async fn insecure_steps_have_all_capabilities_and_no_filter(rig: Arc<Rig>) {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.unwrap().trim().to_owned()
     };
-    expected.push_str(&format!("NoNewPrivs: 0\nSeccomp: {}", outer("Seccomp:")));
+    write!(expected, "NoNewPrivs: 0\nSeccomp: {}", outer("Seccomp:")).unwrap();
     assert_eq!(insecure(&rig, script).go().await.text(), expected);
     let user = UserIds {
         uid: 1000,

@@ -22,7 +22,7 @@ const EVERYTHING: &str = ".";
 
 /// What is built from.
 pub(super) struct Files {
-    pub(super) files: wire::BuildFiles,
+    pub(super) from: wire::BuildFiles,
     pub(super) dockerfile_path: String,
     pub(super) dockerfile_text: String,
     pub(super) context_path: String,
@@ -50,7 +50,7 @@ impl Uploader<'_> {
     pub(super) async fn files(&mut self, input: Input, args: &[NamedArg]) -> Outcome<Files> {
         let mut files = match input {
             Input::Git(git) => Files {
-                files: repository(&git.source),
+                from: repository(&git.source),
                 dockerfile_path: git.dockerfile_path,
                 dockerfile_text: String::new(),
                 context_path: git.context_path,
@@ -62,7 +62,7 @@ impl Uploader<'_> {
                 let uploaded = upload::archive(self.client, input.start, self.limits).await?;
                 self.tell("standard input", &uploaded);
                 Files {
-                    files: uploaded_files(uploaded, upload::ARCHIVE),
+                    from: uploaded_files(uploaded, upload::ARCHIVE),
                     dockerfile_path: input.dockerfile.unwrap_or_default(),
                     dockerfile_text: String::new(),
                     context_path: EVERYTHING.to_owned(),
@@ -84,7 +84,7 @@ impl Uploader<'_> {
         };
         let path = input.path.as_ref().map(|path| path.to_string_lossy());
         Ok(Files {
-            files: uploaded_files(uploaded, ""),
+            from: uploaded_files(uploaded, ""),
             dockerfile_path,
             dockerfile_text,
             context_path: EVERYTHING.to_owned(),

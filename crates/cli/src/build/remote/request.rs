@@ -34,7 +34,7 @@ pub(super) fn request(
     let said = args.outputs.iter().find_map(|output| output.compression);
     Ok(wire::StartBuildRequest {
         request_id: String::new(),
-        files: Some(files.files),
+        files: Some(files.from),
         dockerfile_path: files.dockerfile_path,
         dockerfile_text: files.dockerfile_text,
         context_path: files.context_path,
