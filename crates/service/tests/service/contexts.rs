@@ -110,7 +110,10 @@ fn folder(path: &str) -> wire::ContextEntry {
 }
 
 /// Uploads files; returns the context and how many bytes of content were asked for.
-async fn upload(server: &Server, files: &[(String, Vec<u8>)]) -> (wire::ContextCreated, usize) {
+pub(crate) async fn upload(
+    server: &Server,
+    files: &[(String, Vec<u8>)],
+) -> (wire::ContextCreated, usize) {
     let mut talk = Talk::begin(server).await;
     let n_bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
     talk.header(files.len() as u64, n_bytes).await;

@@ -611,3 +611,55 @@ async fn a_message_larger_than_any_may_be_is_refused_and_the_service_goes_on() {
     assert!(!world.has_worker().await);
     started(&server, request()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_share_their_caches_with_no_repository_and_unnamed_ones_with_nobody() {
+    let world = World::new();
+    let server = world.serve().await;
+    let files = [("Dockerfile".to_owned(), b"FROM scratch\n".to_vec())];
+    let mut names = Vec::new();
+    for project in ["", "", "https://example.com/victim.git"] {
+        let (created, _) = crate::contexts::upload(&server, &files).await;
+        let asked = wire::StartBuildRequest {
+            files: Some(uploaded(&created.context_id)),
+            project: project.to_owned(),
+            ..request()
+        };
+        started(&server, asked).await;
+        let worker = world.worker().await;
+        let spec = worker.spec.as_ref().unwrap();
+        let engine::spec::Source::Dockerfile {
+            context: engine::spec::Context::Uploaded { name, .. },
+            ..
+        } = &spec.source
+        else {
+            panic!("{:?}", spec.source);
+        };
+        names.push(name.clone());
+        worker.die();
+    }
+    assert_ne!(names[0], names[1]);
+    assert_eq!(names[2], "project:https://example.com/victim.git");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_an_uploaded_layout_has_a_tag_or_a_digest_that_is_one() {
+    let world = World::new();
+    let server = world.serve().await;
+    for image in [
+        wire::named_layout::Image::Tag("../x".to_owned()),
+        wire::named_layout::Image::Digest("sha256:x".to_owned()),
+    ] {
+        let layout = wire::NamedLayout {
+            context_id: "a".repeat(26),
+            image: Some(image),
+        };
+        let what = wire::named_context::What::Layout(layout);
+        let asked = wire::StartBuildRequest {
+            contexts: HashMap::from([("x".to_owned(), wire::NamedContext { what: Some(what) })]),
+            ..request()
+        };
+        let refused = start(&server, asked).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+}

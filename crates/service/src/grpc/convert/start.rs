@@ -209,12 +209,22 @@ fn context(
                 return Err(refused("dockerfile_text", why));
             }
             Ok(Context::Uploaded {
+                name: project_name(&context, &beside.project),
                 context,
                 archive: path(field, &short(field, archive)?)?,
                 dockerfile_text: given(text),
-                name: beside.project,
             })
         }
+    }
+}
+
+/// Returns what the caches of uploaded files are kept under, cache mounts among them. It is never what a repository is called, and who
+/// names nothing shares with nobody: no two folders are one project because nobody named them.
+fn project_name(context_id: &str, project: &str) -> String {
+    if project.is_empty() {
+        format!("upload:{context_id}")
+    } else {
+        format!("project:{project}")
     }
 }
 
@@ -274,7 +284,10 @@ fn layout_image(
 ) -> Result<LayoutImage, Failure> {
     match image {
         None => Ok(LayoutImage::Default),
-        Some(wire::named_layout::Image::Tag(tag)) => Ok(LayoutImage::Tag(short(field, tag)?)),
+        Some(wire::named_layout::Image::Tag(tag)) if oci::reference::is_tag(&tag) => {
+            Ok(LayoutImage::Tag(tag))
+        }
+        Some(wire::named_layout::Image::Tag(_)) => Err(refused(field, "the tag is none")),
         Some(wire::named_layout::Image::Digest(digest)) => {
             let digest: Result<oci::Digest, oci::digest::DigestError> = digest.parse();
             let digest = digest.map_err(|error| Failure::field(field, &error))?;
