@@ -108,7 +108,7 @@ impl Service {
         let mut spec = self.spec_of(tenant, call)?;
         let fingerprint = fingerprint(&spec);
         let key = match &request_id {
-            Some(request_id) => format!("request {} {request_id}", tenant.as_str()),
+            Some(request_id) => key_of(tenant, request_id),
             // Nobody else has this one.
             None => format!("build {id}"),
         };
@@ -140,6 +140,12 @@ impl Service {
             Joined::Started => Ok((build, joined)),
             Joined::Joined => same_request(build, &fingerprint),
         }
+    }
+
+    /// Tells whether a request of this id was made before.
+    pub fn was_asked(&self, tenant: &Tenant, request_id: Option<&str>) -> bool {
+        let known = request_id.and_then(|id| self.builds.newest_under(&key_of(tenant, id)));
+        known.is_some()
     }
 
     /// Returns what the worker is told, without id and registries.
@@ -308,6 +314,10 @@ fn first_name(outputs: &[Output]) -> String {
     name.unwrap_or_default()
 }
 
+fn key_of(tenant: &Tenant, request_id: &str) -> String {
+    format!("request {} {request_id}", tenant.as_str())
+}
+
 /// Returns what tells two requests apart, without their secrets: of those, only which there are.
 fn fingerprint(spec: &BuildSpec) -> String {
     let source = match &spec.source {
@@ -340,7 +350,6 @@ fn fingerprint(spec: &BuildSpec) -> String {
         contexts,
         &spec.options,
         &spec.outputs,
-        &spec.limits,
         secrets,
         caches,
     );

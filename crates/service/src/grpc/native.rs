@@ -36,7 +36,9 @@ impl Kiln for Calls {
         let (contexts, tasks) = (self.inner.contexts.clone(), self.inner.tasks.clone());
         let started = async move {
             let mut leases = Vec::new();
-            for context_id in &call.uploads {
+            // What was asked before has its files, or has ended: they may be gone by now.
+            let was_asked = service.was_asked(&tenant, call.request_id.as_deref());
+            for context_id in call.uploads.iter().filter(|_| !was_asked) {
                 leases.push(contexts.lease(&tenant, context_id).await?);
             }
             let (build, joined) = service.start(&tenant, call).await?;
