@@ -14,6 +14,7 @@ use testkit::scratch::Scratch;
 use crate::command::Ended;
 use crate::reader;
 use crate::scene::{BUILD_TIMEOUT, Scene, Target};
+use crate::steps::{Agent, program};
 
 /// Somebody with a server, and a home of their own.
 struct Caller<'a> {
@@ -107,7 +108,36 @@ fn options_of_the_command_line_are_carried_out_on_the_server() {
     caller
         .build(&["--network=host", &url])
         .with(3, &["allow_host_network"]);
-    caller.build(&["--ssh=default", &url]).with(2, &["--ssh"]);
+}
+
+#[test]
+fn a_step_on_a_server_uses_the_keys_of_the_callers_agent_and_cannot_change_it() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let dockerfile = format!(
+        "FROM {base}\nCOPY root /\n\
+         RUN --mount=type=ssh,required set -e; ssh-add -l; ssh-add -L > /tmp/key.pub; \
+         ssh-add -T /tmp/key.pub && echo signed a test; ! ssh-add -D; ! ssh-add -x < /dev/null; ssh-add -l\n"
+    );
+    let mut files = vec![File::new("Dockerfile", dockerfile)];
+    for path in program("ssh-add") {
+        let content = std::fs::read(&path).unwrap();
+        files.push(File::executable(&format!("root{path}"), content));
+    }
+    let url = repository(&scene, &files);
+    let caller = Caller::of(&scene);
+    let agent = Agent::start(caller.home.path());
+    let mut command = caller.command(&["--ssh=default", "--progress=plain", &url]);
+    command.env("SSH_AUTH_SOCK", &agent.socket);
+    let said = Ended::of(finish(&mut command)).well().stderr;
+    assert!(said.contains("signed a test"), "{said}");
+    assert!(!said.contains("no longer lent"), "{said}");
+    assert_eq!(said.matches("the-comment").count(), 2, "{said}");
+    let kept = String::from_utf8(finish(agent.ssh_add().arg("-l")).stdout).unwrap();
+    assert!(kept.contains("the-comment"), "{kept}");
+    // Looked for before anything is asked of the server.
+    let nobody = ["--ssh=default=/nonexistent", &url];
+    caller.build(&nobody).with(2, &["/nonexistent"]);
 }
 
 #[test]

@@ -119,14 +119,14 @@ fn what_is_required_and_not_given_is_told_with_its_line() {
 }
 
 /// An `ssh-agent` with one key.
-struct Agent {
+pub(crate) struct Agent {
     pid: String,
-    socket: String,
+    pub(crate) socket: String,
 }
 
 impl Agent {
-    fn start(bench: &Bench) -> Self {
-        let socket = bench.path("agent").to_str().unwrap().to_owned();
+    pub(crate) fn start(folder: &Path) -> Self {
+        let socket = folder.join("agent").to_str().unwrap().to_owned();
         let mut command = clean_command("ssh-agent");
         let said = finish(command.args(["-s", "-a", &socket])).stdout;
         let said = String::from_utf8(said).unwrap();
@@ -140,7 +140,7 @@ impl Agent {
                 .to_owned(),
             socket,
         };
-        let key = bench.path("key");
+        let key = folder.join("key");
         let mut keygen = clean_command("ssh-keygen");
         finish(
             keygen
@@ -151,7 +151,7 @@ impl Agent {
         agent
     }
 
-    fn ssh_add(&self) -> Command {
+    pub(crate) fn ssh_add(&self) -> Command {
         let mut command = clean_command("ssh-add");
         command.env("SSH_AUTH_SOCK", &self.socket);
         command
@@ -166,26 +166,32 @@ impl Drop for Agent {
 
 /// Puts a program of this machine and what it is linked to into the context.
 fn add_program(bench: &Bench, name: &str) {
-    let mut find = Command::new("sh");
-    let path = finish(find.args(["-c", &format!("command -v {name}")])).stdout;
-    let path = String::from_utf8(path).unwrap().trim().to_owned();
-    let mut ldd = Command::new("ldd");
-    let libraries = String::from_utf8(finish(ldd.arg(&path)).stdout).unwrap();
-    let folder = bench.path("context/root");
-    let files = libraries
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'));
-    for file in files.chain([path.as_str()]) {
-        let to = folder.join(file.trim_start_matches('/'));
+    for file in program(name) {
+        let to = bench
+            .path("context/root")
+            .join(file.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(file, to).unwrap();
     }
 }
 
+/// Returns the paths of a program of this machine and of what it is linked to.
+pub(crate) fn program(name: &str) -> Vec<String> {
+    let mut find = Command::new("sh");
+    let path = finish(find.args(["-c", &format!("command -v {name}")])).stdout;
+    let path = String::from_utf8(path).unwrap().trim().to_owned();
+    let mut ldd = Command::new("ldd");
+    let libraries = String::from_utf8(finish(ldd.arg(&path)).stdout).unwrap();
+    let files = libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'));
+    files.chain([path.as_str()]).map(str::to_owned).collect()
+}
+
 #[test]
 fn a_step_uses_the_keys_of_an_agent_and_cannot_change_it() {
     let bench = Bench::new();
-    let agent = Agent::start(&bench);
+    let agent = Agent::start(bench.scratch.path());
     add_program(&bench, "ssh-add");
     let lines = "COPY root /\n\
         RUN --mount=type=ssh,required --mount=type=ssh,id=user,uid=1000,target=/run/agents/mine \

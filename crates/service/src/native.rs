@@ -15,7 +15,7 @@ use oci::{Digest, Reference};
 use source::git::{FetchOptions, GitAuth, GitDirectory, GitSource};
 
 use crate::access::{Rights, Tenant};
-use crate::agents::Agents;
+use crate::agents::{AgentId, Agents};
 use crate::builds::build::Build;
 use crate::builds::{Joined, Order};
 use crate::failure::{Blame, Failure};
@@ -46,6 +46,8 @@ pub struct NativeCall {
     pub compression: Option<Compression>,
     /// Secrets of steps.
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// SSH agents that the caller will lend.
+    pub agents: BTreeSet<AgentId>,
     /// What becomes of the image.
     pub outputs: Vec<Wish>,
     /// Caches of others.
@@ -96,7 +98,7 @@ impl Service {
     pub async fn start(
         &self,
         tenant: &Tenant,
-        call: NativeCall,
+        mut call: NativeCall,
     ) -> Result<(Arc<Build>, Joined), Failure> {
         let new_id = self.settings.environment.new_id;
         let id = new_id().map_err(|error| Failure::platform("cannot make a build id", error))?;
@@ -105,8 +107,9 @@ impl Service {
         // What a caller names is published as the caller, never as the service.
         keychains.publish = call.rights.additional.clone();
         let triggered_by = call.triggered_by.clone();
+        let agents = Agents::new(std::mem::take(&mut call.agents));
         let mut spec = self.spec_of(tenant, call)?;
-        let fingerprint = fingerprint(&spec);
+        let fingerprint = fingerprint(&spec, &agents);
         let key = match &request_id {
             Some(request_id) => key_of(tenant, request_id),
             // Nobody else has this one.
@@ -129,7 +132,6 @@ impl Service {
             purpose: Purpose::Named,
             request: fingerprint.clone(),
         };
-        let agents = Agents::default();
         let order = Order {
             record,
             spec,
@@ -319,7 +321,7 @@ fn key_of(tenant: &Tenant, request_id: &str) -> String {
 }
 
 /// Returns what tells two requests apart, without their secrets: of those, only which there are.
-fn fingerprint(spec: &BuildSpec) -> String {
+fn fingerprint(spec: &BuildSpec, agents: &Agents) -> String {
     let source = match &spec.source {
         Source::Dockerfile {
             context,
@@ -344,13 +346,15 @@ fn fingerprint(spec: &BuildSpec) -> String {
     });
     let contexts: BTreeMap<&String, NamedContext> = contexts.collect();
     let secrets: Vec<&String> = spec.secrets.keys().collect();
+    let agents = agents.ids();
+    let agents: Vec<&str> = agents.iter().map(AgentId::as_str).collect();
     let caches = (&spec.cache_from, &spec.cache_to);
     let all = (
         source,
         contexts,
         &spec.options,
         &spec.outputs,
-        secrets,
+        (secrets, agents),
         caches,
     );
     // Strings, numbers, lists and sorted maps: writing them down cannot fail.

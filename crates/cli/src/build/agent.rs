@@ -111,7 +111,7 @@ pub(crate) fn listen(
 }
 
 /// Asks the agent at `agent`; `None` when it is gone or talks nonsense.
-async fn ask(request: Request, agent: &Path) -> Option<Vec<u8>> {
+pub(super) async fn ask(request: Request, agent: &Path) -> Option<Vec<u8>> {
     let mut agent = UnixStream::connect(agent).await.ok()?;
     request.ask(&mut agent).await.ok()
 }

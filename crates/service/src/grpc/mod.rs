@@ -3,6 +3,7 @@
 //! Only this module and what is below it name the wire's types. A stream that a client stops reading is dropped with its
 //! connection; the build that it showed goes on, and is not known to this module any more.
 
+mod agent;
 mod convert;
 mod native;
 mod output;

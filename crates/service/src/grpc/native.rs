@@ -7,14 +7,14 @@ use api::kiln::v1::kiln_server::Kiln;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Calls, convert, output, tenant_of, upload, watch};
+use super::{Calls, agent, convert, output, tenant_of, upload, watch};
 use crate::access::Tenant;
 use crate::builds::Joined;
 use crate::builds::build::Build;
 use crate::lifecycle::not_found;
 
 impl Calls {
-    fn native_build(&self, tenant: &Tenant, id: &str) -> Result<Arc<Build>, Status> {
+    pub(super) fn native_build(&self, tenant: &Tenant, id: &str) -> Result<Arc<Build>, Status> {
         let builds = &self.service().builds;
         let found = id.parse().ok().and_then(|id| builds.find(tenant, &id));
         found.ok_or_else(|| not_found().status())
@@ -104,6 +104,17 @@ impl Kiln for Calls {
         Ok(Response::new(wire::CancelBuildResponse {
             build: Some(convert::native(&build, &build.progress())),
         }))
+    }
+
+    type ForwardAgentStream = BoxStream<'static, Result<wire::ForwardAgentResponse, Status>>;
+
+    async fn forward_agent(
+        &self,
+        request: Request<Streaming<wire::ForwardAgentRequest>>,
+    ) -> Result<Response<Self::ForwardAgentStream>, Status> {
+        let tenant = tenant_of(&request);
+        let questions = agent::forward(self, tenant, request.into_inner());
+        Ok(Response::new(questions))
     }
 
     type CreateContextStream = BoxStream<'static, Result<wire::CreateContextResponse, Status>>;

@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod agents;
 mod building;
 mod contexts;
 mod drain;

@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::harness::{Server, World, git, next, soon};
 
-fn request() -> wire::StartBuildRequest {
+pub(crate) fn request() -> wire::StartBuildRequest {
     let spec = content::workspace_initializer::Spec::Git(git());
     let initializer = content::WorkspaceInitializer { spec: Some(spec) };
     wire::StartBuildRequest {
@@ -50,7 +50,7 @@ async fn start(
     Ok(soon(client.start_build(request)).await?.into_inner())
 }
 
-async fn started(server: &Server, request: wire::StartBuildRequest) -> String {
+pub(crate) async fn started(server: &Server, request: wire::StartBuildRequest) -> String {
     let answer = start(server, request).await.unwrap();
     answer.build.unwrap().build_id
 }
@@ -362,6 +362,18 @@ async fn what_a_request_gets_wrong_is_named() {
                 r.files = Some(uploaded("a"));
                 r.dockerfile_text = "x".repeat(2 << 20);
             }),
+        ),
+        (
+            "ssh_agents",
+            Box::new(|r| r.ssh_agents = vec!["a".to_owned(), "a".to_owned()]),
+        ),
+        (
+            "ssh_agents",
+            Box::new(|r| r.ssh_agents = vec![String::new()]),
+        ),
+        (
+            "ssh_agents",
+            Box::new(|r| r.ssh_agents = (0..17).map(|n| n.to_string()).collect()),
         ),
         ("project", Box::new(|r| r.project = "p".to_owned())),
         (

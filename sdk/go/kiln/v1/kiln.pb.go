@@ -1459,6 +1459,8 @@ type StartBuildRequest struct {
 	ShmBytes uint64 `protobuf:"varint,17,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
 	// What RUN --mount=type=secret finds, by id. Never stored.
 	Secrets map[string][]byte `protobuf:"bytes,18,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Ids of agents that ForwardAgent will lend.
+	SshAgents []string `protobuf:"bytes,19,rep,name=ssh_agents,json=sshAgents,proto3" json:"ssh_agents,omitempty"`
 	// What the Dockerfile may ask for and the operator has to allow: `network.host`, `security.insecure`.
 	Entitlements []string `protobuf:"bytes,20,rep,name=entitlements,proto3" json:"entitlements,omitempty"`
 	// What becomes of the image; nothing but its digest when empty.
@@ -1637,6 +1639,13 @@ func (x *StartBuildRequest) GetShmBytes() uint64 {
 func (x *StartBuildRequest) GetSecrets() map[string][]byte {
 	if x != nil {
 		return x.Secrets
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetSshAgents() []string {
+	if x != nil {
+		return x.SshAgents
 	}
 	return nil
 }
@@ -2939,6 +2948,245 @@ func (x *DownloadOutputResponse) GetData() []byte {
 	return nil
 }
 
+type ForwardAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ForwardAgentRequest_Offer
+	//	*ForwardAgentRequest_Answer
+	Message       isForwardAgentRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardAgentRequest) Reset() {
+	*x = ForwardAgentRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardAgentRequest) ProtoMessage() {}
+
+func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardAgentRequest.ProtoReflect.Descriptor instead.
+func (*ForwardAgentRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ForwardAgentRequest) GetMessage() isForwardAgentRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ForwardAgentRequest) GetOffer() *AgentOffer {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardAgentRequest_Offer); ok {
+			return x.Offer
+		}
+	}
+	return nil
+}
+
+func (x *ForwardAgentRequest) GetAnswer() *AgentMessage {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardAgentRequest_Answer); ok {
+			return x.Answer
+		}
+	}
+	return nil
+}
+
+type isForwardAgentRequest_Message interface {
+	isForwardAgentRequest_Message()
+}
+
+type ForwardAgentRequest_Offer struct {
+	// First.
+	Offer *AgentOffer `protobuf:"bytes,1,opt,name=offer,proto3,oneof"`
+}
+
+type ForwardAgentRequest_Answer struct {
+	// The answer to a request.
+	Answer *AgentMessage `protobuf:"bytes,2,opt,name=answer,proto3,oneof"`
+}
+
+func (*ForwardAgentRequest_Offer) isForwardAgentRequest_Message() {}
+
+func (*ForwardAgentRequest_Answer) isForwardAgentRequest_Message() {}
+
+// Which agent the stream lends to which build.
+type AgentOffer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the build.
+	BuildId string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// Id of the agent, as the request of the build names it.
+	Agent         string `protobuf:"bytes,2,opt,name=agent,proto3" json:"agent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentOffer) Reset() {
+	*x = AgentOffer{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentOffer) ProtoMessage() {}
+
+func (x *AgentOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentOffer.ProtoReflect.Descriptor instead.
+func (*AgentOffer) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *AgentOffer) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+func (x *AgentOffer) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+type ForwardAgentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A request of a step.
+	Request       *AgentMessage `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardAgentResponse) Reset() {
+	*x = ForwardAgentResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardAgentResponse) ProtoMessage() {}
+
+func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardAgentResponse.ProtoReflect.Descriptor instead.
+func (*ForwardAgentResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ForwardAgentResponse) GetRequest() *AgentMessage {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+// A message of the agent protocol.
+type AgentMessage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which request it is, or answers.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// The message without its length: 256 KiB at most.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentMessage) Reset() {
+	*x = AgentMessage{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentMessage) ProtoMessage() {}
+
+func (x *AgentMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
+func (*AgentMessage) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AgentMessage) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *AgentMessage) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_kiln_v1_kiln_proto protoreflect.FileDescriptor
 
 const file_kiln_v1_kiln_proto_rawDesc = "" +
@@ -3008,7 +3256,7 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x0eContextCreated\x12\x1d\n" +
 	"\n" +
 	"context_id\x18\x01 \x01(\tR\tcontextId\x12\"\n" +
-	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\x89\r\n" +
+	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\xa8\r\n" +
 	"\x11StartBuildRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12)\n" +
@@ -3031,7 +3279,9 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"extraHosts\x12)\n" +
 	"\aulimits\x18\x10 \x03(\v2\x0f.kiln.v1.UlimitR\aulimits\x12\x1b\n" +
 	"\tshm_bytes\x18\x11 \x01(\x04R\bshmBytes\x12A\n" +
-	"\asecrets\x18\x12 \x03(\v2'.kiln.v1.StartBuildRequest.SecretsEntryR\asecrets\x12\"\n" +
+	"\asecrets\x18\x12 \x03(\v2'.kiln.v1.StartBuildRequest.SecretsEntryR\asecrets\x12\x1d\n" +
+	"\n" +
+	"ssh_agents\x18\x13 \x03(\tR\tsshAgents\x12\"\n" +
 	"\fentitlements\x18\x14 \x03(\tR\fentitlements\x12.\n" +
 	"\aoutputs\x18\x15 \x03(\v2\x14.kiln.v1.BuildOutputR\aoutputs\x12;\n" +
 	"\vcompression\x18\x16 \x01(\x0e2\x19.kiln.v1.LayerCompressionR\vcompression\x124\n" +
@@ -3133,6 +3383,19 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x06output\x18\x02 \x01(\rR\x06output\"@\n" +
 	"\x16DownloadOutputResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"~\n" +
+	"\x13ForwardAgentRequest\x12+\n" +
+	"\x05offer\x18\x01 \x01(\v2\x13.kiln.v1.AgentOfferH\x00R\x05offer\x12/\n" +
+	"\x06answer\x18\x02 \x01(\v2\x15.kiln.v1.AgentMessageH\x00R\x06answerB\t\n" +
+	"\amessage\"=\n" +
+	"\n" +
+	"AgentOffer\x12\x19\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x14\n" +
+	"\x05agent\x18\x02 \x01(\tR\x05agent\"G\n" +
+	"\x14ForwardAgentResponse\x12/\n" +
+	"\arequest\x18\x01 \x01(\v2\x15.kiln.v1.AgentMessageR\arequest\":\n" +
+	"\fAgentMessage\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data*\xf6\x01\n" +
 	"\n" +
 	"BuildPhase\x12\x1b\n" +
@@ -3163,7 +3426,7 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11EXPORT_FORMAT_OCI\x10\x01\x12\x18\n" +
 	"\x14EXPORT_FORMAT_DOCKER\x10\x02\x12\x15\n" +
-	"\x11EXPORT_FORMAT_TAR\x10\x032\x91\x04\n" +
+	"\x11EXPORT_FORMAT_TAR\x10\x032\xe2\x04\n" +
 	"\x04Kiln\x12E\n" +
 	"\n" +
 	"GetVersion\x12\x1a.kiln.v1.GetVersionRequest\x1a\x1b.kiln.v1.GetVersionResponse\x12?\n" +
@@ -3174,7 +3437,8 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"StartBuild\x12\x1a.kiln.v1.StartBuildRequest\x1a\x1b.kiln.v1.StartBuildResponse\x12G\n" +
 	"\n" +
 	"WatchBuild\x12\x1a.kiln.v1.WatchBuildRequest\x1a\x1b.kiln.v1.WatchBuildResponse0\x01\x12S\n" +
-	"\x0eDownloadOutput\x12\x1e.kiln.v1.DownloadOutputRequest\x1a\x1f.kiln.v1.DownloadOutputResponse0\x01B-\n" +
+	"\x0eDownloadOutput\x12\x1e.kiln.v1.DownloadOutputRequest\x1a\x1f.kiln.v1.DownloadOutputResponse0\x01\x12O\n" +
+	"\fForwardAgent\x12\x1c.kiln.v1.ForwardAgentRequest\x1a\x1d.kiln.v1.ForwardAgentResponse(\x010\x01B-\n" +
 	"\vdev.kiln.v1Z\x1ekiln.dev/sdk/go/kiln/v1;kilnv1b\x06proto3"
 
 var (
@@ -3190,7 +3454,7 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_kiln_v1_kiln_proto_goTypes = []any{
 	(BuildPhase)(0),                   // 0: kiln.v1.BuildPhase
 	(StepNetwork)(0),                  // 1: kiln.v1.StepNetwork
@@ -3234,14 +3498,18 @@ var file_kiln_v1_kiln_proto_goTypes = []any{
 	(*ExportedFile)(nil),              // 39: kiln.v1.ExportedFile
 	(*DownloadOutputRequest)(nil),     // 40: kiln.v1.DownloadOutputRequest
 	(*DownloadOutputResponse)(nil),    // 41: kiln.v1.DownloadOutputResponse
-	nil,                               // 42: kiln.v1.ContextEntry.XattrsEntry
-	nil,                               // 43: kiln.v1.StartBuildRequest.BuildArgsEntry
-	nil,                               // 44: kiln.v1.StartBuildRequest.LabelsEntry
-	nil,                               // 45: kiln.v1.StartBuildRequest.AnnotationsEntry
-	nil,                               // 46: kiln.v1.StartBuildRequest.ContextsEntry
-	nil,                               // 47: kiln.v1.StartBuildRequest.SecretsEntry
-	(*builder.BuildRegistryAuth)(nil), // 48: builder.BuildRegistryAuth
-	(*contentservice.WorkspaceInitializer)(nil), // 49: contentservice.WorkspaceInitializer
+	(*ForwardAgentRequest)(nil),       // 42: kiln.v1.ForwardAgentRequest
+	(*AgentOffer)(nil),                // 43: kiln.v1.AgentOffer
+	(*ForwardAgentResponse)(nil),      // 44: kiln.v1.ForwardAgentResponse
+	(*AgentMessage)(nil),              // 45: kiln.v1.AgentMessage
+	nil,                               // 46: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 47: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 48: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 49: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 50: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 51: kiln.v1.StartBuildRequest.SecretsEntry
+	(*builder.BuildRegistryAuth)(nil), // 52: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 53: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	11, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
@@ -3251,29 +3519,29 @@ var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	14, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
 	19, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
 	15, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	42, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	46, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
 	16, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
 	17, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
 	18, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
 	21, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
 	22, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
 	27, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
-	43, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
-	44, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
-	45, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
-	46, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	47, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	48, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	49, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	50, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
 	1,  // 18: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
 	32, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
 	33, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
-	47, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	51, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
 	34, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
 	2,  // 23: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
 	3,  // 24: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
-	48, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	52, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
 	24, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
 	25, // 27: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
 	26, // 28: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
-	49, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	53, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
 	28, // 30: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
 	30, // 31: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
 	31, // 32: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
@@ -3282,26 +3550,31 @@ var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	11, // 35: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
 	38, // 36: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
 	4,  // 37: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
-	29, // 38: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
-	5,  // 39: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	7,  // 40: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	9,  // 41: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	12, // 42: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	23, // 43: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
-	36, // 44: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
-	40, // 45: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
-	6,  // 46: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	8,  // 47: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	10, // 48: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	20, // 49: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	35, // 50: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
-	37, // 51: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
-	41, // 52: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
-	46, // [46:53] is the sub-list for method output_type
-	39, // [39:46] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	43, // 38: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
+	45, // 39: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
+	45, // 40: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
+	29, // 41: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	5,  // 42: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	7,  // 43: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	9,  // 44: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	12, // 45: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	23, // 46: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	36, // 47: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	40, // 48: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
+	42, // 49: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
+	6,  // 50: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	8,  // 51: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	10, // 52: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	20, // 53: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	35, // 54: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	37, // 55: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	41, // 56: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
+	44, // 57: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
+	50, // [50:58] is the sub-list for method output_type
+	42, // [42:50] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -3352,13 +3625,17 @@ func file_kiln_v1_kiln_proto_init() {
 		(*WatchBuildResponse_Event)(nil),
 		(*WatchBuildResponse_Output)(nil),
 	}
+	file_kiln_v1_kiln_proto_msgTypes[37].OneofWrappers = []any{
+		(*ForwardAgentRequest_Offer)(nil),
+		(*ForwardAgentRequest_Answer)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   43,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Kiln_StartBuild_FullMethodName     = "/kiln.v1.Kiln/StartBuild"
 	Kiln_WatchBuild_FullMethodName     = "/kiln.v1.Kiln/WatchBuild"
 	Kiln_DownloadOutput_FullMethodName = "/kiln.v1.Kiln/DownloadOutput"
+	Kiln_ForwardAgent_FullMethodName   = "/kiln.v1.Kiln/ForwardAgent"
 )
 
 // KilnClient is the client API for Kiln service.
@@ -52,6 +53,9 @@ type KilnClient interface {
 	WatchBuild(ctx context.Context, in *WatchBuildRequest, opts ...grpc.CallOption) (Kiln_WatchBuildClient, error)
 	// Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end.
 	DownloadOutput(ctx context.Context, in *DownloadOutputRequest, opts ...grpc.CallOption) (Kiln_DownloadOutputClient, error)
+	// Lends an SSH agent to a build as long as the stream lasts. The steps of the build can list keys and have something signed, and
+	// nothing else. Requests are answered in any order.
+	ForwardAgent(ctx context.Context, opts ...grpc.CallOption) (Kiln_ForwardAgentClient, error)
 }
 
 type kilnClient struct {
@@ -200,6 +204,38 @@ func (x *kilnDownloadOutputClient) Recv() (*DownloadOutputResponse, error) {
 	return m, nil
 }
 
+func (c *kilnClient) ForwardAgent(ctx context.Context, opts ...grpc.CallOption) (Kiln_ForwardAgentClient, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[3], Kiln_ForwardAgent_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &kilnForwardAgentClient{ClientStream: stream}
+	return x, nil
+}
+
+type Kiln_ForwardAgentClient interface {
+	Send(*ForwardAgentRequest) error
+	Recv() (*ForwardAgentResponse, error)
+	grpc.ClientStream
+}
+
+type kilnForwardAgentClient struct {
+	grpc.ClientStream
+}
+
+func (x *kilnForwardAgentClient) Send(m *ForwardAgentRequest) error {
+	return x.ClientStream.SendMsg(m)
+}
+
+func (x *kilnForwardAgentClient) Recv() (*ForwardAgentResponse, error) {
+	m := new(ForwardAgentResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // KilnServer is the server API for Kiln service.
 // All implementations must embed UnimplementedKilnServer
 // for forward compatibility.
@@ -222,6 +258,9 @@ type KilnServer interface {
 	WatchBuild(*WatchBuildRequest, Kiln_WatchBuildServer) error
 	// Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end.
 	DownloadOutput(*DownloadOutputRequest, Kiln_DownloadOutputServer) error
+	// Lends an SSH agent to a build as long as the stream lasts. The steps of the build can list keys and have something signed, and
+	// nothing else. Requests are answered in any order.
+	ForwardAgent(Kiln_ForwardAgentServer) error
 	mustEmbedUnimplementedKilnServer()
 }
 
@@ -252,6 +291,9 @@ func (UnimplementedKilnServer) WatchBuild(*WatchBuildRequest, Kiln_WatchBuildSer
 }
 func (UnimplementedKilnServer) DownloadOutput(*DownloadOutputRequest, Kiln_DownloadOutputServer) error {
 	return status.Errorf(codes.Unimplemented, "method DownloadOutput not implemented")
+}
+func (UnimplementedKilnServer) ForwardAgent(Kiln_ForwardAgentServer) error {
+	return status.Errorf(codes.Unimplemented, "method ForwardAgent not implemented")
 }
 func (UnimplementedKilnServer) mustEmbedUnimplementedKilnServer() {}
 func (UnimplementedKilnServer) testEmbeddedByValue()              {}
@@ -414,6 +456,32 @@ func (x *kilnDownloadOutputServer) Send(m *DownloadOutputResponse) error {
 	return x.ServerStream.SendMsg(m)
 }
 
+func _Kiln_ForwardAgent_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(KilnServer).ForwardAgent(&kilnForwardAgentServer{ServerStream: stream})
+}
+
+type Kiln_ForwardAgentServer interface {
+	Send(*ForwardAgentResponse) error
+	Recv() (*ForwardAgentRequest, error)
+	grpc.ServerStream
+}
+
+type kilnForwardAgentServer struct {
+	grpc.ServerStream
+}
+
+func (x *kilnForwardAgentServer) Send(m *ForwardAgentResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *kilnForwardAgentServer) Recv() (*ForwardAgentRequest, error) {
+	m := new(ForwardAgentRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // Kiln_ServiceDesc is the grpc.ServiceDesc for Kiln service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -454,6 +522,12 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "DownloadOutput",
 			Handler:       _Kiln_DownloadOutput_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "ForwardAgent",
+			Handler:       _Kiln_ForwardAgent_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "kiln/v1/kiln.proto",

@@ -1,5 +1,6 @@
 //! `kiln build --server`: the same build, carried out by a server. It is shown by its journal here as there.
 
+mod agents;
 mod files;
 mod request;
 mod watch;
@@ -8,6 +9,7 @@ use engine::id::BuildId;
 use engine::spec::Limits;
 
 use self::files::{Telling, Uploader};
+use super::agent;
 use super::context::{self, Input};
 use super::outputs;
 use super::{download, options, report};
@@ -26,6 +28,7 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     let outputs = outputs::decide(args, &mut options)?;
     request::refuse_unsupported(args, &outputs)?;
     let input = pinned(context::read(&args.context, args.file.as_deref())?).await?;
+    let found = agent::find(&args.steps.ssh)?;
     let mut client = client::connect(address).await?;
     let style = if args.quiet {
         Style::Quiet
@@ -51,6 +54,8 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     let started = started.map_err(client::failure)?.into_inner();
     let id = started.build.unwrap_or_default().build_id;
     let id: BuildId = id.parse().or_exit(Exit::Internal)?;
+    // As long as we watch.
+    let _lent = agents::lend(&client.kiln, &id, found);
     let showing = progress::show(style, watch::records(client.kiln.clone(), id.clone()));
     let state = tokio::select! {
         state = showing => state?,

@@ -57,6 +57,7 @@ pub(super) fn request(
         secrets: secrets
             .map(|(id, value)| (id, value.reveal().to_vec()))
             .collect(),
+        ssh_agents: args.steps.ssh.iter().map(|ssh| ssh.id.clone()).collect(),
         entitlements: entitlements(args),
         outputs: outputs.spec.iter().filter_map(output).collect(),
         compression: compression(said).into(),
@@ -81,7 +82,6 @@ pub(super) fn refuse_unsupported(args: &BuildArgs, outputs: &Outputs) -> Outcome
     let is_folder = |cache: &CacheFromArg| matches!(cache, CacheFromArg::Folder(..));
     let to_folder = |cache: &CacheTo| matches!(cache, CacheTo::Folder { .. });
     let unsupported = [
-        ("--ssh", !args.steps.ssh.is_empty()),
         (
             "--cache-from type=local",
             args.earlier.cache_from.iter().any(is_folder),

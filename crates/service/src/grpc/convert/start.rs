@@ -17,6 +17,7 @@ use source::git::FetchOptions;
 use source::initializer::Initializer;
 
 use super::{initializer, path, rights, short};
+use crate::agents::AgentId;
 use crate::failure::{Blame, Failure};
 use crate::native::{Entitlement, NativeCall, Wish};
 
@@ -30,6 +31,8 @@ const VALUE_MAX_BYTES: usize = 128 << 10;
 const SECRET_MAX_BYTES: usize = 500 << 10;
 /// Most that all secrets may have together.
 const SECRETS_MAX_BYTES: usize = 2 << 20;
+/// Most SSH agents.
+const AGENTS_MAX: usize = 16;
 /// Most outputs, and most caches.
 const OUTPUTS_MAX: usize = 32;
 /// Largest Dockerfile beside the files.
@@ -67,6 +70,7 @@ pub(crate) fn native_call(
         ulimits,
         shm_bytes,
         secrets,
+        ssh_agents,
         entitlements,
         outputs,
         compression,
@@ -131,6 +135,7 @@ pub(crate) fn native_call(
         network: network_of(network)?,
         compression: compression_of(compression)?,
         secrets: secrets_of(secrets)?,
+        agents: agents_of(ssh_agents)?,
         outputs: wishes(outputs)?,
         cache_from: caches_from(cache_from)?,
         cache_to: caches_to(cache_to)?,
@@ -401,6 +406,20 @@ fn secrets_of(secrets: HashMap<String, Vec<u8>>) -> Result<BTreeMap<String, Secr
         read.insert(id, SecretBytes::new(value));
     }
     Ok(read)
+}
+
+fn agents_of(ids: Vec<String>) -> Result<BTreeSet<AgentId>, Failure> {
+    at_most("ssh_agents", ids.len(), AGENTS_MAX)?;
+    let mut agents = BTreeSet::new();
+    for id in ids {
+        let id = id
+            .parse()
+            .map_err(|error| Failure::field("ssh_agents", &error))?;
+        if !agents.insert(id) {
+            return Err(refused("ssh_agents", "an id is given twice"));
+        }
+    }
+    Ok(agents)
 }
 
 fn wishes(outputs: Vec<wire::BuildOutput>) -> Result<Vec<Wish>, Failure> {

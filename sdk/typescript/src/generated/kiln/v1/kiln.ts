@@ -482,6 +482,8 @@ export interface StartBuildRequest {
   shmBytes: number;
   /** What RUN --mount=type=secret finds, by id. Never stored. */
   secrets: { [key: string]: Buffer };
+  /** Ids of agents that ForwardAgent will lend. */
+  sshAgents: string[];
   /** What the Dockerfile may ask for and the operator has to allow: `network.host`, `security.insecure`. */
   entitlements: string[];
   /** What becomes of the image; nothing but its digest when empty. */
@@ -702,6 +704,38 @@ export interface DownloadOutputResponse {
   /** Size of the whole file in bytes; in the first message. */
   size: number;
   /** A piece of it. */
+  data: Buffer;
+}
+
+export interface ForwardAgentRequest {
+  message?:
+    | //
+    /** First. */
+    { $case: "offer"; value: AgentOffer }
+    | //
+    /** The answer to a request. */
+    { $case: "answer"; value: AgentMessage }
+    | undefined;
+}
+
+/** Which agent the stream lends to which build. */
+export interface AgentOffer {
+  /** Id of the build. */
+  buildId: string;
+  /** Id of the agent, as the request of the build names it. */
+  agent: string;
+}
+
+export interface ForwardAgentResponse {
+  /** A request of a step. */
+  request?: AgentMessage | undefined;
+}
+
+/** A message of the agent protocol. */
+export interface AgentMessage {
+  /** Which request it is, or answers. */
+  number: number;
+  /** The message without its length: 256 KiB at most. */
   data: Buffer;
 }
 
@@ -2505,6 +2539,7 @@ function createBaseStartBuildRequest(): StartBuildRequest {
     ulimits: [],
     shmBytes: 0,
     secrets: {},
+    sshAgents: [],
     entitlements: [],
     outputs: [],
     compression: 0,
@@ -2575,6 +2610,9 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     globalThis.Object.entries(message.secrets).forEach(([key, value]: [string, Buffer]) => {
       StartBuildRequest_SecretsEntry.encode({ key: key as any, value }, writer.uint32(146).fork()).join();
     });
+    for (const v of message.sshAgents) {
+      writer.uint32(154).string(v!);
+    }
     for (const v of message.entitlements) {
       writer.uint32(162).string(v!);
     }
@@ -2781,6 +2819,14 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
             if (entry18.value !== undefined) {
               message.secrets[entry18.key] = entry18.value;
             }
+            continue;
+          }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.sshAgents.push(reader.string());
             continue;
           }
           case 20: {
@@ -3015,12 +3061,15 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
           {},
         )
         : {},
+      sshAgents: globalThis.Array.isArray(object?.sshAgents)
+        ? object.sshAgents.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.ssh_agents)
+        ? object.ssh_agents.map((e: any) => globalThis.String(e))
+        : [],
       entitlements: globalThis.Array.isArray(object?.entitlements)
         ? object.entitlements.map((e: any) => globalThis.String(e))
         : [],
-      outputs: globalThis.Array.isArray(object?.outputs)
-        ? object.outputs.map((e: any) => BuildOutput.fromJSON(e))
-        : [],
+      outputs: globalThis.Array.isArray(object?.outputs) ? object.outputs.map((e: any) => BuildOutput.fromJSON(e)) : [],
       compression: isSet(object.compression) ? layerCompressionFromJSON(object.compression) : 0,
       mediaTypes: isSet(object.mediaTypes)
         ? mediaTypesFromJSON(object.mediaTypes)
@@ -3143,6 +3192,9 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
         });
       }
     }
+    if (message.sshAgents?.length) {
+      obj.sshAgents = message.sshAgents;
+    }
     if (message.entitlements?.length) {
       obj.entitlements = message.entitlements;
     }
@@ -3244,6 +3296,7 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
       },
       {},
     );
+    message.sshAgents = object.sshAgents?.map((e) => e) || [];
     message.entitlements = object.entitlements?.map((e) => e) || [];
     message.outputs = object.outputs?.map((e) => BuildOutput.fromPartial(e)) || [];
     message.compression = object.compression ?? 0;
@@ -5453,6 +5506,350 @@ export const DownloadOutputResponse: MessageFns<DownloadOutputResponse> = {
   },
 };
 
+function createBaseForwardAgentRequest(): ForwardAgentRequest {
+  return { message: undefined };
+}
+
+export const ForwardAgentRequest: MessageFns<ForwardAgentRequest> = {
+  encode(message: ForwardAgentRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.message?.$case) {
+      case "offer":
+        AgentOffer.encode(message.message.value, writer.uint32(10).fork()).join();
+        break;
+      case "answer":
+        AgentMessage.encode(message.message.value, writer.uint32(18).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ForwardAgentRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseForwardAgentRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.message = { $case: "offer", value: AgentOffer.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.message = { $case: "answer", value: AgentMessage.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ForwardAgentRequest {
+    return {
+      message: isSet(object.offer)
+        ? { $case: "offer", value: AgentOffer.fromJSON(object.offer) }
+        : isSet(object.answer)
+        ? { $case: "answer", value: AgentMessage.fromJSON(object.answer) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: ForwardAgentRequest): unknown {
+    const obj: any = {};
+    if (message.message?.$case === "offer") {
+      obj.offer = AgentOffer.toJSON(message.message.value);
+    } else if (message.message?.$case === "answer") {
+      obj.answer = AgentMessage.toJSON(message.message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ForwardAgentRequest>, I>>(base?: I): ForwardAgentRequest {
+    return ForwardAgentRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ForwardAgentRequest>, I>>(object: I): ForwardAgentRequest {
+    const message = createBaseForwardAgentRequest();
+    switch (object.message?.$case) {
+      case "offer": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "offer", value: AgentOffer.fromPartial(object.message.value) };
+        }
+        break;
+      }
+      case "answer": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "answer", value: AgentMessage.fromPartial(object.message.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseAgentOffer(): AgentOffer {
+  return { buildId: "", agent: "" };
+}
+
+export const AgentOffer: MessageFns<AgentOffer> = {
+  encode(message: AgentOffer, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.buildId !== "") {
+      writer.uint32(10).string(message.buildId);
+    }
+    if (message.agent !== "") {
+      writer.uint32(18).string(message.agent);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentOffer {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentOffer();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.buildId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.agent = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): AgentOffer {
+    return {
+      buildId: isSet(object.buildId)
+        ? globalThis.String(object.buildId)
+        : isSet(object.build_id)
+        ? globalThis.String(object.build_id)
+        : "",
+      agent: isSet(object.agent) ? globalThis.String(object.agent) : "",
+    };
+  },
+
+  toJSON(message: AgentOffer): unknown {
+    const obj: any = {};
+    if (message.buildId !== "") {
+      obj.buildId = message.buildId;
+    }
+    if (message.agent !== "") {
+      obj.agent = message.agent;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<AgentOffer>, I>>(base?: I): AgentOffer {
+    return AgentOffer.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<AgentOffer>, I>>(object: I): AgentOffer {
+    const message = createBaseAgentOffer();
+    message.buildId = object.buildId ?? "";
+    message.agent = object.agent ?? "";
+    return message;
+  },
+};
+
+function createBaseForwardAgentResponse(): ForwardAgentResponse {
+  return { request: undefined };
+}
+
+export const ForwardAgentResponse: MessageFns<ForwardAgentResponse> = {
+  encode(message: ForwardAgentResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.request !== undefined) {
+      AgentMessage.encode(message.request, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ForwardAgentResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseForwardAgentResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.request = AgentMessage.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ForwardAgentResponse {
+    return { request: isSet(object.request) ? AgentMessage.fromJSON(object.request) : undefined };
+  },
+
+  toJSON(message: ForwardAgentResponse): unknown {
+    const obj: any = {};
+    if (message.request !== undefined) {
+      obj.request = AgentMessage.toJSON(message.request);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ForwardAgentResponse>, I>>(base?: I): ForwardAgentResponse {
+    return ForwardAgentResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ForwardAgentResponse>, I>>(object: I): ForwardAgentResponse {
+    const message = createBaseForwardAgentResponse();
+    message.request = (object.request !== undefined && object.request !== null)
+      ? AgentMessage.fromPartial(object.request)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseAgentMessage(): AgentMessage {
+  return { number: 0, data: Buffer.alloc(0) };
+}
+
+export const AgentMessage: MessageFns<AgentMessage> = {
+  encode(message: AgentMessage, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.number !== 0) {
+      writer.uint32(8).uint64(message.number);
+    }
+    if (message.data.length !== 0) {
+      writer.uint32(18).bytes(message.data);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentMessage {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentMessage();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.number = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.data = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): AgentMessage {
+    return {
+      number: isSet(object.number) ? globalThis.Number(object.number) : 0,
+      data: isSet(object.data) ? Buffer.from(bytesFromBase64(object.data)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: AgentMessage): unknown {
+    const obj: any = {};
+    if (message.number !== 0) {
+      obj.number = Math.round(message.number);
+    }
+    if (message.data.length !== 0) {
+      obj.data = base64FromBytes(message.data);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<AgentMessage>, I>>(base?: I): AgentMessage {
+    return AgentMessage.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<AgentMessage>, I>>(object: I): AgentMessage {
+    const message = createBaseAgentMessage();
+    message.number = object.number ?? 0;
+    message.data = object.data ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
 /** What the published API has no call for. */
 export type KilnService = typeof KilnService;
 export const KilnService = {
@@ -5533,6 +5930,20 @@ export const KilnService = {
       Buffer.from(DownloadOutputResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): DownloadOutputResponse => DownloadOutputResponse.decode(value),
   },
+  /**
+   * Lends an SSH agent to a build as long as the stream lasts. The steps of the build can list keys and have something signed, and
+   * nothing else. Requests are answered in any order.
+   */
+  forwardAgent: {
+    path: "/kiln.v1.Kiln/ForwardAgent" as const,
+    requestStream: true as const,
+    responseStream: true as const,
+    requestSerialize: (value: ForwardAgentRequest): Buffer => Buffer.from(ForwardAgentRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ForwardAgentRequest => ForwardAgentRequest.decode(value),
+    responseSerialize: (value: ForwardAgentResponse): Buffer =>
+      Buffer.from(ForwardAgentResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ForwardAgentResponse => ForwardAgentResponse.decode(value),
+  },
 } as const;
 
 export interface KilnServer extends UntypedServiceImplementation {
@@ -5554,6 +5965,11 @@ export interface KilnServer extends UntypedServiceImplementation {
   watchBuild: handleServerStreamingCall<WatchBuildRequest, WatchBuildResponse>;
   /** Sends a file that a build has exported. It is kept for an hour from the end of the build, and goes once it was fetched to its end. */
   downloadOutput: handleServerStreamingCall<DownloadOutputRequest, DownloadOutputResponse>;
+  /**
+   * Lends an SSH agent to a build as long as the stream lasts. The steps of the build can list keys and have something signed, and
+   * nothing else. Requests are answered in any order.
+   */
+  forwardAgent: handleBidiStreamingCall<ForwardAgentRequest, ForwardAgentResponse>;
 }
 
 export interface KilnClient extends Client {
@@ -5649,6 +6065,16 @@ export interface KilnClient extends Client {
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<DownloadOutputResponse>;
+  /**
+   * Lends an SSH agent to a build as long as the stream lasts. The steps of the build can list keys and have something signed, and
+   * nothing else. Requests are answered in any order.
+   */
+  forwardAgent(): ClientDuplexStream<ForwardAgentRequest, ForwardAgentResponse>;
+  forwardAgent(options: Partial<CallOptions>): ClientDuplexStream<ForwardAgentRequest, ForwardAgentResponse>;
+  forwardAgent(
+    metadata: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientDuplexStream<ForwardAgentRequest, ForwardAgentResponse>;
 }
 
 export const KilnClient = makeGenericClientConstructor(KilnService, "kiln.v1.Kiln") as unknown as {
