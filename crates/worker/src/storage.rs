@@ -1,6 +1,6 @@
 //! Looking after the store as whom everything in it belongs to: a process of its own that lists, or collects, and ends.
 //!
-//! It reads a [`Job`] from its standard input and writes an [`Answer`] to its standard output, both as JSON. Its standard error says why
+//! It reads a job from its standard input and writes an answer to its standard output, both as JSON. Its standard error says why
 //! there is none.
 
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! Goes through a folder once, to copy it ([`copy`]) or to list and hash it ([`list`]): a build's context into the build or to a server,
+//! Goes through a folder once, to copy it ([`copy`]) or to list and hash it ([`list`](fn@list)): a build's context into the build or to a server,
 //! an exported root filesystem out of it. What is taken, what is left out and in which order is the same for both, because one walk decides.
 //!
 //! Neither side is trusted to hold still or to be what it was: every step goes through a folder that is held open, and no symbolic

@@ -1,15 +1,15 @@
 //! What is in the store, how much it takes, and removing what has not been used for longest.
 //!
 //! Content that a repository holds stays: somebody gave it a name. Everything else is a cache, and whoever looks for it and finds it gone
-//! makes it again. What of that goes first is what was used longest ago; what goes never is described in [`crate::used`]:
+//! makes it again. What of that goes first is what was used longest ago; what goes never is described in `used`:
 //! what a living lease may have found, and what was used a moment ago. So a collection runs beside builds, pushes and pulls, and
 //! takes nothing out of anybody's hands.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`items`] | what is there |
-//! | [`weigh`] | how much a tree takes on disk |
-//! | [`remove`] | taking one thing away, unless somebody turns out to use it |
+//! | `items` | what is there |
+//! | `weigh` | how much a tree takes on disk |
+//! | `remove` | taking one thing away, unless somebody turns out to use it |
 //!
 //! Must run as whom everything belongs to: the data plane, or the host's root.
 
