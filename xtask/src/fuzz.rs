@@ -11,6 +11,17 @@ pub(crate) fn smoke(root: &Path, seconds: u32) -> anyhow::Result<()> {
         // What is found on the way goes to the first folder, which is not kept; the seeds stay as they are.
         let corpus = format!("fuzz/corpus/{target}");
         std::fs::create_dir_all(root.join(&corpus)).context("create the corpus")?;
+        let kept = root.join(format!("fuzz/kept/{target}.tar.gz"));
+        if kept.exists() {
+            let mut unpack = Command::new("tar");
+            unpack
+                .arg("-xzf")
+                .arg(&kept)
+                .arg("-C")
+                .arg(root.join(&corpus));
+            let status = unpack.status().context("run tar")?;
+            anyhow::ensure!(status.success(), "tar ended with {status}");
+        }
         for (name, content) in from_cases(root, &target)? {
             std::fs::write(root.join(&corpus).join(name), content).context("write a seed")?;
         }
