@@ -144,7 +144,9 @@ fn what_was_unused_longest_goes_first_until_it_is_little_enough() {
         min_free_bytes: Some(u64::MAX),
         ..everything()
     };
+    let recent = old_blob(&store, b"recent", HOUR / 2);
     assert_eq!(removed(&store, &until_free), names(&[&blobs[0]]));
+    assert!(store.size_of(&recent).unwrap().is_some());
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(crate) struct PruneArgs {
     /// Remove, longest unused first, until no more than so much is left
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_used_space: Option<SizeArg>,
-    /// Remove, longest unused first, until so much of the disk is free
+    /// Remove, longest unused first and nothing used within the last hour, until so much of the disk is free
     #[arg(long, value_name = "SIZE")]
     pub(crate) min_free_space: Option<SizeArg>,
     /// Show everything that was removed

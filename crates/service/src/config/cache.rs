@@ -19,7 +19,7 @@ const FREE_MAX_BYTES: u64 = 10 << 30;
 pub struct Cache {
     /// What they may take in all.
     pub max_bytes: Option<u64>,
-    /// What is to be free on the disk, if need be without a cache.
+    /// What is to be free on the disk, if need be without a cache but for what was used within the last hour.
     pub min_free_bytes: Option<u64>,
     /// How long what nobody uses is kept.
     #[serde(deserialize_with = "duration::deserialize")]

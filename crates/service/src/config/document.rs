@@ -56,7 +56,8 @@ refs = []
 [cache]
 # What they may take in all; 60 % of the disk when not given.
 #max_bytes = 107374182400
-# What is to be free on the disk, if need be without a cache; 5 % of it when not given, and 10 GiB at most.
+# What is to be free on the disk, if need be without a cache but for what was used within the last hour; 5 % of it when not given, and
+# 10 GiB at most.
 #min_free_bytes = 10737418240
 # How long what nobody uses is kept.
 unused_for = "30d"

@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 use crate::used::GRACE;
 use crate::{LockError, Store, session};
 
+/// What was used within so many seconds does not go only because the disk is full.
+const ROOM_UNUSED_S: u64 = 3600;
 /// The lock that one collection at a time holds.
 const LOCK: &str = "collect";
 
@@ -116,7 +118,7 @@ pub struct Policy {
     pub unused_for: Option<Duration>,
     /// So much may stay of what could go, and what is in use counts.
     pub max_bytes: Option<u64>,
-    /// So much of the disk is to be free.
+    /// So much of the disk is to be free, as far as that can be had without what was used within the last hour.
     pub min_free_bytes: Option<u64>,
 }
 
@@ -246,9 +248,11 @@ impl Goal<'_> {
         let is_old = |unused_for: Duration| age_s >= unused_for.as_secs();
         let is_too_much = |max_bytes| left_bytes > max_bytes;
         let is_too_full = |min_free_bytes| self.free_bytes + self.freed_bytes < min_free_bytes;
+        // A disk that is full for other reasons must not cost every build what the one before has just left.
+        let makes_room = age_s >= ROOM_UNUSED_S;
         self.policy.unused_for.is_some_and(is_old)
             || self.policy.max_bytes.is_some_and(is_too_much)
-            || self.policy.min_free_bytes.is_some_and(is_too_full)
+            || (makes_room && self.policy.min_free_bytes.is_some_and(is_too_full))
     }
 }
 
