@@ -64,7 +64,7 @@ pub(super) fn request(
         media_types: media_types(options.media_types).into(),
         source_date_epoch: options.source_date_epoch,
         timeout_s: 0,
-        auth: Some(auth(outputs, &args.contexts)?),
+        auth: Some(auth(outputs, &args.earlier.cache_from, &args.contexts)?),
         triggered_by: "kiln build".to_owned(),
         project: files.project,
         cache_from: args
@@ -194,12 +194,16 @@ fn cache_to(cache: &CacheTo) -> Option<wire::CacheTarget> {
 }
 
 /// Returns the credentials that go with the request: the user's own, for the hosts that the command line names and no others.
-fn auth(outputs: &Outputs, contexts: &[NamedArg]) -> Outcome<BuildRegistryAuth> {
+fn auth(
+    outputs: &Outputs,
+    caches: &[CacheFromArg],
+    contexts: &[NamedArg],
+) -> Outcome<BuildRegistryAuth> {
     let published = outputs.spec.iter().filter_map(|output| match output {
         Output::Publish { reference } => Some(reference.host()),
         _ => None,
     });
-    let cached = outputs.caches.iter().filter_map(|cache| match cache {
+    let written = outputs.caches.iter().filter_map(|cache| match cache {
         CacheTo::Registry { reference, .. } => Some(reference.host()),
         CacheTo::Folder { .. } | CacheTo::Inline => None,
     });
@@ -207,7 +211,12 @@ fn auth(outputs: &Outputs, contexts: &[NamedArg]) -> Outcome<BuildRegistryAuth> 
         NamedWhat::Image(reference) => Some(reference.host()),
         _ => None,
     });
-    let hosts: Vec<&str> = published.chain(cached).chain(images).collect();
+    let read = caches.iter().filter_map(|cache| match cache {
+        CacheFromArg::Registry(reference) => Some(reference.host()),
+        CacheFromArg::Folder(..) => None,
+    });
+    let named = published.chain(written).chain(read).chain(images);
+    let hosts: Vec<&str> = named.collect();
     let keychain = place::keychain()?.only(&hosts);
     let total = BuildRegistryAuthTotal { allow_all: true };
     Ok(BuildRegistryAuth {
