@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use oci::digest::Algorithm;
 use oci::{Digest, Hasher};
@@ -333,6 +334,8 @@ impl Store {
     fn link(&self, file: &File, place: &Place<'_>, digest: &Digest) -> io::Result<()> {
         let blobs = self.blobs(digest)?;
         let size_bytes = file.metadata()?.len();
+        // Making it durable may have taken so long that a collector would find it unused.
+        file.set_modified(SystemTime::now())?;
         for _ in 0..PUBLISH_ATTEMPTS_MAX {
             let linked = match place {
                 Place::Unnamed => blobs.link_unnamed(file, digest.hex())?,

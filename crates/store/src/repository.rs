@@ -106,20 +106,29 @@ impl Store {
     /// Lets a repository read a blob that the store has.
     pub fn link_blob(&self, repository: &str, digest: &Digest) -> Result<(), RepositoryError> {
         check_repository(repository)?;
-        let there = self
+        self.find_for(repository, digest)?;
+        self.hold(repository, "_blobs", digest)
+    }
+
+    /// Links a blob, which is then never collected. A collection that had not seen the link may have taken the blob meanwhile: whoever still
+    /// finds it after the link is there keeps it.
+    fn hold(&self, repository: &str, kind: &str, digest: &Digest) -> Result<(), RepositoryError> {
+        let folder = links(repository, kind, digest);
+        self.change(repository, |root| add_link(root, &folder, digest.hex()))?;
+        // When it is gone the link stays: somebody who brings the blob again may have found the link there, and relies on it.
+        self.find_for(repository, digest)
+    }
+
+    fn find_for(&self, repository: &str, digest: &Digest) -> Result<(), RepositoryError> {
+        let size = self
             .size_of(digest)
             .map_err(|source| RepositoryError::Read {
                 repository: repository.to_owned(),
                 source,
             })?;
-        if there.is_none() {
-            return Err(RepositoryError::Missing {
-                repository: repository.to_owned(),
-                digest: digest.clone(),
-            });
-        }
-        self.change(repository, |root| {
-            add_link(root, &links(repository, "_blobs", digest), digest.hex())
+        size.map(drop).ok_or_else(|| RepositoryError::Missing {
+            repository: repository.to_owned(),
+            digest: digest.clone(),
         })
     }
 
@@ -179,18 +188,13 @@ impl Store {
                 source,
             })?;
         let _lock = self.lock_repository(repository)?;
-        self.change(repository, |root| {
-            add_link(
-                root,
-                &links(repository, "_manifests", &digest),
-                digest.hex(),
-            )?;
-            let Some(tag) = tag else {
-                return Ok(());
-            };
-            let tags = root.make(&folder(repository, "_tags"))?;
-            self.write_whole(&tags, tag, digest.to_string().as_bytes())
-        })?;
+        self.hold(repository, "_manifests", &digest)?;
+        if let Some(tag) = tag {
+            self.change(repository, |root| {
+                let tags = root.make(&folder(repository, "_tags"))?;
+                self.write_whole(&tags, tag, digest.to_string().as_bytes())
+            })?;
+        }
         Ok(digest)
     }
 

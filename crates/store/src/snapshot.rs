@@ -87,12 +87,12 @@ impl Store {
             };
             Ok::<_, io::Error>(stat.as_ref().is_some_and(is_dir))
         };
-        if is_there()? {
-            // Before the look that counts: a collector looks for the note after it has taken a snapshot away.
-            self.note_snapshot(name)?;
-            if is_there()? {
-                return Ok(true);
-            }
+        if !is_there()? {
+            return Ok(false);
+        }
+        let note = self.root().sub(USED)?.stat(name)?;
+        if note.as_ref().is_some_and(used::is_noted) {
+            return Ok(true);
         }
         let _settled = self.settled()?;
         let found = is_there()?;
@@ -104,11 +104,7 @@ impl Store {
 
     fn note_snapshot(&self, name: &str) -> io::Result<()> {
         let notes = self.root().sub(USED)?;
-        let is_done = match notes.stat(name)? {
-            Some(stat) => used::note_use(&notes, name, &stat)?,
-            None => false,
-        };
-        if !is_done {
+        if !notes.touch(name)? {
             notes.open_or_create(name)?;
         }
         Ok(())

@@ -66,25 +66,20 @@ impl Store {
 
     /// Looks for `name` in `dir` and notes its use.
     pub(crate) fn look_for(&self, dir: &Dir, name: &str) -> io::Result<Option<Stat>> {
-        if let Some(stat) = dir.stat(name)?
-            && note_use(dir, name, &stat)?
-        {
+        let Some(stat) = dir.stat(name)? else {
+            return Ok(None);
+        };
+        if is_noted(&stat) {
             return Ok(Some(stat));
         }
         let _settled = self.settled()?;
-        match dir.stat(name)? {
-            Some(stat) if note_use(dir, name, &stat)? => Ok(Some(stat)),
-            _ => Ok(None),
-        }
+        Ok(dir.touch(name)?.then_some(stat))
     }
 }
 
-/// Notes that the file `name`, which is `stat`, is used; false when it is gone.
-pub(crate) fn note_use(dir: &Dir, name: &str, stat: &Stat) -> io::Result<bool> {
-    if modified(stat) + NOTED_FOR > SystemTime::now() {
-        return Ok(true);
-    }
-    dir.touch(name)
+/// Tells whether a use was noted a moment ago, so that no collector takes the thing soon.
+pub(crate) fn is_noted(note: &Stat) -> bool {
+    modified(note) + NOTED_FOR > SystemTime::now()
 }
 
 /// Returns when a file was last modified.

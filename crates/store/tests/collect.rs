@@ -251,6 +251,8 @@ fn what_was_found_is_there_whatever_a_collector_does_meanwhile() {
             }
             n_gone
         });
+        // A failed assertion ends the collector too, or the test would never say what failed.
+        let end = EndsAtDrop(&is_over);
         let mut n_found = 0;
         for round in 0..400_u32 {
             let content = round.to_be_bytes();
@@ -267,9 +269,17 @@ fn what_was_found_is_there_whatever_a_collector_does_meanwhile() {
                 assert_eq!(fs::read_to_string(file).unwrap(), round.to_string());
             }
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(end);
         assert!(n_found > 0);
         collector.join().unwrap()
     });
     assert!(n_gone > 0);
+}
+
+struct EndsAtDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndsAtDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

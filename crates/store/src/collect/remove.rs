@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::time::SystemTime;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Stat};
 
 use super::items::size_note;
 use super::{Item, Kind};
@@ -39,16 +39,12 @@ impl Store {
         let (session, trash) = (self.session().dir(), self.session().new_name());
         {
             let _alone = self.gate_alone()?;
-            if !taken(dir.rename_new(name, session, &trash))? {
-                return Ok(false);
-            }
-            // Whoever has found it before it was taken away has noted that on the file itself.
-            let stat = session.stat(&trash)?;
-            if stat.is_some_and(|stat| modified(&stat) >= since) {
-                give_back(session, &trash, dir, name)?;
+            // Whoever has found it since it was listed has noted that on the file itself.
+            if is_used(dir.stat(name)?, since) || !taken(dir.rename_new(name, session, &trash))? {
                 return Ok(false);
             }
         }
+        // Gone for everybody; giving back the room of a large one takes longer than anybody should wait for.
         session.unlink(&trash)
     }
 
@@ -58,12 +54,9 @@ impl Store {
         let notes = self.root().sub(USED)?;
         {
             let _alone = self.gate_alone()?;
-            if !taken(snapshots.rename_new(name, session, &trash))? {
-                return Ok(false);
-            }
-            let note = notes.stat(name)?;
-            if note.is_none_or(|note| modified(&note) >= since) {
-                give_back(session, &trash, &snapshots, name)?;
+            if is_used(notes.stat(name)?, since)
+                || !taken(snapshots.rename_new(name, session, &trash))?
+            {
                 return Ok(false);
             }
             for note in [name, &size_note(name)] {
@@ -105,9 +98,9 @@ impl Store {
     }
 }
 
-/// Puts back what turned out to be used. What has come into its place meanwhile is as good, and ours goes with the session.
-fn give_back(session: &Dir, trash: &str, dir: &Dir, name: &str) -> io::Result<()> {
-    session.rename_new(trash, dir, name).map(|_| ())
+/// Tells whether what carries the note was used; what carries none is as good as used.
+fn is_used(note: Option<Stat>, since: SystemTime) -> bool {
+    note.is_none_or(|note| modified(&note) >= since)
 }
 
 /// A thing that is gone already is not taken.
