@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
-use testkit::docker_registry::docker_config;
+use testkit::docker_registry::{DockerRegistry, docker_config};
 use testkit::git_server::File;
 use testkit::kiln::binary;
 use testkit::process::{clean_command, finish, run};
@@ -412,4 +412,95 @@ fn what_a_build_on_a_server_exports_arrives_where_it_belongs() {
         let left = std::fs::read_dir(output).map_or(0, Iterator::count);
         assert_eq!(left, 0);
     }
+}
+
+#[test]
+fn a_cache_in_a_folder_travels_to_a_server_and_from_one() {
+    let scene = Scene::start(Target::Embedded);
+    let caller = Caller::of(&scene);
+    let base = scene.busybox();
+    let config = scene.registry.docker_config();
+    caller.home.write(".docker/config.json", config);
+    let made = |n| {
+        let made = format!("FROM {base} AS first\nRUN head -c {n} /dev/urandom > /made\n");
+        let dockerfile = format!("{made}FROM scratch\nCOPY --from=first /made /\n");
+        caller.home.write("app/Dockerfile", dockerfile);
+    };
+    let ended = |mut command: Command, arguments: &[&str]| {
+        command
+            .current_dir(caller.home.path())
+            .args(["--progress=plain", "--metadata-file=metadata.json"])
+            .args(arguments)
+            .arg("app");
+        let said = Ended::of(finish(&mut command)).well().stderr;
+        let metadata = caller.metadata();
+        let digest = metadata["containerimage.digest"].clone();
+        (said, digest, metadata["kiln.steps.run"].clone())
+    };
+    let there = |arguments: &[&str]| ended(caller.command(&[]), arguments);
+    let here = |arguments: &[&str]| {
+        let mut command = clean_command(binary());
+        command
+            .env("HOME", caller.home.path())
+            .env("DOCKER_CONFIG", caller.home.join(".docker"))
+            .env("KILN_STATE", caller.home.join("state"))
+            .arg("build");
+        ended(command, arguments)
+    };
+    let from = "--cache-from=type=local,src=cache";
+    let to = "--cache-to=type=local,dest=cache,mode=max";
+    // With another file that is fetched: they are told apart by their number.
+    let root = "--output=type=tar,dest=root.tar";
+    made(10_000);
+    let (said, digest, n_run) = there(&[from, to, root]);
+    assert!(said.contains("there is no cache in cache"), "{said}");
+    assert_eq!(n_run, 2);
+    let (said, again, n_run) = here(&[from]);
+    assert_eq!((again, n_run), (digest, Value::from(0)), "{said}");
+
+    made(20_000);
+    std::fs::remove_dir_all(caller.home.join("cache")).unwrap();
+    let (_, digest, _) = here(&[to]);
+    let (said, again, n_run) = there(&[from]);
+    assert_eq!((again, n_run), (digest, Value::from(0)), "{said}");
+
+    // What a server finds unusable is told, and the build goes on without.
+    std::fs::write(caller.home.join("cache/index.json"), "{}").unwrap();
+    let (said, _, n_run) = there(&[from, "--no-cache"]);
+    assert!(said.contains("cache of the caller is not used"), "{said}");
+    assert_eq!(n_run, 2);
+}
+
+#[test]
+fn caches_in_registries_are_written_and_read_as_the_caller() {
+    let scene = Scene::start(Target::Embedded);
+    let theirs = DockerRegistry::with_basic_auth("them", "their own");
+    let caller = Caller::of(&scene);
+    let dockerfile = format!("FROM {}\nRUN true\n", scene.busybox());
+    let url = repository(&scene, &[File::new("Dockerfile", dockerfile)]);
+    let name = format!("{}/cache:1", theirs.host());
+    let from = ["--cache-from", &name, "--progress=plain", &url];
+    let said = caller.build(&from).well().stderr;
+    assert!(said.contains("401 Unauthorized"), "{said}");
+    caller
+        .home
+        .write(".docker/config.json", theirs.docker_config());
+    caller.build(&["--cache-to", &name, &url]).well();
+    let said = caller.build(&from).well().stderr;
+    assert!(said.contains("1 steps"), "{said}");
+}
+
+#[test]
+fn a_dockerfile_is_checked_without_asking_the_server_that_would_build_it() {
+    let home = Scratch::new();
+    home.write("app/Dockerfile", "FROM scratch\nMAINTAINER me\n");
+    let mut command = clean_command(binary());
+    command
+        .current_dir(home.path())
+        .env("HOME", home.path())
+        .args(["build", "--check", "--server", "127.0.0.1:1", "app"]);
+    let checked = Ended::of(finish(&mut command));
+    assert_eq!(checked.code, Some(1), "{}", checked.stderr);
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert!(said.contains("MaintainerDeprecated"), "{said}");
 }

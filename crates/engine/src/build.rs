@@ -28,7 +28,7 @@ use crate::resolve::{self, Resolved};
 use crate::sandbox::Sandbox;
 use crate::share::table::{Learning, Table};
 use crate::spec::{
-    BuildSpec, CacheMountScope, CacheTo, Context, LayoutImage, NamedContext, Source,
+    BuildSpec, CacheFrom, CacheMountScope, CacheTo, Context, LayoutImage, NamedContext, Source,
 };
 use crate::{publish, share};
 
@@ -143,6 +143,27 @@ async fn layouts(spec: &BuildSpec, rig: &Rig) -> Result<Layouts, Failure> {
     Ok(layouts)
 }
 
+/// Puts uploaded caches together. One that cannot be is no reason for a build to fail.
+async fn uploaded_caches(spec: &BuildSpec, rig: &Rig) -> share::read::Uploads {
+    let shelf = Shelf {
+        store: rig.store.clone(),
+        tenant: spec.tenant.clone(),
+    };
+    let mut uploads = share::read::Uploads::new();
+    for (index, from) in spec.cache_from.iter().enumerate() {
+        let CacheFrom::Uploaded { context, .. } = from else {
+            continue;
+        };
+        if uploads.contains_key(context) {
+            continue;
+        }
+        let into = work_folder(&rig.folder).join(format!("cache-{index}"));
+        let path = shelf.put_together(context, into, &rig.cancel).await;
+        uploads.insert(context.clone(), path.map_err(|failure| failure.message));
+    }
+    uploads
+}
+
 async fn build_dockerfile(
     spec: &BuildSpec,
     rig: &Rig,
@@ -157,9 +178,11 @@ async fn build_dockerfile(
         context::load(spec, context, places, recorder, work).await?
     };
     let platform = &spec.options.platform;
+    let uploads = uploaded_caches(spec, rig).await;
+    let from = (&spec.cache_from[..], &uploads);
     let (resolved, imported) = tokio::join!(
         resolve::resolve(&workspace, spec, library, recorder),
-        share::read::read_all(&spec.cache_from, platform, &library.pull, recorder),
+        share::read::read_all(from, platform, &library.pull, recorder),
     );
     let resolved = resolved?;
     let learning = if spec.cache_to.is_empty() {

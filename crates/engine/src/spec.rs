@@ -111,7 +111,7 @@ impl BuildSpec {
         paths.extend(self.ssh.values_mut());
         paths.extend(self.cache_from.iter_mut().filter_map(|from| match from {
             CacheFrom::Folder { path, .. } => Some(path),
-            CacheFrom::Registry { .. } => None,
+            CacheFrom::Registry { .. } | CacheFrom::Uploaded { .. } => None,
         }));
         paths
     }

@@ -1,6 +1,6 @@
 //! `kiln build --check` and `--call`: what can be told of a Dockerfile without building it.
 //!
-//! Nothing is built and no worker starts. Base images are looked up for the variables and triggers that they bring, in OCI layouts and
+//! Nothing is built and no worker starts, here or on a server: what is told is told by the files, and they are here. Base images are looked up for the variables and triggers that they bring, in OCI layouts and
 //! among the images that were kept here too; where one cannot be, everything else is still told.
 
 use std::collections::BTreeMap;
@@ -34,10 +34,6 @@ const ROUNDS_MAX: usize = 8;
 
 /// Answers `call`.
 pub(crate) async fn run(args: &BuildArgs, call: Call) -> Outcome {
-    if args.server.server.is_some() {
-        let text = "--check and --call are answered here: they take no --server";
-        return Err(Failure::text(Exit::Usage, text));
-    }
     let input = context::read(&args.context, args.file.as_deref())?;
     let Looked { source, ignore } = look::look(args, input).await?;
     let (file, mut found) = dockerfile::parse(source.text.as_bytes());
@@ -175,10 +171,11 @@ struct Library {
     layouts: BTreeMap<String, (PathBuf, LayoutImage)>,
 }
 
-/// Returns the store, if there is one that this user may read.
+/// Returns the store, if there is one that this user may read, and it is the one that the build would use.
 fn kept(args: &BuildArgs, found: &Found) -> Option<Store> {
     let folder = found.state.join(worker::folder::STORE);
-    if args.earlier.pull || !folder.is_dir() {
+    let is_elsewhere = args.server.server.is_some();
+    if is_elsewhere || args.earlier.pull || !folder.is_dir() {
         return None;
     }
     Store::open(&folder, None).ok()

@@ -71,10 +71,7 @@ pub(crate) fn caches(
             CacheFromArg::Registry(reference) => caches.push(CacheFrom::Registry {
                 reference: reference.clone(),
             }),
-            CacheFromArg::Folder(path, _) if !path.is_dir() => {
-                let text = format!("warning: there is no cache in {}.", path.display());
-                terminal::say(&text);
-            }
+            CacheFromArg::Folder(path, _) if !is_there(path) => {}
             CacheFromArg::Folder(path, image) => {
                 let into = scratch.join(format!("{CACHE_PREFIX}{index}"));
                 caches.push(CacheFrom::Folder {
@@ -85,6 +82,18 @@ pub(crate) fn caches(
         }
     }
     Ok(caches)
+}
+
+/// Tells whether there is a cache in a folder, and tells the user if not.
+pub(crate) fn is_there(path: &Path) -> bool {
+    let found = path.is_dir();
+    if !found {
+        terminal::say(&format!(
+            "warning: there is no cache in {}.",
+            path.display()
+        ));
+    }
+    found
 }
 
 /// Returns the folder that `path` names, all links resolved.

@@ -168,12 +168,20 @@ impl Outputs {
         })
     }
 
-    /// Returns what is exported: which output it is, in which form, and where to.
+    /// Returns what a server exports: which output of the request it is, in which form, and where to. Caches come after everything else.
     pub(crate) fn exports(&self) -> impl Iterator<Item = (u32, ExportFormat, &Dest)> {
-        self.exports.iter().filter_map(|export| {
-            let is_it = |output: &Output| matches!(output, Output::Export { name, .. } if *name == export.name);
-            let index = self.spec.iter().position(is_it)?;
-            Some((u32::try_from(index).ok()?, export.format, &export.dest))
+        let files = self.spec.iter().map(|output| match output {
+            Output::Export { name, .. } => Some(name),
+            Output::Publish { .. } | Output::Keep { .. } | Output::Subassembly { .. } => None,
+        });
+        let caches = self.caches.iter().filter_map(|cache| match cache {
+            CacheTo::Folder { name, .. } | CacheTo::Archive { name, .. } => Some(Some(name)),
+            CacheTo::Registry { .. } | CacheTo::Inline => None,
+        });
+        (0..).zip(files.chain(caches)).filter_map(|(index, name)| {
+            let name = name?;
+            let export = self.exports.iter().find(|export| export.name == *name)?;
+            Some((index, export.format, &export.dest))
         })
     }
 

@@ -18,7 +18,7 @@ use crate::event::{Event, Failure};
 use crate::execute::depot::Depot;
 use crate::failure::platform;
 use crate::recorder::Recorder;
-use crate::spec::Output;
+use crate::spec::{ExportFormat, Output};
 use crate::subassembly;
 
 /// Kind of the records that say which images were kept under a name.
@@ -142,6 +142,15 @@ pub(crate) async fn cache_to_folder(
     name: &str,
 ) -> Result<(), Failure> {
     export::to_folder(publisher, cache, name).await
+}
+
+/// The same as a tar archive.
+pub(crate) async fn cache_to_archive(
+    publisher: &Publisher,
+    cache: &Image,
+    name: &str,
+) -> Result<(), Failure> {
+    export::export(publisher, cache, ExportFormat::Oci, (name, &[])).await
 }
 
 /// Returns the names of exported files, below the build's output folder.

@@ -42,6 +42,13 @@ pub enum CacheFrom {
         /// Which of its manifests.
         image: LayoutImage,
     },
+    /// In an OCI layout that was uploaded.
+    Uploaded {
+        /// Id of the uploaded context that it is.
+        context: String,
+        /// Which of its manifests.
+        image: LayoutImage,
+    },
 }
 
 /// A cache that is written.
@@ -59,6 +66,13 @@ pub enum CacheTo {
     },
     /// As an OCI layout below the build's output folder.
     Folder {
+        /// Name below the output folder; one path component.
+        name: String,
+        /// What of the build.
+        steps: CachedSteps,
+    },
+    /// The same as a tar archive.
+    Archive {
         /// Name below the output folder; one path component.
         name: String,
         /// What of the build.

@@ -1,6 +1,7 @@
 //! Reads shared caches: before the first step, all at once, for a limited time.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -21,9 +22,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How deep indexes may nest.
 const DEPTH_MAX: usize = 4;
 
+/// Where uploaded layouts were put together, by their ids, or why they were not.
+pub(crate) type Uploads = BTreeMap<String, Result<PathBuf, String>>;
+
 /// Reads every cache that can be read; what cannot is a warning.
 pub(crate) async fn read_all(
-    from: &[CacheFrom],
+    (from, uploads): (&[CacheFrom], &Uploads),
     platform: &Platform,
     client: &Client,
     recorder: &Recorder,
@@ -35,6 +39,11 @@ pub(crate) async fn read_all(
             match from {
                 CacheFrom::Registry { reference } => of_registry(reference, platform, client).await,
                 CacheFrom::Folder { path, image } => of_folder(path, image, platform).await,
+                CacheFrom::Uploaded { context, image } => {
+                    let path = uploads.get(context).cloned();
+                    let path = path.ok_or_else(|| "its upload is gone".to_owned())?;
+                    of_folder(&path?, image, platform).await
+                }
             }
         };
         let read = tokio::time::timeout(READ_TIMEOUT, read).await;
@@ -65,6 +74,7 @@ fn name_of(from: &CacheFrom) -> String {
             let name = path.file_name().unwrap_or(path.as_os_str());
             name.to_string_lossy().into_owned()
         }
+        CacheFrom::Uploaded { .. } => "of the caller".to_owned(),
     }
 }
 

@@ -28,7 +28,9 @@ pub(crate) async fn write_all(
             CacheTo::Registry {
                 reference, steps, ..
             } => (reference.familiar(), *steps),
-            CacheTo::Folder { name, steps } => (name.clone(), *steps),
+            CacheTo::Folder { name, steps } | CacheTo::Archive { name, steps } => {
+                (name.clone(), *steps)
+            }
             CacheTo::Inline => continue,
         };
         let step = recorder.begin(&format!("[internal] write cache {name}"), None);
@@ -40,6 +42,9 @@ pub(crate) async fn write_all(
                 }
                 CacheTo::Folder { name, .. } => {
                     publish::cache_to_folder(publisher, &image, name).await
+                }
+                CacheTo::Archive { name, .. } => {
+                    publish::cache_to_archive(publisher, &image, name).await
                 }
                 CacheTo::Inline => Ok(()),
             }

@@ -1,6 +1,7 @@
 //! The journal of a build, record by record. Pulled by its client, like every stream: nothing is queued, nothing is spawned.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::kiln::v1 as wire;
 use engine::event::Event;
@@ -15,10 +16,13 @@ use crate::builds::build::Build;
 use crate::builds::log::folder_or_end;
 use crate::failure::Failure;
 
+/// How long the end of a build is kept back until the service knows it: a moment, unless something is wrong with the journal.
+const END_KNOWN_WITHIN: Duration = Duration::from_secs(10);
+
 enum Watching {
     /// Nothing was read yet; so many records are to be left out.
     Beginning(Arc<Build>, u64),
-    Reading(Follower),
+    Reading(Arc<Build>, Follower),
     Ended,
 }
 
@@ -48,9 +52,9 @@ pub(super) fn records(
 }
 
 async fn next(watching: Watching) -> Result<Option<(Record, Watching)>, JournalError> {
-    let mut follower = match watching {
+    let (build, mut follower) = match watching {
         Watching::Ended => return Ok(None),
-        Watching::Reading(follower) => follower,
+        Watching::Reading(build, follower) => (build, follower),
         Watching::Beginning(build, skip) => match folder_or_end(&build).await {
             Ok(folder) => {
                 let mut follower = Follower::open(&folder)?;
@@ -60,7 +64,7 @@ async fn next(watching: Watching) -> Result<Option<(Record, Watching)>, JournalE
                     }
                     tokio::task::yield_now().await;
                 }
-                follower
+                (build, follower)
             }
             // It ended before anybody had begun to carry it out: its end is all there is.
             Err(end) if skip == 0 => {
@@ -73,7 +77,13 @@ async fn next(watching: Watching) -> Result<Option<(Record, Watching)>, JournalE
         },
     };
     let record = follower.next().await?;
-    Ok(record.map(|record| (record, Watching::Reading(follower))))
+    if let Some(Body::Event(event)) = record.as_ref().map(|record| &record.body)
+        && event.is_terminal()
+    {
+        // Who was told the end asks for what the build has made: whoever else reads the journal for the service has to know it too by then.
+        let _late = tokio::time::timeout(END_KNOWN_WITHIN, build.ended()).await;
+    }
+    Ok(record.map(|record| (record, Watching::Reading(build, follower))))
 }
 
 fn unreadable(error: JournalError) -> Status {

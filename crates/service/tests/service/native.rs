@@ -385,6 +385,26 @@ async fn what_a_request_gets_wrong_is_named() {
             Box::new(|r| r.cache_to = vec![wire::CacheTarget::default()]),
         ),
         (
+            "cache_from_layouts",
+            Box::new(|r| r.cache_from_layouts = vec![wire::NamedLayout::default()]),
+        ),
+        (
+            "cache_from_layouts",
+            Box::new(|r| {
+                let image = Some(wire::named_layout::Image::Digest("md5:1".to_owned()));
+                let context_id = "a".to_owned();
+                r.cache_from_layouts = vec![wire::NamedLayout { context_id, image }];
+            }),
+        ),
+        (
+            "cache_from_layouts",
+            Box::new(|r| {
+                let context_id = "a".to_owned();
+                let image = None;
+                r.cache_from_layouts = vec![wire::NamedLayout { context_id, image }; 33];
+            }),
+        ),
+        (
             "auth.additional",
             Box::new(|r| {
                 r.auth = Some(api::builder::BuildRegistryAuth {

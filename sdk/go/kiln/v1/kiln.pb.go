@@ -1482,9 +1482,11 @@ type StartBuildRequest struct {
 	// Caches of other machines to read: names in registries.
 	CacheFrom []string `protobuf:"bytes,29,rep,name=cache_from,json=cacheFrom,proto3" json:"cache_from,omitempty"`
 	// Caches to write for other machines.
-	CacheTo       []*CacheTarget `protobuf:"bytes,30,rep,name=cache_to,json=cacheTo,proto3" json:"cache_to,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CacheTo []*CacheTarget `protobuf:"bytes,30,rep,name=cache_to,json=cacheTo,proto3" json:"cache_to,omitempty"`
+	// Caches of other machines to read: uploaded OCI layouts. One that cannot be read is a warning in the events.
+	CacheFromLayouts []*NamedLayout `protobuf:"bytes,31,rep,name=cache_from_layouts,json=cacheFromLayouts,proto3" json:"cache_from_layouts,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StartBuildRequest) Reset() {
@@ -1723,6 +1725,13 @@ func (x *StartBuildRequest) GetCacheFrom() []string {
 func (x *StartBuildRequest) GetCacheTo() []*CacheTarget {
 	if x != nil {
 		return x.CacheTo
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetCacheFromLayouts() []*NamedLayout {
+	if x != nil {
+		return x.CacheFromLayouts
 	}
 	return nil
 }
@@ -2427,6 +2436,7 @@ type BuildOutput struct {
 	//	*BuildOutput_Publish
 	//	*BuildOutput_Keep
 	//	*BuildOutput_Export
+	//	*BuildOutput_Cache
 	Kind          isBuildOutput_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2496,6 +2506,15 @@ func (x *BuildOutput) GetExport() *ExportedFile {
 	return nil
 }
 
+func (x *BuildOutput) GetCache() *ExportedCache {
+	if x != nil {
+		if x, ok := x.Kind.(*BuildOutput_Cache); ok {
+			return x.Cache
+		}
+	}
+	return nil
+}
+
 type isBuildOutput_Kind interface {
 	isBuildOutput_Kind()
 }
@@ -2516,11 +2535,18 @@ type BuildOutput_Export struct {
 	Export *ExportedFile `protobuf:"bytes,2,opt,name=export,proto3,oneof"`
 }
 
+type BuildOutput_Cache struct {
+	// Not the image but a cache of its steps is written to a file, which DownloadOutput sends.
+	Cache *ExportedCache `protobuf:"bytes,4,opt,name=cache,proto3,oneof"`
+}
+
 func (*BuildOutput_Publish) isBuildOutput_Kind() {}
 
 func (*BuildOutput_Keep) isBuildOutput_Kind() {}
 
 func (*BuildOutput_Export) isBuildOutput_Kind() {}
+
+func (*BuildOutput_Cache) isBuildOutput_Kind() {}
 
 type StartBuildResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2840,6 +2866,52 @@ func (x *ExportedFile) GetReferences() []string {
 	return nil
 }
 
+// A cache that a build exports: a tar of an OCI image layout.
+type ExportedCache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether steps of all stages are written, and not only of those that the image consists of.
+	AllStages     bool `protobuf:"varint,1,opt,name=all_stages,json=allStages,proto3" json:"all_stages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportedCache) Reset() {
+	*x = ExportedCache{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportedCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportedCache) ProtoMessage() {}
+
+func (x *ExportedCache) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportedCache.ProtoReflect.Descriptor instead.
+func (*ExportedCache) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ExportedCache) GetAllStages() bool {
+	if x != nil {
+		return x.AllStages
+	}
+	return false
+}
+
 type DownloadOutputRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the build.
@@ -2852,7 +2924,7 @@ type DownloadOutputRequest struct {
 
 func (x *DownloadOutputRequest) Reset() {
 	*x = DownloadOutputRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +2936,7 @@ func (x *DownloadOutputRequest) String() string {
 func (*DownloadOutputRequest) ProtoMessage() {}
 
 func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +2949,7 @@ func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadOutputRequest.ProtoReflect.Descriptor instead.
 func (*DownloadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DownloadOutputRequest) GetBuildId() string {
@@ -2906,7 +2978,7 @@ type DownloadOutputResponse struct {
 
 func (x *DownloadOutputResponse) Reset() {
 	*x = DownloadOutputResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2918,7 +2990,7 @@ func (x *DownloadOutputResponse) String() string {
 func (*DownloadOutputResponse) ProtoMessage() {}
 
 func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2931,7 +3003,7 @@ func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadOutputResponse.ProtoReflect.Descriptor instead.
 func (*DownloadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DownloadOutputResponse) GetSize() uint64 {
@@ -2961,7 +3033,7 @@ type ForwardAgentRequest struct {
 
 func (x *ForwardAgentRequest) Reset() {
 	*x = ForwardAgentRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3045,7 @@ func (x *ForwardAgentRequest) String() string {
 func (*ForwardAgentRequest) ProtoMessage() {}
 
 func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3058,7 @@ func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardAgentRequest.ProtoReflect.Descriptor instead.
 func (*ForwardAgentRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ForwardAgentRequest) GetMessage() isForwardAgentRequest_Message {
@@ -3045,7 +3117,7 @@ type AgentOffer struct {
 
 func (x *AgentOffer) Reset() {
 	*x = AgentOffer{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3129,7 @@ func (x *AgentOffer) String() string {
 func (*AgentOffer) ProtoMessage() {}
 
 func (x *AgentOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3142,7 @@ func (x *AgentOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentOffer.ProtoReflect.Descriptor instead.
 func (*AgentOffer) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AgentOffer) GetBuildId() string {
@@ -3097,7 +3169,7 @@ type ForwardAgentResponse struct {
 
 func (x *ForwardAgentResponse) Reset() {
 	*x = ForwardAgentResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3181,7 @@ func (x *ForwardAgentResponse) String() string {
 func (*ForwardAgentResponse) ProtoMessage() {}
 
 func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3194,7 @@ func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardAgentResponse.ProtoReflect.Descriptor instead.
 func (*ForwardAgentResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ForwardAgentResponse) GetRequest() *AgentMessage {
@@ -3145,7 +3217,7 @@ type AgentMessage struct {
 
 func (x *AgentMessage) Reset() {
 	*x = AgentMessage{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3229,7 @@ func (x *AgentMessage) String() string {
 func (*AgentMessage) ProtoMessage() {}
 
 func (x *AgentMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3242,7 @@ func (x *AgentMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
 func (*AgentMessage) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AgentMessage) GetNumber() uint64 {
@@ -3256,7 +3328,7 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x0eContextCreated\x12\x1d\n" +
 	"\n" +
 	"context_id\x18\x01 \x01(\tR\tcontextId\x12\"\n" +
-	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\xa8\r\n" +
+	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\xec\r\n" +
 	"\x11StartBuildRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12)\n" +
@@ -3294,7 +3366,8 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\aproject\x18\x1c \x01(\tR\aproject\x12\x1d\n" +
 	"\n" +
 	"cache_from\x18\x1d \x03(\tR\tcacheFrom\x12/\n" +
-	"\bcache_to\x18\x1e \x03(\v2\x14.kiln.v1.CacheTargetR\acacheTo\x1a<\n" +
+	"\bcache_to\x18\x1e \x03(\v2\x14.kiln.v1.CacheTargetR\acacheTo\x12B\n" +
+	"\x12cache_from_layouts\x18\x1f \x03(\v2\x14.kiln.v1.NamedLayoutR\x10cacheFromLayouts\x1a<\n" +
 	"\x0eBuildArgsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3351,11 +3424,12 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x06Ulimit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\x04R\x04soft\x12\x12\n" +
-	"\x04hard\x18\x03 \x01(\x04R\x04hard\"x\n" +
+	"\x04hard\x18\x03 \x01(\x04R\x04hard\"\xa8\x01\n" +
 	"\vBuildOutput\x12\x1a\n" +
 	"\apublish\x18\x01 \x01(\tH\x00R\apublish\x12\x14\n" +
 	"\x04keep\x18\x03 \x01(\tH\x00R\x04keep\x12/\n" +
-	"\x06export\x18\x02 \x01(\v2\x15.kiln.v1.ExportedFileH\x00R\x06exportB\x06\n" +
+	"\x06export\x18\x02 \x01(\v2\x15.kiln.v1.ExportedFileH\x00R\x06export\x12.\n" +
+	"\x05cache\x18\x04 \x01(\v2\x16.kiln.v1.ExportedCacheH\x00R\x05cacheB\x06\n" +
 	"\x04kind\"c\n" +
 	"\x12StartBuildResponse\x12$\n" +
 	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\x12'\n" +
@@ -3377,7 +3451,10 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x06format\x18\x01 \x01(\x0e2\x15.kiln.v1.ExportFormatR\x06format\x12\x1e\n" +
 	"\n" +
 	"references\x18\x02 \x03(\tR\n" +
-	"references\"J\n" +
+	"references\".\n" +
+	"\rExportedCache\x12\x1d\n" +
+	"\n" +
+	"all_stages\x18\x01 \x01(\bR\tallStages\"J\n" +
 	"\x15DownloadOutputRequest\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x16\n" +
 	"\x06output\x18\x02 \x01(\rR\x06output\"@\n" +
@@ -3454,7 +3531,7 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_kiln_v1_kiln_proto_goTypes = []any{
 	(BuildPhase)(0),                   // 0: kiln.v1.BuildPhase
 	(StepNetwork)(0),                  // 1: kiln.v1.StepNetwork
@@ -3496,20 +3573,21 @@ var file_kiln_v1_kiln_proto_goTypes = []any{
 	(*WatchBuildResponse)(nil),        // 37: kiln.v1.WatchBuildResponse
 	(*StepOutput)(nil),                // 38: kiln.v1.StepOutput
 	(*ExportedFile)(nil),              // 39: kiln.v1.ExportedFile
-	(*DownloadOutputRequest)(nil),     // 40: kiln.v1.DownloadOutputRequest
-	(*DownloadOutputResponse)(nil),    // 41: kiln.v1.DownloadOutputResponse
-	(*ForwardAgentRequest)(nil),       // 42: kiln.v1.ForwardAgentRequest
-	(*AgentOffer)(nil),                // 43: kiln.v1.AgentOffer
-	(*ForwardAgentResponse)(nil),      // 44: kiln.v1.ForwardAgentResponse
-	(*AgentMessage)(nil),              // 45: kiln.v1.AgentMessage
-	nil,                               // 46: kiln.v1.ContextEntry.XattrsEntry
-	nil,                               // 47: kiln.v1.StartBuildRequest.BuildArgsEntry
-	nil,                               // 48: kiln.v1.StartBuildRequest.LabelsEntry
-	nil,                               // 49: kiln.v1.StartBuildRequest.AnnotationsEntry
-	nil,                               // 50: kiln.v1.StartBuildRequest.ContextsEntry
-	nil,                               // 51: kiln.v1.StartBuildRequest.SecretsEntry
-	(*builder.BuildRegistryAuth)(nil), // 52: builder.BuildRegistryAuth
-	(*contentservice.WorkspaceInitializer)(nil), // 53: contentservice.WorkspaceInitializer
+	(*ExportedCache)(nil),             // 40: kiln.v1.ExportedCache
+	(*DownloadOutputRequest)(nil),     // 41: kiln.v1.DownloadOutputRequest
+	(*DownloadOutputResponse)(nil),    // 42: kiln.v1.DownloadOutputResponse
+	(*ForwardAgentRequest)(nil),       // 43: kiln.v1.ForwardAgentRequest
+	(*AgentOffer)(nil),                // 44: kiln.v1.AgentOffer
+	(*ForwardAgentResponse)(nil),      // 45: kiln.v1.ForwardAgentResponse
+	(*AgentMessage)(nil),              // 46: kiln.v1.AgentMessage
+	nil,                               // 47: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 48: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 49: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 50: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 51: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 52: kiln.v1.StartBuildRequest.SecretsEntry
+	(*builder.BuildRegistryAuth)(nil), // 53: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 54: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	11, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
@@ -3519,62 +3597,64 @@ var file_kiln_v1_kiln_proto_depIdxs = []int32{
 	14, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
 	19, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
 	15, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	46, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	47, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
 	16, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
 	17, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
 	18, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
 	21, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
 	22, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
 	27, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
-	47, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
-	48, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
-	49, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
-	50, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	48, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	49, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	50, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	51, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
 	1,  // 18: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
 	32, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
 	33, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
-	51, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	52, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
 	34, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
 	2,  // 23: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
 	3,  // 24: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
-	52, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	53, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
 	24, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
-	25, // 27: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
-	26, // 28: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
-	53, // 29: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
-	28, // 30: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
-	30, // 31: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
-	31, // 32: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
-	27, // 33: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
-	39, // 34: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
-	11, // 35: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
-	38, // 36: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
-	4,  // 37: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
-	43, // 38: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
-	45, // 39: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
-	45, // 40: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
-	29, // 41: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
-	5,  // 42: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	7,  // 43: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	9,  // 44: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	12, // 45: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	23, // 46: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
-	36, // 47: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
-	40, // 48: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
-	42, // 49: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
-	6,  // 50: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	8,  // 51: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	10, // 52: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	20, // 53: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	35, // 54: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
-	37, // 55: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
-	41, // 56: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
-	44, // 57: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
-	50, // [50:58] is the sub-list for method output_type
-	42, // [42:50] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	30, // 27: kiln.v1.StartBuildRequest.cache_from_layouts:type_name -> kiln.v1.NamedLayout
+	25, // 28: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
+	26, // 29: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
+	54, // 30: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	28, // 31: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
+	30, // 32: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
+	31, // 33: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
+	27, // 34: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
+	39, // 35: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
+	40, // 36: kiln.v1.BuildOutput.cache:type_name -> kiln.v1.ExportedCache
+	11, // 37: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
+	38, // 38: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
+	4,  // 39: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
+	44, // 40: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
+	46, // 41: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
+	46, // 42: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
+	29, // 43: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	5,  // 44: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	7,  // 45: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	9,  // 46: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	12, // 47: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	23, // 48: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	36, // 49: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	41, // 50: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
+	43, // 51: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
+	6,  // 52: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	8,  // 53: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	10, // 54: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	20, // 55: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	35, // 56: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	37, // 57: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	42, // 58: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
+	45, // 59: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
+	52, // [52:60] is the sub-list for method output_type
+	44, // [44:52] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -3620,12 +3700,13 @@ func file_kiln_v1_kiln_proto_init() {
 		(*BuildOutput_Publish)(nil),
 		(*BuildOutput_Keep)(nil),
 		(*BuildOutput_Export)(nil),
+		(*BuildOutput_Cache)(nil),
 	}
 	file_kiln_v1_kiln_proto_msgTypes[32].OneofWrappers = []any{
 		(*WatchBuildResponse_Event)(nil),
 		(*WatchBuildResponse_Output)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[37].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[38].OneofWrappers = []any{
 		(*ForwardAgentRequest_Offer)(nil),
 		(*ForwardAgentRequest_Answer)(nil),
 	}
@@ -3635,7 +3716,7 @@ func file_kiln_v1_kiln_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,6 +1,7 @@
 //! What a build on a server is made from: repositories, which it fetches, and files of this machine, which are uploaded.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use api::contentservice::{
     CloneTargetMode, GitAuthMethod, GitConfig, GitInitializer, WorkspaceInitializer,
@@ -11,6 +12,7 @@ use engine::spec::{LayoutImage, Limits};
 use source::git::{GitAuth, GitSource, TargetMode};
 
 use super::context::{self, Dockerfile, FolderInput, Input};
+use crate::args::cache::CacheFromArg;
 use crate::args::named::{NamedArg, NamedWhat};
 use crate::build::named;
 use crate::build::upload::{self, Client, Uploaded};
@@ -29,6 +31,8 @@ pub(super) struct Files {
     pub(super) project: String,
     /// What stands for stages and images.
     pub(super) contexts: HashMap<String, wire::NamedContext>,
+    /// Caches that are folders here.
+    pub(super) caches: Vec<wire::NamedLayout>,
 }
 
 /// Whether what is uploaded is told.
@@ -47,7 +51,12 @@ pub(super) struct Uploader<'a> {
 
 impl Uploader<'_> {
     /// Returns what is built from, on the server.
-    pub(super) async fn files(&mut self, input: Input, args: &[NamedArg]) -> Outcome<Files> {
+    pub(super) async fn files(
+        &mut self,
+        input: Input,
+        args: &[NamedArg],
+        caches: &[CacheFromArg],
+    ) -> Outcome<Files> {
         let mut files = match input {
             Input::Git(git) => Files {
                 from: repository(&git.source),
@@ -56,6 +65,7 @@ impl Uploader<'_> {
                 context_path: git.context_path,
                 project: String::new(),
                 contexts: HashMap::new(),
+                caches: Vec::new(),
             },
             Input::Folder(input) => self.folder(&input).await?,
             Input::Archive(input) => {
@@ -68,10 +78,18 @@ impl Uploader<'_> {
                     context_path: EVERYTHING.to_owned(),
                     project: project("-"),
                     contexts: HashMap::new(),
+                    caches: Vec::new(),
                 }
             }
         };
         files.contexts = self.contexts(args).await?;
+        for cache in caches {
+            if let CacheFromArg::Folder(path, image) = cache
+                && named::is_there(path)
+            {
+                files.caches.push(self.layout(path, image).await?);
+            }
+        }
         Ok(files)
     }
 
@@ -90,6 +108,7 @@ impl Uploader<'_> {
             context_path: EVERYTHING.to_owned(),
             project: project(path.as_deref().unwrap_or(&input.name)),
             contexts: HashMap::new(),
+            caches: Vec::new(),
         })
     }
 
@@ -130,21 +149,23 @@ impl Uploader<'_> {
                     folder: String::new(),
                 })
             }
-            NamedWhat::Layout(path, image) => {
-                let folder = named::folder(path)?;
-                let uploaded = upload::layout(self.client, &folder, self.limits).await?;
-                self.tell(&path.to_string_lossy(), &uploaded);
-                What::Layout(wire::NamedLayout {
-                    context_id: uploaded.context_id,
-                    image: match image {
-                        LayoutImage::Default => None,
-                        LayoutImage::Tag(tag) => Some(wire::named_layout::Image::Tag(tag.clone())),
-                        LayoutImage::Digest(digest) => {
-                            Some(wire::named_layout::Image::Digest(digest.to_string()))
-                        }
-                    },
-                })
-            }
+            NamedWhat::Layout(path, image) => What::Layout(self.layout(path, image).await?),
+        })
+    }
+
+    async fn layout(&mut self, path: &Path, image: &LayoutImage) -> Outcome<wire::NamedLayout> {
+        let folder = named::folder(path)?;
+        let uploaded = upload::layout(self.client, &folder, self.limits).await?;
+        self.tell(&path.to_string_lossy(), &uploaded);
+        Ok(wire::NamedLayout {
+            context_id: uploaded.context_id,
+            image: match image {
+                LayoutImage::Default => None,
+                LayoutImage::Tag(tag) => Some(wire::named_layout::Image::Tag(tag.clone())),
+                LayoutImage::Digest(digest) => {
+                    Some(wire::named_layout::Image::Digest(digest.to_string()))
+                }
+            },
         })
     }
 

@@ -26,7 +26,6 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
     // What the server's configuration decides is not said in the request.
     let mut options = options::decide(args, &Config::default())?;
     let outputs = outputs::decide(args, &mut options)?;
-    request::refuse_unsupported(args, &outputs)?;
     let input = pinned(context::read(&args.context, args.file.as_deref())?).await?;
     let found = agent::find(&args.steps.ssh)?;
     let mut client = client::connect(address).await?;
@@ -48,7 +47,9 @@ pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
             Style::Plain | Style::PlainTerminal(_) | Style::Tty(_) => Telling::Yes,
         },
     };
-    let files = uploader.files(input, &args.contexts).await?;
+    let files = uploader
+        .files(input, &args.contexts, &args.earlier.cache_from)
+        .await?;
     let request = request::request(args, files, options, &outputs)?;
     let started = client.kiln.start_build(request).await;
     let started = started.map_err(client::failure)?.into_inner();

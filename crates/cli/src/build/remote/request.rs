@@ -19,7 +19,7 @@ use crate::args::named::{NamedArg, NamedWhat};
 use crate::args::steps::Entitlement;
 use crate::args::{BuildArgs, Network};
 use crate::build::secrets;
-use crate::failure::{Exit, Failure, Outcome};
+use crate::failure::Outcome;
 use crate::place;
 
 /// Returns the request for what the command line asks for.
@@ -59,7 +59,12 @@ pub(super) fn request(
             .collect(),
         ssh_agents: args.steps.ssh.iter().map(|ssh| ssh.id.clone()).collect(),
         entitlements: entitlements(args),
-        outputs: outputs.spec.iter().filter_map(output).collect(),
+        outputs: outputs
+            .spec
+            .iter()
+            .filter_map(output)
+            .chain(outputs.caches.iter().filter_map(exported_cache))
+            .collect(),
         compression: compression(said).into(),
         media_types: media_types(options.media_types).into(),
         source_date_epoch: options.source_date_epoch,
@@ -74,30 +79,8 @@ pub(super) fn request(
             .filter_map(cache_from)
             .collect(),
         cache_to: outputs.caches.iter().filter_map(cache_to).collect(),
+        cache_from_layouts: files.caches,
     })
-}
-
-/// Returns an error for what the service has no words for: nothing is accepted and ignored.
-pub(super) fn refuse_unsupported(args: &BuildArgs, outputs: &Outputs) -> Outcome {
-    let is_folder = |cache: &CacheFromArg| matches!(cache, CacheFromArg::Folder(..));
-    let to_folder = |cache: &CacheTo| matches!(cache, CacheTo::Folder { .. });
-    let unsupported = [
-        (
-            "--cache-from type=local",
-            args.earlier.cache_from.iter().any(is_folder),
-        ),
-        (
-            "--cache-to type=local",
-            outputs.caches.iter().any(to_folder),
-        ),
-    ];
-    match unsupported.iter().find(|(_, is_used)| *is_used) {
-        Some((name, _)) => {
-            let text = format!("{name} is not supported with --server");
-            Err(Failure::text(Exit::Usage, text))
-        }
-        None => Ok(()),
-    }
 }
 
 fn network(network: Option<Network>) -> wire::StepNetwork {
@@ -188,9 +171,20 @@ fn cache_to(cache: &CacheTo) -> Option<wire::CacheTarget> {
             all_stages: *steps == CachedSteps::All,
             ignore_error: *on_error == OnCacheError::Warn,
         }),
-        CacheTo::Folder { .. } => return None,
+        CacheTo::Folder { .. } | CacheTo::Archive { .. } => return None,
     };
     Some(wire::CacheTarget { kind: Some(kind) })
+}
+
+/// A cache that becomes a folder here comes as an archive: they follow the other outputs.
+fn exported_cache(cache: &CacheTo) -> Option<wire::BuildOutput> {
+    let (CacheTo::Folder { steps, .. } | CacheTo::Archive { steps, .. }) = cache else {
+        return None;
+    };
+    let kind = wire::build_output::Kind::Cache(wire::ExportedCache {
+        all_stages: *steps == CachedSteps::All,
+    });
+    Some(wire::BuildOutput { kind: Some(kind) })
 }
 
 /// Returns the credentials that go with the request: the user's own, for the hosts that the command line names and no others.
@@ -205,7 +199,7 @@ fn auth(
     });
     let written = outputs.caches.iter().filter_map(|cache| match cache {
         CacheTo::Registry { reference, .. } => Some(reference.host()),
-        CacheTo::Folder { .. } | CacheTo::Inline => None,
+        CacheTo::Folder { .. } | CacheTo::Archive { .. } | CacheTo::Inline => None,
     });
     let images = contexts.iter().filter_map(|context| match &context.what {
         NamedWhat::Image(reference) => Some(reference.host()),

@@ -510,6 +510,8 @@ export interface StartBuildRequest {
   cacheFrom: string[];
   /** Caches to write for other machines. */
   cacheTo: CacheTarget[];
+  /** Caches of other machines to read: uploaded OCI layouts. One that cannot be read is a warning in the events. */
+  cacheFromLayouts: NamedLayout[];
 }
 
 export interface StartBuildRequest_BuildArgsEntry {
@@ -645,6 +647,9 @@ export interface BuildOutput {
     | //
     /** It is written to a file, which DownloadOutput sends. */
     { $case: "export"; value: ExportedFile }
+    | //
+    /** Not the image but a cache of its steps is written to a file, which DownloadOutput sends. */
+    { $case: "cache"; value: ExportedCache }
     | undefined;
 }
 
@@ -691,6 +696,12 @@ export interface ExportedFile {
   format: ExportFormat;
   /** Names recorded inside, for formats that have them. */
   references: string[];
+}
+
+/** A cache that a build exports: a tar of an OCI image layout. */
+export interface ExportedCache {
+  /** Whether steps of all stages are written, and not only of those that the image consists of. */
+  allStages: boolean;
 }
 
 export interface DownloadOutputRequest {
@@ -2551,6 +2562,7 @@ function createBaseStartBuildRequest(): StartBuildRequest {
     project: "",
     cacheFrom: [],
     cacheTo: [],
+    cacheFromLayouts: [],
   };
 }
 
@@ -2645,6 +2657,9 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     }
     for (const v of message.cacheTo) {
       CacheTarget.encode(v!, writer.uint32(242).fork()).join();
+    }
+    for (const v of message.cacheFromLayouts) {
+      NamedLayout.encode(v!, writer.uint32(250).fork()).join();
     }
     return writer;
   },
@@ -2917,6 +2932,14 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
             message.cacheTo.push(CacheTarget.decode(reader, reader.uint32()));
             continue;
           }
+          case 31: {
+            if (tag !== 250) {
+              break;
+            }
+
+            message.cacheFromLayouts.push(NamedLayout.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3103,6 +3126,11 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
         : globalThis.Array.isArray(object?.cache_to)
         ? object.cache_to.map((e: any) => CacheTarget.fromJSON(e))
         : [],
+      cacheFromLayouts: globalThis.Array.isArray(object?.cacheFromLayouts)
+        ? object.cacheFromLayouts.map((e: any) => NamedLayout.fromJSON(e))
+        : globalThis.Array.isArray(object?.cache_from_layouts)
+        ? object.cache_from_layouts.map((e: any) => NamedLayout.fromJSON(e))
+        : [],
     };
   },
 
@@ -3228,6 +3256,9 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     if (message.cacheTo?.length) {
       obj.cacheTo = message.cacheTo.map((e) => CacheTarget.toJSON(e));
     }
+    if (message.cacheFromLayouts?.length) {
+      obj.cacheFromLayouts = message.cacheFromLayouts.map((e) => NamedLayout.toJSON(e));
+    }
     return obj;
   },
 
@@ -3310,6 +3341,7 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     message.project = object.project ?? "";
     message.cacheFrom = object.cacheFrom?.map((e) => e) || [];
     message.cacheTo = object.cacheTo?.map((e) => CacheTarget.fromPartial(e)) || [];
+    message.cacheFromLayouts = object.cacheFromLayouts?.map((e) => NamedLayout.fromPartial(e)) || [];
     return message;
   },
 };
@@ -4739,6 +4771,9 @@ export const BuildOutput: MessageFns<BuildOutput> = {
       case "export":
         ExportedFile.encode(message.kind.value, writer.uint32(18).fork()).join();
         break;
+      case "cache":
+        ExportedCache.encode(message.kind.value, writer.uint32(34).fork()).join();
+        break;
     }
     return writer;
   },
@@ -4780,6 +4815,14 @@ export const BuildOutput: MessageFns<BuildOutput> = {
             message.kind = { $case: "export", value: ExportedFile.decode(reader, reader.uint32()) };
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.kind = { $case: "cache", value: ExportedCache.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4800,6 +4843,8 @@ export const BuildOutput: MessageFns<BuildOutput> = {
         ? { $case: "keep", value: globalThis.String(object.keep) }
         : isSet(object.export)
         ? { $case: "export", value: ExportedFile.fromJSON(object.export) }
+        : isSet(object.cache)
+        ? { $case: "cache", value: ExportedCache.fromJSON(object.cache) }
         : undefined,
     };
   },
@@ -4812,6 +4857,8 @@ export const BuildOutput: MessageFns<BuildOutput> = {
       obj.keep = message.kind.value;
     } else if (message.kind?.$case === "export") {
       obj.export = ExportedFile.toJSON(message.kind.value);
+    } else if (message.kind?.$case === "cache") {
+      obj.cache = ExportedCache.toJSON(message.kind.value);
     }
     return obj;
   },
@@ -4837,6 +4884,12 @@ export const BuildOutput: MessageFns<BuildOutput> = {
       case "export": {
         if (object.kind?.value !== undefined && object.kind?.value !== null) {
           message.kind = { $case: "export", value: ExportedFile.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "cache": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "cache", value: ExportedCache.fromPartial(object.kind.value) };
         }
         break;
       }
@@ -5328,6 +5381,79 @@ export const ExportedFile: MessageFns<ExportedFile> = {
     const message = createBaseExportedFile();
     message.format = object.format ?? 0;
     message.references = object.references?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseExportedCache(): ExportedCache {
+  return { allStages: false };
+}
+
+export const ExportedCache: MessageFns<ExportedCache> = {
+  encode(message: ExportedCache, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.allStages !== false) {
+      writer.uint32(8).bool(message.allStages);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ExportedCache {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseExportedCache();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.allStages = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ExportedCache {
+    return {
+      allStages: isSet(object.allStages)
+        ? globalThis.Boolean(object.allStages)
+        : isSet(object.all_stages)
+        ? globalThis.Boolean(object.all_stages)
+        : false,
+    };
+  },
+
+  toJSON(message: ExportedCache): unknown {
+    const obj: any = {};
+    if (message.allStages !== false) {
+      obj.allStages = message.allStages;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ExportedCache>, I>>(base?: I): ExportedCache {
+    return ExportedCache.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ExportedCache>, I>>(object: I): ExportedCache {
+    const message = createBaseExportedCache();
+    message.allStages = object.allStages ?? false;
     return message;
   },
 };

@@ -1,25 +1,27 @@
 //! A request of `kiln.v1` to build, in our words. Each field is carried out, or refused by its name: the message is taken apart
 //! completely, so that a new field does not compile until somebody has decided about it.
 
+mod files;
+mod outputs;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use api::contentservice as content;
 use api::kiln::v1 as wire;
 use engine::sandbox::SecretBytes;
 use engine::spec::{
-    BuildOptions, CacheFrom, CacheMode, CacheMountScope, CacheTo, CachedSteps, Compression,
-    Context, ExportFormat, LayoutImage, MediaTypes, NamedContext, NetworkMode, OnCacheError,
-    Source, StepOptions, Ulimit,
+    BuildOptions, CacheMode, CacheMountScope, Compression, MediaTypes, NetworkMode, Source,
+    StepOptions, Ulimit,
 };
 use oci::{Platform, Reference};
 use source::git::FetchOptions;
-use source::initializer::Initializer;
 
-use super::{initializer, path, rights, short};
+use self::files::{Beside, context, named_contexts};
+use self::outputs::{caches_from, caches_to, uploaded_caches, wishes};
+use super::{path, rights, short};
 use crate::agents::AgentId;
 use crate::failure::{Blame, Failure};
-use crate::native::{Entitlement, NativeCall, Wish};
+use crate::native::{Entitlement, NativeCall};
 
 /// Longest id of a request.
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -33,14 +35,8 @@ const SECRET_MAX_BYTES: usize = 500 << 10;
 const SECRETS_MAX_BYTES: usize = 2 << 20;
 /// Most SSH agents.
 const AGENTS_MAX: usize = 16;
-/// Most outputs, and most caches.
-const OUTPUTS_MAX: usize = 32;
-/// Largest Dockerfile beside the files.
-const DOCKERFILE_MAX_BYTES: usize = 1 << 20;
 /// The folder that holds all files.
 const ALL_FILES: &str = ".";
-/// The image that is none.
-const SCRATCH: &str = "scratch";
 
 /// Returns what a request asks for.
 #[expect(
@@ -82,6 +78,7 @@ pub(crate) fn native_call(
         project,
         cache_from,
         cache_to,
+        cache_from_layouts,
     } = request;
     let files = files.ok_or_else(|| refused("files", "missing"))?;
     let beside = Beside {
@@ -95,6 +92,11 @@ pub(crate) fn native_call(
         let text = "docker's manifests have no place for them (media_types)";
         return Err(refused("annotations", text));
     }
+    let (outputs, exported_caches) = wishes(outputs)?;
+    let mut cache_to = caches_to(cache_to)?;
+    cache_to.extend(exported_caches);
+    let mut cache_from = caches_from(cache_from)?;
+    cache_from.extend(uploaded_caches(cache_from_layouts, &mut uploads)?);
     Ok(NativeCall {
         request_id: request_id_of(request_id)?,
         source: Source::Dockerfile {
@@ -136,9 +138,9 @@ pub(crate) fn native_call(
         compression: compression_of(compression)?,
         secrets: secrets_of(secrets)?,
         agents: agents_of(ssh_agents)?,
-        outputs: wishes(outputs)?,
-        cache_from: caches_from(cache_from)?,
-        cache_to: caches_to(cache_to)?,
+        outputs,
+        cache_from,
+        cache_to,
         entitlements: entitlements_of(entitlements)?,
         timeout_s: (timeout_s > 0).then_some(timeout_s),
         rights: rights(auth)?,
@@ -162,143 +164,6 @@ fn request_id_of(text: String) -> Result<Option<String>, Failure> {
     }
     let why = format!("not up to {REQUEST_ID_MAX_BYTES} visible ASCII characters");
     Err(refused("request_id", &why))
-}
-
-/// What is said of files beside which they are.
-#[derive(Default)]
-struct Beside {
-    dockerfile_text: String,
-    project: String,
-}
-
-/// How workspaces are fetched, and which uploaded contexts a request names.
-type World<'a> = (&'a FetchOptions, &'a mut BTreeSet<String>);
-
-fn context(
-    field: &str,
-    files: wire::BuildFiles,
-    beside: Beside,
-    (fetch, uploads): World<'_>,
-) -> Result<Context, Failure> {
-    let wire::BuildFiles { from } = files;
-    match from.ok_or_else(|| refused(field, "missing"))? {
-        wire::build_files::From::Workspace(content::WorkspaceInitializer { spec }) => {
-            if !beside.dockerfile_text.is_empty() {
-                let why = "a workspace has its own Dockerfile: name it with dockerfile_path";
-                return Err(refused("dockerfile_text", why));
-            }
-            if !beside.project.is_empty() {
-                let why = "a workspace is named by where it comes from";
-                return Err(refused("project", why));
-            }
-            let spec = spec.ok_or_else(|| refused(field, "the workspace has no initializer"))?;
-            Ok(match initializer::of(spec, fetch)? {
-                Initializer::Git(git) => Context::Git(*git),
-                initializer => Context::Filled { initializer },
-            })
-        }
-        wire::build_files::From::Uploaded(files) => {
-            let wire::UploadedFiles {
-                context_id,
-                archive,
-            } = files;
-            let context = upload(field, context_id, uploads)?;
-            let text = beside.dockerfile_text;
-            at_most(
-                "dockerfile_text, in bytes",
-                text.len(),
-                DOCKERFILE_MAX_BYTES,
-            )?;
-            if !text.is_empty() && !archive.is_empty() {
-                let why = "an archive has its own Dockerfile: name it with dockerfile_path";
-                return Err(refused("dockerfile_text", why));
-            }
-            Ok(Context::Uploaded {
-                name: project_name(&context, &beside.project),
-                context,
-                archive: path(field, &short(field, archive)?)?,
-                dockerfile_text: given(text),
-            })
-        }
-    }
-}
-
-/// Returns what the caches of uploaded files are kept under, cache mounts among them. It is never what a repository is called, and who
-/// names nothing shares with nobody: no two folders are one project because nobody named them.
-fn project_name(context_id: &str, project: &str) -> String {
-    if project.is_empty() {
-        format!("upload:{context_id}")
-    } else {
-        format!("project:{project}")
-    }
-}
-
-/// Notes that the request names an uploaded context.
-fn upload(
-    field: &str,
-    context_id: String,
-    uploads: &mut BTreeSet<String>,
-) -> Result<String, Failure> {
-    if context_id.is_empty() || context_id.len() > REQUEST_ID_MAX_BYTES {
-        return Err(refused(field, "context_id is missing or too long"));
-    }
-    uploads.insert(context_id.clone());
-    Ok(context_id)
-}
-
-fn named_contexts(
-    contexts: HashMap<String, wire::NamedContext>,
-    (fetch, uploads): World<'_>,
-) -> Result<BTreeMap<String, NamedContext>, Failure> {
-    at_most("contexts", contexts.len(), ENTRIES_MAX)?;
-    let mut named = BTreeMap::new();
-    for (name, wire::NamedContext { what }) in contexts {
-        let field = format!("contexts[{:?}]", crate::failure::truncate(&name, 64));
-        let name = dockerfile::context_name(&name).map_err(|e| Failure::field(&field, &e))?;
-        let what = match what.ok_or_else(|| refused(&field, "missing"))? {
-            wire::named_context::What::Image(image) if image == SCRATCH => NamedContext::Scratch,
-            wire::named_context::What::Image(image) => NamedContext::Image {
-                reference: name_of(&field, &image)?,
-            },
-            wire::named_context::What::Layout(wire::NamedLayout { context_id, image }) => {
-                NamedContext::UploadedLayout {
-                    context: upload(&field, context_id, uploads)?,
-                    image: layout_image(&field, image)?,
-                }
-            }
-            wire::named_context::What::Files(wire::NamedFiles { files, folder }) => {
-                let files = files.ok_or_else(|| refused(&field, "missing"))?;
-                let folder = path(&field, &short(&field, folder)?)?;
-                let world = (fetch, &mut *uploads);
-                NamedContext::Files {
-                    context: context(&field, files, Beside::default(), world)?,
-                    folder: folder.unwrap_or_default(),
-                }
-            }
-        };
-        if named.insert(name, what).is_some() {
-            return Err(refused(&field, "two contexts have this name"));
-        }
-    }
-    Ok(named)
-}
-
-fn layout_image(
-    field: &str,
-    image: Option<wire::named_layout::Image>,
-) -> Result<LayoutImage, Failure> {
-    match image {
-        None => Ok(LayoutImage::Default),
-        Some(wire::named_layout::Image::Tag(tag)) if oci::reference::is_tag(&tag) => {
-            Ok(LayoutImage::Tag(tag))
-        }
-        Some(wire::named_layout::Image::Tag(_)) => Err(refused(field, "the tag is none")),
-        Some(wire::named_layout::Image::Digest(digest)) => {
-            let digest: Result<oci::Digest, oci::digest::DigestError> = digest.parse();
-            let digest = digest.map_err(|error| Failure::field(field, &error))?;
-            Ok(LayoutImage::Digest(digest))
-        }
-    }
 }
 
 fn name_of(field: &str, text: &str) -> Result<Reference, Failure> {
@@ -420,79 +285,6 @@ fn agents_of(ids: Vec<String>) -> Result<BTreeSet<AgentId>, Failure> {
         }
     }
     Ok(agents)
-}
-
-fn wishes(outputs: Vec<wire::BuildOutput>) -> Result<Vec<Wish>, Failure> {
-    at_most("outputs", outputs.len(), OUTPUTS_MAX)?;
-    let wish = |(index, output): (u32, wire::BuildOutput)| {
-        let wire::BuildOutput { kind } = output;
-        match kind.ok_or_else(|| refused("outputs", "one says nothing"))? {
-            wire::build_output::Kind::Publish(name) => {
-                Ok(Wish::Publish(new_name("outputs.publish", &name)?))
-            }
-            wire::build_output::Kind::Keep(name) => {
-                Ok(Wish::Keep(new_name("outputs.keep", &name)?))
-            }
-            wire::build_output::Kind::Export(wire::ExportedFile { format, references }) => {
-                at_most("outputs.export.references", references.len(), OUTPUTS_MAX)?;
-                let names = references.iter();
-                let names = names.map(|name| new_name("outputs.export.references", name));
-                Ok(Wish::Export {
-                    index,
-                    format: export_format_of(format)?,
-                    references: names.collect::<Result<_, _>>()?,
-                })
-            }
-        }
-    };
-    (0..).zip(outputs).map(wish).collect()
-}
-
-fn export_format_of(number: i32) -> Result<ExportFormat, Failure> {
-    match wire::ExportFormat::try_from(number) {
-        Ok(wire::ExportFormat::Oci) => Ok(ExportFormat::Oci),
-        Ok(wire::ExportFormat::Docker) => Ok(ExportFormat::Docker),
-        Ok(wire::ExportFormat::Tar) => Ok(ExportFormat::Tar),
-        Ok(wire::ExportFormat::Unspecified) => Err(refused("outputs.export.format", "missing")),
-        Err(_) => Err(refused("outputs.export.format", "unknown")),
-    }
-}
-
-fn caches_from(names: Vec<String>) -> Result<Vec<CacheFrom>, Failure> {
-    at_most("cache_from", names.len(), OUTPUTS_MAX)?;
-    let read = |name: String| {
-        let reference = name_of("cache_from", &name)?;
-        Ok(CacheFrom::Registry { reference })
-    };
-    names.into_iter().map(read).collect()
-}
-
-fn caches_to(targets: Vec<wire::CacheTarget>) -> Result<Vec<CacheTo>, Failure> {
-    at_most("cache_to", targets.len(), OUTPUTS_MAX)?;
-    let target = |target: wire::CacheTarget| {
-        let wire::CacheTarget { kind } = target;
-        match kind.ok_or_else(|| refused("cache_to", "one says nothing"))? {
-            wire::cache_target::Kind::Inline(wire::InlineCache {}) => Ok(CacheTo::Inline),
-            wire::cache_target::Kind::Registry(wire::RegistryCache {
-                reference,
-                all_stages,
-                ignore_error,
-            }) => Ok(CacheTo::Registry {
-                reference: new_name("cache_to.registry", &reference)?,
-                steps: if all_stages {
-                    CachedSteps::All
-                } else {
-                    CachedSteps::OfTheImage
-                },
-                on_error: if ignore_error {
-                    OnCacheError::Warn
-                } else {
-                    OnCacheError::Fail
-                },
-            }),
-        }
-    };
-    targets.into_iter().map(target).collect()
 }
 
 fn entitlements_of(names: Vec<String>) -> Result<Vec<Entitlement>, Failure> {
