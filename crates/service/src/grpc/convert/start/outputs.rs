@@ -41,7 +41,11 @@ pub(super) fn wishes(
             wire::build_output::Kind::Cache(wire::ExportedCache { all_stages }) => {
                 caches.push(CacheTo::Archive {
                     name: outputs::name(index),
-                    steps: cached_steps(all_stages),
+                    steps: if all_stages {
+                        CachedSteps::All
+                    } else {
+                        CachedSteps::OfTheImage
+                    },
                 });
             }
         }
@@ -96,7 +100,11 @@ pub(super) fn caches_to(targets: Vec<wire::CacheTarget>) -> Result<Vec<CacheTo>,
                 ignore_error,
             }) => Ok(CacheTo::Registry {
                 reference: new_name("cache_to.registry", &reference)?,
-                steps: cached_steps(all_stages),
+                steps: if all_stages {
+                    CachedSteps::All
+                } else {
+                    CachedSteps::OfTheImage
+                },
                 on_error: if ignore_error {
                     OnCacheError::Warn
                 } else {
@@ -106,12 +114,4 @@ pub(super) fn caches_to(targets: Vec<wire::CacheTarget>) -> Result<Vec<CacheTo>,
         }
     };
     targets.into_iter().map(target).collect()
-}
-
-fn cached_steps(all_stages: bool) -> CachedSteps {
-    if all_stages {
-        CachedSteps::All
-    } else {
-        CachedSteps::OfTheImage
-    }
 }
