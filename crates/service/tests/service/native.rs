@@ -47,7 +47,9 @@ async fn start(
     request: wire::StartBuildRequest,
 ) -> Result<wire::StartBuildResponse, tonic::Status> {
     let mut client = server.native().await;
-    Ok(soon(client.start_build(request)).await?.into_inner())
+    // A request has many fields, and a future of it is large.
+    let answer = Box::pin(soon(client.start_build(request)));
+    Ok(answer.await?.into_inner())
 }
 
 pub(crate) async fn started(server: &Server, request: wire::StartBuildRequest) -> String {
