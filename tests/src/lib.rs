@@ -20,6 +20,7 @@
 //! | `remote` | `kiln build --server` |
 //! | `sharing` | caches that travel from machine to machine |
 //! | `storage` | what is kept, and what is collected |
+//! | `fsck` | what is wrong in a state directory is found and put right |
 //! | `sdk` | the clients for Go and TypeScript, in their own languages |
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
@@ -34,6 +35,7 @@ mod command;
 mod copying;
 mod corpus;
 mod durability;
+mod fsck;
 mod http;
 mod initializers;
 mod isolation;

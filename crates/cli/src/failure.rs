@@ -13,6 +13,8 @@ use engine::event::FailureKind;
 pub(crate) enum Exit {
     /// The build failed, and its author can do something about it.
     BuildFailed,
+    /// What was checked is not as it has to be.
+    Damaged,
     /// The command line or the configuration is wrong, or asks for what is not supported.
     Usage,
     /// A registry, a git server or a kiln server did not answer, or refused.
@@ -29,7 +31,7 @@ impl Exit {
     /// Returns the number that the shell sees.
     pub(crate) fn code(self) -> u8 {
         match self {
-            Self::BuildFailed => 1,
+            Self::BuildFailed | Self::Damaged => 1,
             Self::Usage => 2,
             Self::Unreachable => 3,
             Self::Machine => 4,

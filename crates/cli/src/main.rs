@@ -12,6 +12,7 @@ mod client;
 mod doctor;
 mod environment;
 mod failure;
+mod fsck;
 mod git;
 mod inspect;
 mod place;

@@ -6,7 +6,7 @@ use clap::Parser;
 
 use crate::args::{Cli, Command};
 use crate::failure::{Exit, OrExit, Outcome};
-use crate::{build, cancel, doctor, inspect, serve, storage, subassembly, terminal};
+use crate::{build, cancel, doctor, fsck, inspect, serve, storage, subassembly, terminal};
 
 /// Runs the command that was asked for.
 pub(crate) fn main() -> ExitCode {
@@ -61,6 +61,7 @@ async fn wait_for(command: Command) -> Outcome {
         Command::Cancel(args) => cancel::run(args).await,
         Command::Du(args) => storage::du(args).await,
         Command::Prune(args) => storage::prune(args).await,
+        Command::Fsck(args) => fsck::run(args).await,
         Command::Subassembly(command) => Box::pin(subassembly::run(command)).await,
         Command::Doctor(_) | Command::Config | Command::Completions { .. } | Command::Version => {
             Ok(())

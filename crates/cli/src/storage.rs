@@ -180,7 +180,7 @@ fn age(seconds: u64) -> String {
 }
 
 /// Writes a size with the unit that leaves one to three digits before the point; units as docker's, of a thousand.
-fn humane(bytes: u64) -> String {
+pub(crate) fn humane(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if bytes < 1000 {
         return format!("{bytes}B");

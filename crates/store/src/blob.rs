@@ -204,7 +204,7 @@ impl Store {
             .map_err(read)?;
         let mut hasher = digest.hasher();
         hasher.update(&bytes);
-        self.check(digest, hasher.finish(), &file)?;
+        self.compare(digest, hasher.finish(), &file)?;
         Ok(Some(bytes))
     }
 
@@ -220,11 +220,11 @@ impl Store {
             digest: digest.clone(),
             source,
         })?;
-        self.check(digest, actual.finish(), &file)?;
+        self.compare(digest, actual.finish(), &file)?;
         Ok(true)
     }
 
-    fn check(&self, digest: &Digest, actual: Digest, file: &File) -> Result<(), BlobError> {
+    fn compare(&self, digest: &Digest, actual: Digest, file: &File) -> Result<(), BlobError> {
         if actual == *digest {
             return Ok(());
         }
@@ -241,7 +241,11 @@ impl Store {
     }
 
     /// Moves a blob away if it still is `seen`: it may have been replaced by a good one meanwhile.
-    fn quarantine_if(&self, digest: &Digest, seen: Option<&File>) -> Result<bool, BlobError> {
+    pub(crate) fn quarantine_if(
+        &self,
+        digest: &Digest,
+        seen: Option<&File>,
+    ) -> Result<bool, BlobError> {
         let act = || {
             let blobs = self.blobs(digest)?;
             let is_it = match seen {

@@ -26,7 +26,7 @@ pub(crate) const MOUNTS: &str = "mounts";
 pub(crate) const DATA: &str = "data";
 pub(crate) const LOCK: &str = "lock";
 /// Filled and not yet renamed.
-const DRAFT: &str = "draft";
+pub(crate) const DRAFT: &str = "draft";
 /// Most directories of one key: so many may be used alone at the same time.
 const INSTANCES_MAX: usize = 256;
 /// Between two looks at a lock that is held.

@@ -11,6 +11,7 @@
 //! | [`context`] | folders that callers have uploaded, for each tenant apart |
 //! | [`record`] | small checksummed documents |
 //! | [`lock`] | named locks across threads and processes |
+//! | [`check`] | whether everything is as it has to be, and putting right what is not |
 //! | [`collect`] | what is there, how much it takes, and removing what has not been used for longest |
 //! | [`tree`] | [`remove_tree`], for trees that hostile programs have made |
 //!
@@ -29,6 +30,7 @@
 
 pub mod blob;
 pub mod cache_mount;
+pub mod check;
 pub mod collect;
 pub mod context;
 mod dir;

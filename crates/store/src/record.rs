@@ -14,7 +14,7 @@ use crate::{Durability, Store, used};
 /// Version of the format, first word of every record.
 const HEADER: &str = "kiln-record-1";
 /// Longest header line in bytes.
-const HEADER_MAX_BYTES: usize = 128;
+pub(crate) const HEADER_MAX_BYTES: usize = 128;
 /// A use is noted again when the note is older than this: records go by age in days.
 const NOTED_FOR: Duration = Duration::from_secs(3600);
 /// Longest key in bytes.
@@ -159,7 +159,7 @@ impl Store {
     }
 }
 
-fn check(kind: &str, key: &str) -> Result<(), RecordError> {
+pub(crate) fn check(kind: &str, key: &str) -> Result<(), RecordError> {
     let is_word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let is_name = |text: &str| {
         (1..=KEY_MAX_BYTES).contains(&text.len())
@@ -176,7 +176,7 @@ fn check(kind: &str, key: &str) -> Result<(), RecordError> {
 }
 
 /// Spreads keys of any shape evenly over 256 folders.
-fn folder(kind: &str, key: &str) -> String {
+pub(crate) fn folder(kind: &str, key: &str) -> String {
     let hash = Digest::sha256(key.as_bytes());
     let spread: String = hash.hex().chars().take(2).collect();
     format!("records/{kind}/{spread}")
@@ -190,7 +190,7 @@ fn seal(kind: &str, key: &str, content: &[u8]) -> Digest {
     hasher.finish()
 }
 
-fn open(kind: &str, key: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn open(kind: &str, key: &str, bytes: &[u8]) -> Option<Vec<u8>> {
     let end = bytes
         .iter()
         .take(HEADER_MAX_BYTES)

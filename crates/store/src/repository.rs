@@ -21,7 +21,7 @@ use crate::dir::Dir;
 use crate::{BlobError, CommitError, LockError, Store};
 
 /// Longest content of a tag's file, in bytes.
-const TAG_FILE_MAX_BYTES: u64 = 256;
+pub(crate) const TAG_FILE_MAX_BYTES: u64 = 256;
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 /// Tells why a repository could not be asked or changed.
@@ -407,8 +407,16 @@ impl Store {
         })
     }
 
-    fn lock_repository(&self, repository: &str) -> Result<crate::LockGuard, RepositoryError> {
+    /// Waits for whoever is putting or deleting something.
+    pub(crate) fn lock_repository_plainly(
+        &self,
+        repository: &str,
+    ) -> Result<crate::LockGuard, LockError> {
         self.lock(&format!("repository/{repository}"))
+    }
+
+    fn lock_repository(&self, repository: &str) -> Result<crate::LockGuard, RepositoryError> {
+        self.lock_repository_plainly(repository)
             .map_err(|source| RepositoryError::Lock {
                 repository: repository.to_owned(),
                 source,
@@ -454,7 +462,7 @@ fn check_tag(tag: &str) -> Result<(), RepositoryError> {
     }
 }
 
-fn repository_path(name: &str) -> String {
+pub(crate) fn repository_path(name: &str) -> String {
     if name.is_empty() {
         "repositories".to_owned()
     } else {
@@ -462,11 +470,11 @@ fn repository_path(name: &str) -> String {
     }
 }
 
-fn folder(repository: &str, kind: &str) -> String {
+pub(crate) fn folder(repository: &str, kind: &str) -> String {
     format!("repositories/{repository}/{kind}")
 }
 
-fn links(repository: &str, kind: &str, digest: &Digest) -> String {
+pub(crate) fn links(repository: &str, kind: &str, digest: &Digest) -> String {
     format!(
         "repositories/{repository}/{kind}/{}",
         digest.algorithm().name()
@@ -481,11 +489,11 @@ fn referrer_folder(repository: &str, subject: &Digest) -> String {
     )
 }
 
-fn file_name(digest: &Digest) -> String {
+pub(crate) fn file_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().name(), digest.hex())
 }
 
-fn add_link(root: &Dir, folder: &str, name: &str) -> io::Result<()> {
+pub(crate) fn add_link(root: &Dir, folder: &str, name: &str) -> io::Result<()> {
     let dir = root.make(folder)?;
     match dir.create_new(name, 0o644) {
         Ok(_) => {}
@@ -496,7 +504,7 @@ fn add_link(root: &Dir, folder: &str, name: &str) -> io::Result<()> {
     dir.sync()
 }
 
-fn remove_link(root: &Dir, folder: &str, name: &str) -> io::Result<bool> {
+pub(crate) fn remove_link(root: &Dir, folder: &str, name: &str) -> io::Result<bool> {
     let Some(dir) = root.sub_if_there(folder)? else {
         return Ok(false);
     };

@@ -16,7 +16,7 @@ use rustix::fs::FlockOperation;
 use crate::dir::Dir;
 use crate::{tree, used};
 
-const GATE: &str = ".session";
+pub(crate) const GATE: &str = ".session";
 /// Dead folders that one opening removes: each is a descriptor until it is gone.
 const CLAIMS_MAX: usize = 128;
 
@@ -83,7 +83,7 @@ impl Session {
     }
 
     /// Locks the folders of dead processes.
-    fn claim_dead(&self) -> io::Result<Vec<(String, Dir)>> {
+    pub(crate) fn claim_dead(&self) -> io::Result<Vec<(String, Dir)>> {
         let mut dead = Vec::new();
         for name in self.parent.names()? {
             if name == self.name || dead.len() >= CLAIMS_MAX {

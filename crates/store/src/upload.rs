@@ -21,7 +21,7 @@ use crate::blob::{Place, cut, hash_file, verify};
 use crate::dir::Dir;
 use crate::{CommitError, Store, session};
 
-const FOLDER: &str = "ingest/uploads";
+pub(crate) const FOLDER: &str = "ingest/uploads";
 const ID_BYTES: usize = 26;
 
 /// The name of an upload: 26 characters of `[a-z2-7]`, not to be guessed.
@@ -275,6 +275,13 @@ impl Drop for Upload {
             self.store.inner.hashers.map().insert(name, hasher);
         }
     }
+}
+
+/// Tells whether a file among the uploads can be one.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    name.split_once('-').is_some_and(|(id, scope)| {
+        id.parse::<UploadId>().is_ok() && format!("sha256:{scope}").parse::<Digest>().is_ok()
+    })
 }
 
 fn file_name(scope: &str, id: &UploadId) -> String {

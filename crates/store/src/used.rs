@@ -20,7 +20,7 @@ use crate::dir::Dir;
 use crate::session;
 
 /// The file under whose lock a collector takes things away.
-const GATE: &str = ".collect";
+pub(crate) const GATE: &str = ".collect";
 /// The file in a session's folder that makes it a lease.
 pub(crate) const LEASE: &str = "lease";
 /// Folder of the times when snapshots were used.
@@ -92,4 +92,9 @@ pub(crate) fn modified(stat: &Stat) -> SystemTime {
 /// Returns when an open file was last modified.
 pub(crate) fn modified_of(file: impl AsFd) -> io::Result<SystemTime> {
     Ok(modified(&rustix::fs::fstat(file)?))
+}
+
+/// Tells whether something was written so long ago that whoever wrote it has come further, or never will.
+pub(crate) fn is_settled(stat: Option<Stat>) -> bool {
+    stat.is_some_and(|stat| modified(&stat) + GRACE < SystemTime::now())
 }

@@ -12,6 +12,7 @@
 //! | `output/` | worker | exported files |
 //! | `worker.log` | worker | its own complaints, when it cannot even write the journal |
 
+pub mod check;
 pub mod doctor;
 pub mod folder;
 mod run;

@@ -10,6 +10,7 @@ use std::process::{ExitCode, Stdio};
 use engine::chain;
 use serde::{Deserialize, Serialize};
 use store::Store;
+use store::check::{Checking, Report};
 use store::collect::{Collected, Policy, Usage};
 use tokio::io::AsyncWriteExt;
 
@@ -30,6 +31,8 @@ enum Job {
     List,
     /// Remove what the policy says.
     Collect(Policy),
+    /// Say what is wrong.
+    Check(Checking),
 }
 
 /// What came of it.
@@ -38,6 +41,7 @@ enum Job {
 enum Answer {
     Listed(Usage),
     Collected(Collected),
+    Checked(Report),
 }
 
 /// What the process is told on its command line.
@@ -103,6 +107,10 @@ fn try_main(args: &StorageArgs) -> Result<(), String> {
             let collected = store.collect(&policy, engine::NAMED_RECORDS);
             Answer::Collected(collected.map_err(|e| chain(&e))?)
         }
+        Job::Check(how) => {
+            let report = store.check(how, engine::NAMED_RECORDS);
+            Answer::Checked(report.map_err(|e| chain(&e))?)
+        }
     };
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, &answer).map_err(|e| format!("answer: {e}"))?;
@@ -116,7 +124,7 @@ fn try_main(args: &StorageArgs) -> Result<(), String> {
 pub async fn list(command: &WorkerCommand) -> Result<Usage, StorageError> {
     match ask(command, &Job::List).await? {
         Answer::Listed(usage) => Ok(usage),
-        Answer::Collected(_) => Err(StorageError::Failed("it did something else".to_owned())),
+        _ => Err(StorageError::Failed("it did something else".to_owned())),
     }
 }
 
@@ -127,7 +135,18 @@ pub async fn list(command: &WorkerCommand) -> Result<Usage, StorageError> {
 pub async fn collect(command: &WorkerCommand, policy: Policy) -> Result<Collected, StorageError> {
     match ask(command, &Job::Collect(policy)).await? {
         Answer::Collected(collected) => Ok(collected),
-        Answer::Listed(_) => Err(StorageError::Failed("it did something else".to_owned())),
+        _ => Err(StorageError::Failed("it did something else".to_owned())),
+    }
+}
+
+/// Checks the store of `command`.
+///
+/// # Errors
+/// See [`StorageError`].
+pub(crate) async fn check(command: &WorkerCommand, how: Checking) -> Result<Report, StorageError> {
+    match ask(command, &Job::Check(how)).await? {
+        Answer::Checked(report) => Ok(report),
+        _ => Err(StorageError::Failed("it did something else".to_owned())),
     }
 }
 

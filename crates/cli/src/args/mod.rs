@@ -24,7 +24,7 @@ use self::output::OutputOption;
 use self::pair::{Annotation, BuildArg, Label};
 use self::refused::RefusedArgs;
 use self::steps::StepArgs;
-use self::storage::{DuArgs, PruneArgs};
+use self::storage::{DuArgs, FsckArgs, PruneArgs};
 use self::subassembly::SubassemblyCommand;
 
 const EXIT_CODES: &str = "\
@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Du(DuArgs),
     /// Remove from the store what nobody has used for longest.
     Prune(PruneArgs),
+    /// Check that everything in the state directory is as it has to be, beside a running server or without one.
+    Fsck(FsckArgs),
     /// Tell whether this machine has what builds need.
     Doctor(DoctorArgs),
     /// Print a completion script for a shell.

@@ -1,4 +1,4 @@
-//! Options of `kiln du` and `kiln prune`; named as those of docker.
+//! Options of `kiln du`, `kiln prune` and `kiln fsck`; the first two named as those of docker.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -45,6 +45,35 @@ pub(crate) struct PruneArgs {
     #[command(flatten)]
     pub(crate) place: Place,
 }
+
+/// Arguments of `kiln fsck`.
+#[derive(Debug, Args)]
+#[command(after_help = FSCK_EXIT_CODES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags, each by itself")]
+pub(crate) struct FsckArgs {
+    /// Move what is damaged to quarantine, and remove it where it can be made again; tidy up after processes that are dead
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Forget names too, of images of which something is gone, and builds that no command can read
+    #[arg(long, requires = "repair")]
+    pub(crate) forget: bool,
+    /// Look at names, sizes and small documents only, and do not read every byte
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// One JSON document per finding, and one with what was looked at
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// State and configuration.
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
+const FSCK_EXIT_CODES: &str = "\
+Exit codes:
+  0    everything is as it has to be, or was put right; leftovers of dead processes may have been told
+  1    something is damaged or lost that was not put right, or was forgotten
+  2    the command line or the configuration is wrong
+  4    it could not be checked";
 
 /// A `--filter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

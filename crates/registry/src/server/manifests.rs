@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, LOCATION};
 use http::{Method, StatusCode};
-use oci::{Descriptor, Digest, Document, Hasher};
+use oci::{Descriptor, Digest, Document, Hasher, media_type};
 use store::Store;
 
 use super::failure::Failure;
@@ -146,7 +146,7 @@ fn subject(document: &Document) -> Option<&Descriptor> {
 fn check_content(store: &Store, repository: &str, document: &Document) -> Result<(), Failure> {
     match document {
         Document::Manifest(manifest) => {
-            let ours = |layer: &&Descriptor| !is_foreign(&layer.media_type);
+            let ours = |layer: &&Descriptor| !media_type::is_foreign(&layer.media_type);
             let layers = manifest.layers.iter().filter(ours);
             for descriptor in std::iter::once(&manifest.config).chain(layers) {
                 if !store.has_blob(repository, &descriptor.digest)? {
@@ -179,11 +179,6 @@ fn check_size(store: &Store, descriptor: &Descriptor) -> Result<(), Failure> {
         ))),
         None => Err(Failure::manifest_blob_unknown(digest)),
     }
-}
-
-/// Tells whether a layer may stay where its owner keeps it, and is not pushed.
-fn is_foreign(media_type: &str) -> bool {
-    media_type.contains(".foreign.") || media_type.contains(".nondistributable.")
 }
 
 async fn remove(

@@ -16,7 +16,7 @@ use crate::used::{USED, modified};
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 /// What follows a snapshot's name in that of the file with its size.
-const SIZE_SUFFIX: &str = ".size";
+pub(crate) const SIZE_SUFFIX: &str = ".size";
 /// Longest content of such a file.
 const SIZE_FILE_MAX_BYTES: u64 = 32;
 

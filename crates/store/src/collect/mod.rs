@@ -13,7 +13,7 @@
 //!
 //! Must run as whom everything belongs to: the data plane, or the host's root.
 
-mod items;
+pub(crate) mod items;
 mod remove;
 mod weigh;
 

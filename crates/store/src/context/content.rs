@@ -41,7 +41,7 @@ impl ContentId {
     }
 
     /// Returns the content whose file has the name `hex`.
-    pub(super) fn from_hex(hex: &str) -> Option<Self> {
+    pub(crate) fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if hex.len() != 64 || !hex.bytes().all(is_digit) {
@@ -65,7 +65,7 @@ impl ContentId {
     }
 
     /// Returns where its file is below the folder of contents.
-    pub(super) fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         let hex = self.hex();
         format!("{}/{hex}", hex.get(..2).unwrap_or_default())
     }

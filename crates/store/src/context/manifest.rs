@@ -43,7 +43,7 @@ pub(super) struct ManifestWriter<W: Write> {
 
 /// What the end of a manifest says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Trailer {
+pub(crate) struct Trailer {
     /// When the context was complete, in Unix milliseconds.
     pub(super) created_ms: u64,
     /// How many entries it has.
@@ -160,7 +160,7 @@ impl Trailer {
 }
 
 /// Hashes all of a manifest, and returns what its end says.
-pub(super) fn verify(file: &mut (impl Read + Seek)) -> Result<Trailer, ManifestError> {
+pub(crate) fn verify(file: &mut (impl Read + Seek)) -> Result<Trailer, ManifestError> {
     let read = ManifestError::Read;
     let trailer = Trailer::read(file).map_err(|error| match error.kind() {
         // Shorter than its end alone.
@@ -196,7 +196,7 @@ pub struct Entries<R> {
 
 impl<R: Read> Entries<R> {
     /// Begins at the start of `file`, which was verified to have `trailer`.
-    pub(super) fn begin(mut file: R, trailer: Trailer) -> Result<Self, ManifestError> {
+    pub(crate) fn begin(mut file: R, trailer: Trailer) -> Result<Self, ManifestError> {
         let mut header = [0; HEADER.len()];
         file.read_exact(&mut header).map_err(ManifestError::Read)?;
         if header != HEADER {

@@ -26,7 +26,7 @@
 mod content;
 mod draft;
 mod entry;
-mod manifest;
+pub(crate) mod manifest;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -206,13 +206,13 @@ fn failed(attempt: &'static str) -> impl Fn(io::Error) -> ContextError {
 
 /// A tenant's folder.
 #[derive(Debug)]
-struct Home {
+pub(crate) struct Home {
     lock_name: String,
-    contents: Dir,
-    manifests: Dir,
+    pub(crate) contents: Dir,
+    pub(crate) manifests: Dir,
 }
 
-const FOLDER: &str = "contexts";
+pub(crate) const FOLDER: &str = "contexts";
 const CONTENTS: &str = "contents";
 const MANIFESTS: &str = "manifests";
 
@@ -237,7 +237,7 @@ impl Home {
     }
 
     /// Opens the folder called `name` as it is; `None` when it is not there, or not whole.
-    fn open(store: &Store, name: &str) -> io::Result<Option<Self>> {
+    pub(crate) fn open(store: &Store, name: &str) -> io::Result<Option<Self>> {
         let Some(home) = store
             .root()
             .ours()?
@@ -253,7 +253,7 @@ impl Home {
         }))
     }
 
-    fn lock(&self, store: &Store) -> Result<LockGuard, ContextError> {
+    pub(crate) fn lock(&self, store: &Store) -> Result<LockGuard, ContextError> {
         store.lock(&self.lock_name).map_err(ContextError::Lock)
     }
 }

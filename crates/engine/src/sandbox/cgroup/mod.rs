@@ -221,10 +221,13 @@ impl CgroupParent {
             // One that is still in use is tried again with the next build of the same name, and gone after a restart.
             let _ = fs::remove_dir(directory);
         }
-        !self
-            .hierarchies
-            .iter()
-            .any(|hierarchy| hierarchy.directory.exists())
+        !self.is_there()
+    }
+
+    /// Tells whether any of the build's cgroups is there.
+    pub fn is_there(&self) -> bool {
+        let mut hierarchies = self.hierarchies.iter();
+        hierarchies.any(|hierarchy| hierarchy.directory.exists())
     }
 
     /// Makes the cgroups of one step.
