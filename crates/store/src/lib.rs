@@ -171,7 +171,7 @@ const LAYOUT: [&str; 13] = [
     "repositories",
     "snapshots",
     "tmp",
-    "unsynced",
+    snapshot::SYNCED,
     used::USED,
     "ingest",
 ];

@@ -2,15 +2,15 @@
 //!
 //! A snapshot is filled as a draft in the session's folder and renamed into its place, so it is there whole or not at all.
 //! Making thousands of small files durable one by one would cost more than unpacking them, so a crash of the *machine* is
-//! answered differently than for blobs: before a snapshot gets its name, `unsynced/<name>` is written with the id of this boot.
-//! Who opens the store after another boot drops the snapshots that still carry the mark of an older one (they are made again
-//! from their blobs); [`Store::sync_snapshots`] takes the marks away after one `syncfs` for all.
+//! answered differently than for blobs: a snapshot counts as not durable until [`Store::sync_snapshots`] has synced all of them at once and
+//! left `synced/<name>`. The file `boot` says in which boot the store was opened last; who opens it after another boot drops the
+//! snapshots without that mark, which are made again from their blobs. So giving one its name waits for no disk.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use oci::Digest;
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode};
 
 use crate::dir::Dir;
 use crate::session::Session;
@@ -18,6 +18,12 @@ use crate::used::{self, USED};
 use crate::{LockError, Store};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Folder of the marks of snapshots that are durable.
+pub(crate) const SYNCED: &str = "synced";
+/// The file that says in which boot the store was opened last.
+pub(crate) const BOOT: &str = "boot";
+/// Longest content of that file that is read.
+const BOOT_ID_MAX_BYTES: u64 = 64;
 
 /// Tells why a snapshot could not be made, named or removed.
 #[derive(Debug, thiserror::Error)]
@@ -136,18 +142,26 @@ impl Store {
     /// Makes all snapshots durable, so that they survive a crash of the machine. Returns how many were not.
     pub fn sync_snapshots(&self) -> Result<usize, SnapshotError> {
         let sync = || {
-            let marks = self.root().sub("unsynced")?;
-            let names = marks.names()?;
-            if names.is_empty() {
+            let marks = self.root().sub(SYNCED)?;
+            let mut names = self.root().sub("snapshots")?.names()?;
+            let mut n_left = 0;
+            for name in &names {
+                n_left += usize::from(marks.stat(name)?.is_none());
+            }
+            if n_left == 0 {
                 return Ok(0);
             }
-            // The content of a snapshot is complete when its mark is written, so this covers every mark listed above.
+            // A snapshot is complete when it has its name, so this covers every one listed above.
             rustix::fs::syncfs(self.root())?;
+            let snapshots = self.root().sub("snapshots")?;
+            // One that was collected meanwhile may be made again, and that one is not synced.
+            let _settled = self.settled()?;
+            names.retain(|name| snapshots.stat(name).is_ok_and(|stat| stat.is_some()));
             for name in &names {
-                marks.unlink(name)?;
+                marks.open_or_create(name)?;
             }
             marks.sync()?;
-            Ok(names.len())
+            Ok(n_left)
         };
         sync().map_err(SnapshotError::Sync)
     }
@@ -189,21 +203,18 @@ impl SnapshotDraft {
         if snapshots.stat(name)?.is_some() {
             return Ok(false);
         }
-        let mark = boot_id();
-        match &mark {
-            Some(boot_id) => {
-                let marks = root.sub("unsynced")?;
-                self.store.write_whole(&marks, name, boot_id.as_bytes())?;
-            }
-            // Without /proc nobody could tell later which boot this was.
-            None => rustix::fs::syncfs(root)?,
-        }
+        // Left by a removal that was interrupted; it must not speak for this one.
+        forget_sync(root, name)?;
         let is_ours = self
             .store
             .session()
             .dir()
             .rename_new(&self.name, &snapshots, name)?;
-        snapshots.sync()?;
+        if boot_id().is_none() {
+            // Without /proc nobody could tell later which boot this was.
+            rustix::fs::syncfs(root)?;
+            root.sub(SYNCED)?.open_or_create(name)?;
+        }
         Ok(is_ours)
     }
 }
@@ -218,25 +229,38 @@ impl Drop for SnapshotDraft {
 }
 
 /// Drops the snapshots that were not durable when the machine went down. Called while nobody else opens the store: whoever
-/// has opened it since the machine came up has dropped them already, so that no mark of an older boot is ever replaced.
+/// has opened it since the machine came up has dropped them already.
 pub(crate) fn drop_damaged(root: &Dir, session: &Session) -> io::Result<()> {
     let Some(boot_id) = boot_id() else {
         return Ok(());
     };
-    let marks = root.sub("unsynced")?;
-    for name in marks.names()? {
-        let Some(file) = marks.open_file(&name)? else {
-            continue;
-        };
-        let mut written = String::new();
-        let is_current = file
-            .take(boot_id.len() as u64 + 1)
-            .read_to_string(&mut written)
-            .is_ok()
-            && written == boot_id;
-        if !is_current {
+    let mut written = String::new();
+    if let Some(file) = root.open_file(BOOT)? {
+        // What cannot be read is another boot's.
+        let _ = file.take(BOOT_ID_MAX_BYTES).read_to_string(&mut written);
+    }
+    if written == boot_id {
+        return Ok(());
+    }
+    let marks = root.sub(SYNCED)?;
+    for name in root.sub("snapshots")?.names()? {
+        if marks.stat(&name)?.is_none() {
             drop_snapshot(root, session, &name)?;
         }
+    }
+    let (mut file, draft) = session.create_file()?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
+    file.write_all(boot_id.as_bytes())?;
+    file.sync_all()?;
+    session.dir().replace(&draft, root, BOOT)?;
+    root.sync()
+}
+
+/// Takes the mark of a snapshot away that is about to go or to be made. Durably: it must not speak for another one of this name.
+pub(crate) fn forget_sync(root: &Dir, name: &str) -> io::Result<()> {
+    let marks = root.sub(SYNCED)?;
+    if marks.unlink(name)? {
+        marks.sync()?;
     }
     Ok(())
 }
@@ -245,13 +269,13 @@ pub(crate) fn drop_damaged(root: &Dir, session: &Session) -> io::Result<()> {
 fn drop_snapshot(root: &Dir, session: &Session, name: &str) -> io::Result<bool> {
     let snapshots = root.sub("snapshots")?;
     let trash = session.new_name();
+    forget_sync(root, name)?;
     let was_there = match snapshots.rename_new(name, session.dir(), &trash) {
         Ok(moved) => moved,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error),
     };
     snapshots.sync()?;
-    root.sub("unsynced")?.unlink(name)?;
     root.sub(USED)?.unlink(name)?;
     if was_there {
         // Out of sight already; what is left of it goes with the session.

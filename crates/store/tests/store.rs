@@ -477,11 +477,20 @@ fn snapshots_of_another_boot_are_dropped_unless_they_were_made_durable() {
     make(&lost);
     let again = Store::open(&dir.path().join("store"), None).unwrap();
     assert!(again.has_snapshot(&lost), "the same boot");
-    let mark = store.path().join("unsynced").join(lost.hex());
-    std::fs::write(mark, "00000000-0000-0000-0000-000000000000").unwrap();
+    let boot = store.path().join("boot");
+    let this = std::fs::read_to_string(&boot).unwrap();
+    std::fs::write(&boot, "00000000-0000-0000-0000-000000000000").unwrap();
     let again = Store::open(&dir.path().join("store"), None).unwrap();
     assert!(!again.has_snapshot(&lost));
     assert!(again.has_snapshot(&kept));
+    assert_eq!(std::fs::read_to_string(&boot).unwrap(), this);
+    // The mark of one that is gone does not speak for another of its name.
+    assert!(store.remove_snapshot(&kept).unwrap());
+    std::fs::write(store.path().join("synced").join(kept.hex()), "").unwrap();
+    make(&kept);
+    std::fs::write(&boot, "").unwrap();
+    let again = Store::open(&dir.path().join("store"), None).unwrap();
+    assert!(!again.has_snapshot(&kept));
 }
 
 #[test]

@@ -105,7 +105,10 @@ fn try_main(args: &StorageArgs) -> Result<(), String> {
         Job::List => Answer::Listed(store.usage(engine::NAMED_RECORDS).map_err(|e| chain(&e))?),
         Job::Collect(policy) => {
             let collected = store.collect(&policy, engine::NAMED_RECORDS);
-            Answer::Collected(collected.map_err(|e| chain(&e))?)
+            let collected = collected.map_err(|e| chain(&e))?;
+            // What stays is worth keeping over a crash of the machine.
+            store.sync_snapshots().map_err(|e| chain(&e))?;
+            Answer::Collected(collected)
         }
         Job::Check(how) => {
             let report = store.check(how, engine::NAMED_RECORDS);

@@ -12,10 +12,9 @@ use crate::collect::NamedRecords;
 use crate::collect::items::SIZE_SUFFIX;
 use crate::dir::Dir;
 use crate::record;
+use crate::snapshot::SYNCED;
 use crate::used::USED;
 
-/// Folder of the marks of snapshots that are not durable.
-const UNSYNCED: &str = "unsynced";
 /// Length of the name of a snapshot: SHA-256 in hexadecimal digits.
 const SNAPSHOT_NAME_BYTES: usize = 64;
 /// Folders of keys of records: two hexadecimal digits.
@@ -36,7 +35,7 @@ impl Checker<'_> {
                 self.nobodys(format!("snapshots/{name}"));
             }
         }
-        for folder in [UNSYNCED, USED] {
+        for folder in [SYNCED, USED] {
             let notes = self.store.root().sub(folder)?;
             for note in notes.names()? {
                 let name = note.strip_suffix(SIZE_SUFFIX).unwrap_or(&note);

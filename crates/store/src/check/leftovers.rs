@@ -27,7 +27,8 @@ impl Checker<'_> {
     /// What is beside the folders of the store.
     fn strangers(&mut self) -> Result<(), CheckError> {
         let is_ours = |name: &str| {
-            let tops = crate::LAYOUT.iter().map(|path| path.split('/').next());
+            let tops = crate::LAYOUT.iter().chain(&[crate::snapshot::BOOT]);
+            let tops = tops.map(|path| path.split('/').next());
             name == context::FOLDER || tops.flatten().any(|top| top == name)
         };
         for name in self.store.root().names()? {

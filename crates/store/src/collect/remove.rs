@@ -11,6 +11,7 @@ use super::{Item, Kind};
 use crate::Store;
 use crate::cache_mount::{DATA, LOCK, MOUNTS};
 use crate::dir::Dir;
+use crate::snapshot::forget_sync;
 use crate::used::{USED, modified};
 
 impl Store {
@@ -54,15 +55,16 @@ impl Store {
         let notes = self.root().sub(USED)?;
         {
             let _alone = self.gate_alone()?;
-            if is_used(notes.stat(name)?, since)
-                || !taken(snapshots.rename_new(name, session, &trash))?
-            {
+            if is_used(notes.stat(name)?, since) {
+                return Ok(false);
+            }
+            forget_sync(self.root(), name)?;
+            if !taken(snapshots.rename_new(name, session, &trash))? {
                 return Ok(false);
             }
             for note in [name, &size_note(name)] {
                 notes.unlink(note)?;
             }
-            self.root().sub("unsynced")?.unlink(name)?;
         }
         crate::tree::remove_at(session, &CString::new(trash)?)?;
         Ok(true)
