@@ -396,7 +396,8 @@ fn what_was_built_is_listed_and_its_log_is_kept() {
         let ended = Ended::of(finish(command.args(arguments))).well();
         String::from_utf8(ended.stdout).unwrap()
     };
-    let listed = kiln(&["ls"]);
+    assert!(!kiln(&["ls"]).contains("succeeded"));
+    let listed = kiln(&["ls", "--all"]);
     assert!(
         listed.contains("succeeded") && listed.contains("docker.io/library/app:1"),
         "{listed}"

@@ -12,6 +12,7 @@
 //! | `initializers` | what a workspace can be filled with beside a repository |
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
+//! | `history` | builds that are looked at afterwards, and how they end |
 //! | `mounts` | `RUN --mount` |
 //! | `steps` | secrets, agents, names of hosts, limits of steps |
 //! | `command` | `kiln build` without a server |
@@ -36,6 +37,7 @@ mod copying;
 mod corpus;
 mod durability;
 mod fsck;
+mod history;
 mod http;
 mod initializers;
 mod isolation;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use engine::id::BuildId;
-use engine::journal::Reader;
 use engine::spec::Record;
 use engine::state::BuildState;
 use oci::Reference;
@@ -92,16 +91,6 @@ fn is_named(record: &Record, wanted: &Reference) -> bool {
     is_same(&record.reference) || is_same(&record.base_reference)
 }
 
-/// Returns where a build stands.
-pub(crate) fn state(build: &Stored) -> anyhow::Result<BuildState> {
-    let mut reader = Reader::skim(&build.folder)?;
-    let mut state = BuildState::default();
-    while let Some((_, event)) = reader.next_event()? {
-        state = state.next(&event)?;
-    }
-    Ok(state)
-}
-
 /// Returns the one word for a state.
 pub(crate) fn word(state: &BuildState) -> &'static str {
     match state {
@@ -135,6 +124,7 @@ mod tests {
             key: String::new(),
             purpose: engine::spec::Purpose::Image,
             request: String::new(),
+            labels: std::collections::BTreeMap::new(),
         };
         fs::write(
             folder.join("record.json"),
@@ -159,7 +149,8 @@ mod tests {
         assert_eq!(found(first.as_str()), Some(first.clone()));
         assert_eq!(found("app:other"), None);
         let builds = all(state_dir.path()).unwrap();
-        assert_eq!(word(&state(&builds[0]).unwrap()), "cancelled");
+        let (state, _) = engine::state::of(&builds[0].folder).unwrap();
+        assert_eq!(word(&state), "cancelled");
     }
 
     #[test]

@@ -56,7 +56,7 @@ async fn here(args: &CancelArgs) -> Outcome {
     let folder = worker::folder::of(&state, id);
     if !folder.join(worker::folder::RECORD).exists() {
         let text = format!("there is no build {id} in {}", state.display());
-        let hint = "`kiln ls` lists them; a server's own are cancelled with --server";
+        let hint = "`kiln ls` lists those that go on; a server's own are cancelled with --server";
         return Err(Failure::text(Exit::Usage, text).hint(hint));
     }
     let before = state_of(&folder)?;

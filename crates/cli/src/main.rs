@@ -14,6 +14,7 @@ mod environment;
 mod failure;
 mod fsck;
 mod git;
+mod history;
 mod inspect;
 mod place;
 mod progress;

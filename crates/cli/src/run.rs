@@ -6,7 +6,7 @@ use clap::Parser;
 
 use crate::args::{Cli, Command};
 use crate::failure::{Exit, OrExit, Outcome};
-use crate::{build, cancel, doctor, fsck, inspect, serve, storage, subassembly, terminal};
+use crate::{build, cancel, doctor, fsck, history, inspect, serve, storage, subassembly, terminal};
 
 /// Runs the command that was asked for.
 pub(crate) fn main() -> ExitCode {
@@ -56,8 +56,10 @@ async fn wait_for(command: Command) -> Outcome {
         Command::Build(args) => Box::pin(build::run(*args)).await,
         Command::Serve(args) => Box::pin(serve::run(args)).await,
         Command::Resolve(args) => inspect::resolve(args).await,
-        Command::Ls(args) => inspect::ls(args).await,
-        Command::Logs(args) => inspect::logs(args).await,
+        Command::Ls(args) => history::list::ls(args).await,
+        Command::History(args) => history::list::history(args).await,
+        Command::Inspect(args) => history::one::inspect(args).await,
+        Command::Logs(args) => history::logs::logs(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::Du(args) => storage::du(args).await,
         Command::Prune(args) => storage::prune(args).await,

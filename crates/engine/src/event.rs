@@ -75,6 +75,20 @@ pub enum Event {
         /// In one line.
         error: String,
     },
+    /// A vertex wrote more than is kept: what it writes from here on is left out, but for its end.
+    OutputCut {
+        /// Its number.
+        step: StepId,
+        /// How much of the beginning is kept.
+        kept_bytes: u64,
+    },
+    /// The end of what a vertex wrote follows.
+    OutputResumed {
+        /// Its number.
+        step: StepId,
+        /// How much was left out before it.
+        dropped_bytes: u64,
+    },
     /// The context is there.
     ContextReady {
         /// The commit that was checked out, for git.
@@ -155,7 +169,7 @@ pub struct BuiltImage {
 }
 
 /// Whose fault a failure is, and of what kind. Decided once, where the failure happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     /// The Dockerfile, its context, or a command in it.
@@ -183,6 +197,38 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Every kind.
+    pub const ALL: [Self; 11] = [
+        Self::Dockerfile,
+        Self::Source,
+        Self::BaseImageMissing,
+        Self::BaseImage,
+        Self::Credentials,
+        Self::Registry,
+        Self::OutOfMemory,
+        Self::OutOfDisk,
+        Self::Timeout,
+        Self::WorkerLost,
+        Self::Platform,
+    ];
+
+    /// Returns its name in journals, metrics and lists.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dockerfile => "dockerfile",
+            Self::Source => "source",
+            Self::BaseImageMissing => "base_image_missing",
+            Self::BaseImage => "base_image",
+            Self::Credentials => "credentials",
+            Self::Registry => "registry",
+            Self::OutOfMemory => "out_of_memory",
+            Self::OutOfDisk => "out_of_disk",
+            Self::Timeout => "timeout",
+            Self::WorkerLost => "worker_lost",
+            Self::Platform => "platform",
+        }
+    }
+
     /// Tells whether the author of the Dockerfile can do something about it.
     pub fn is_users(self) -> bool {
         matches!(
@@ -209,4 +255,17 @@ pub struct Failure {
     /// The command's exit code, if one ended with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_a_failure_is_what_journals_say() {
+        for kind in FailureKind::ALL {
+            let json = serde_json::to_string(&kind).unwrap();
+            assert_eq!(json, format!("\"{}\"", kind.word()));
+        }
+    }
 }

@@ -21,6 +21,7 @@ pub mod agent;
 mod assemble;
 mod build;
 pub mod event;
+pub mod excerpt;
 mod execute;
 mod failure;
 pub mod follow;
@@ -37,6 +38,7 @@ mod share;
 pub mod spec;
 pub mod state;
 pub mod subassembly;
+pub mod summary;
 
 pub use build::{Rig, build};
 pub use failure::chain;

@@ -60,6 +60,19 @@ impl Renderer {
                 self.flush(at_ms, *step, out);
                 line(out, &format!("#{} ERROR: {error}", step.0));
             }
+            Event::OutputCut { step, kept_bytes } => {
+                let text = format!(
+                    "(more than {kept_bytes} bytes of output: the rest is left out, but for its end)"
+                );
+                self.interrupt(at_ms, *step, &text, out);
+            }
+            Event::OutputResumed {
+                step,
+                dropped_bytes,
+            } => {
+                let text = format!("({dropped_bytes} bytes of output left out)");
+                self.interrupt(at_ms, *step, &text, out);
+            }
             Event::BaseResolved { reference, digest } => {
                 line(out, &format!("{reference} is {digest}"));
             }
@@ -98,6 +111,18 @@ impl Renderer {
                 running.line.clear();
             }
         }
+    }
+
+    /// Ends the line that a step is in, and says something about the step. No output of the step looks like it: that has a time.
+    fn interrupt(&mut self, at_ms: u64, step: StepId, text: &str, out: &mut Vec<u8>) {
+        if let Some(running) = self.steps.get_mut(&step)
+            && !running.line.is_empty()
+        {
+            let since_ms = at_ms.saturating_sub(running.started_ms);
+            prefixed(out, step, since_ms, &running.line);
+            running.line.clear();
+        }
+        line(out, &format!("#{} {text}", step.0));
     }
 
     fn flush(&mut self, at_ms: u64, step: StepId, out: &mut Vec<u8>) {

@@ -454,6 +454,8 @@ pub struct Limits {
     pub wall_time_s: u64,
     /// One step.
     pub step_time_s: u64,
+    /// How long one step may write nothing.
+    pub step_idle_s: Option<u64>,
     /// Memory of one step.
     pub step_memory_bytes: Option<u64>,
     /// Processes and threads of one step.
@@ -481,6 +483,7 @@ impl Default for Limits {
         Self {
             wall_time_s: 3600,
             step_time_s: 3600,
+            step_idle_s: None,
             step_memory_bytes: None,
             step_pids: 4096,
             parallel_steps: 8,
@@ -530,10 +533,13 @@ pub struct Record {
     /// What tells requests with the same id apart; nothing where there are none.
     #[serde(default)]
     pub request: String,
+    /// What the request says about itself; told, and never trusted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What a build makes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// An image.

@@ -321,6 +321,7 @@ impl Service {
             key,
             purpose: Purpose::Image,
             request: String::new(),
+            labels: std::collections::BTreeMap::new(),
         };
         Ok(Order {
             record,

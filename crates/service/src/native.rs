@@ -56,14 +56,27 @@ pub struct NativeCall {
     pub cache_to: Vec<CacheTo>,
     /// What the operator has to allow.
     pub entitlements: Vec<Entitlement>,
-    /// Most seconds.
-    pub timeout_s: Option<u64>,
+    /// How long it may take.
+    pub times: Times,
+    /// What the request says about itself.
+    pub labels: BTreeMap<String, String>,
     /// With which credentials.
     pub rights: Rights,
     /// Who says to have asked; never trusted.
     pub triggered_by: String,
     /// Ids of the uploaded contexts that it names.
     pub uploads: BTreeSet<String>,
+}
+
+/// How long a build may take, where the request says it; the operator may say less.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// All of it, in seconds.
+    pub build_s: Option<u64>,
+    /// One step, in seconds.
+    pub step_s: Option<u64>,
+    /// One step without a word, in seconds.
+    pub step_idle_s: Option<u64>,
 }
 
 /// What is to become of the image.
@@ -107,6 +120,7 @@ impl Service {
         // What a caller names is published as the caller, never as the service.
         keychains.publish = call.rights.additional.clone();
         let triggered_by = call.triggered_by.clone();
+        let labels = std::mem::take(&mut call.labels);
         let agents = Agents::new(std::mem::take(&mut call.agents));
         let mut spec = self.spec_of(tenant, call)?;
         let fingerprint = fingerprint(&spec, &agents);
@@ -131,6 +145,7 @@ impl Service {
             key,
             purpose: Purpose::Named,
             request: fingerprint.clone(),
+            labels,
         };
         let order = Order {
             record,
@@ -202,9 +217,15 @@ impl Service {
                 "security.insecure: this server runs no insecure steps (limits.allow_insecure)";
             return Err(Failure::new(Blame::Forbidden, text));
         }
-        let wall_time_s = call.timeout_s.unwrap_or(limits.wall_time_s);
+        let times = call.times;
+        let at_most = |asked: Option<u64>, most: u64| asked.map_or(most, |s| s.min(most));
         Ok(Limits {
-            wall_time_s: wall_time_s.min(limits.wall_time_s),
+            wall_time_s: at_most(times.build_s, limits.wall_time_s),
+            step_time_s: at_most(times.step_s, limits.step_time_s),
+            step_idle_s: match (times.step_idle_s, limits.step_idle_s) {
+                (Some(asked), Some(most)) => Some(asked.min(most)),
+                (asked, most) => asked.or(most),
+            },
             // It takes both: the operator's word and the request's. The operator's own default needs no asking.
             allow_host_network: limits.allow_host_network
                 && (wants_host

@@ -13,12 +13,20 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 
 /// How long exported files wait, from the end of their build.
 pub const LIFETIME: Duration = Duration::from_secs(3600);
+/// What the names of exported files begin with.
+const NAME_PREFIX: &str = "output-";
 /// The folder that they are in.
 pub(crate) const FOLDER: &str = "output";
 
 /// Returns what the export that is output number `index` of a request is called.
 pub fn name(index: u32) -> String {
-    format!("output-{index}")
+    format!("{NAME_PREFIX}{index}")
+}
+
+/// Returns which output of a request it is that is called so.
+pub fn index_of(name: &str) -> Option<u32> {
+    let index = name.strip_prefix(NAME_PREFIX)?.parse().ok()?;
+    (self::name(index) == name).then_some(index)
 }
 
 /// A file that is open, and can be removed.

@@ -14,6 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::builds::list::Reason;
+
 /// Upper bounds of the histograms of calls, in seconds.
 const CALL_BUCKETS: [f64; 14] = [
     0.005, 0.025, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 30.0, 60.0, 120.0, 240.0, 480.0, 600.0,
@@ -26,6 +28,11 @@ const BUILD_BUCKETS: [f64; 11] = [
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Success {
     success: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
 }
 
 /// Which call. The labels are those of every gRPC server's metrics.
@@ -53,6 +60,7 @@ pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     builds_started: Counter,
     builds_done: Family<Success, Counter>,
+    builds_failed: Family<Why, Counter>,
     builds_running: Gauge,
     build_seconds: Histogram,
     calls_started: Family<Call, Counter>,
@@ -71,13 +79,17 @@ pub struct CallName {
 impl CallName {
     /// Parses the path of a request. A path that is none of ours is counted as `unknown`, so that nobody can make up labels.
     pub fn parse(path: &str) -> Self {
-        const STREAMS: [&str; 4] = [
+        const STREAMS: [&str; 7] = [
             "/builder.ImageBuilder/Build",
             "/builder.ImageBuilder/Logs",
+            "/kiln.v1.Kiln/WatchBuild",
+            "/kiln.v1.Kiln/GetLog",
+            "/kiln.v1.Kiln/DownloadOutput",
             "/grpc.health.v1.Health/Watch",
             "",
         ];
-        const UNARY: [&str; 9] = [
+        const TALKS: [&str; 2] = ["/kiln.v1.Kiln/CreateContext", "/kiln.v1.Kiln/ForwardAgent"];
+        const UNARY: [&str; 13] = [
             "/builder.ImageBuilder/ResolveBaseImage",
             "/builder.ImageBuilder/ResolveWorkspaceImage",
             "/builder.ImageBuilder/ListBuilds",
@@ -86,10 +98,15 @@ impl CallName {
             "/kiln.v1.Kiln/GetVersion",
             "/kiln.v1.Kiln/GetBuild",
             "/kiln.v1.Kiln/CancelBuild",
+            "/kiln.v1.Kiln/StartBuild",
+            "/kiln.v1.Kiln/ListBuilds",
+            "/kiln.v1.Kiln/ListArtifacts",
+            "/kiln.v1.Kiln/RetryBuild",
             "/grpc.health.v1.Health/Check",
         ];
         let is_stream = STREAMS.contains(&path);
-        let known = is_stream || UNARY.contains(&path);
+        let is_talk = TALKS.contains(&path);
+        let known = is_stream || is_talk || UNARY.contains(&path);
         let mut parts = path.splitn(3, '/').skip(1);
         let mut part = || match parts.next() {
             Some(part) if known => part.to_owned(),
@@ -97,7 +114,11 @@ impl CallName {
         };
         Self {
             label: Call {
-                grpc_type: if is_stream { "server_stream" } else { "unary" },
+                grpc_type: match (is_talk, is_stream) {
+                    (true, _) => "bidi_stream",
+                    (false, true) => "server_stream",
+                    (false, false) => "unary",
+                },
                 grpc_service: part(),
                 grpc_method: part(),
             },
@@ -111,6 +132,7 @@ impl Default for Metrics {
             registry: Arc::default(),
             builds_started: Counter::default(),
             builds_done: Family::default(),
+            builds_failed: Family::default(),
             builds_running: Gauge::default(),
             build_seconds: Histogram::new(BUILD_BUCKETS),
             calls_started: Family::default(),
@@ -136,6 +158,11 @@ impl Metrics {
             "gitpod_image_builder_builds_done",
             "Builds that ended",
             self.builds_done.clone(),
+        );
+        registry.register(
+            "kiln_builds_failed",
+            "Builds that failed or were ended, by reason",
+            self.builds_failed.clone(),
         );
         registry.register(
             "kiln_builds_running",
@@ -184,7 +211,11 @@ impl Metrics {
     pub fn build_done(&self, outcome: Outcome, duration: Duration) {
         let success = match outcome {
             Outcome::Succeeded => "true",
-            Outcome::Failed => "false",
+            Outcome::Failed(reason) => {
+                let reason = reason.word();
+                self.builds_failed.get_or_create(&Why { reason }).inc();
+                "false"
+            }
         };
         let label = Success {
             success: success.to_owned(),
@@ -236,7 +267,7 @@ pub enum Outcome {
     /// Well.
     Succeeded,
     /// Otherwise.
-    Failed,
+    Failed(Reason),
 }
 
 #[cfg(test)]
@@ -248,6 +279,8 @@ mod tests {
         let metrics = Metrics::default();
         metrics.build_started();
         metrics.build_done(Outcome::Succeeded, Duration::from_secs(2));
+        let timeout = Reason::Failed(engine::event::FailureKind::Timeout);
+        metrics.build_done(Outcome::Failed(timeout), Duration::from_secs(2));
         let name = CallName::parse("/builder.ImageBuilder/Build");
         metrics.call_started(&name);
         metrics.call_handled(&name, tonic::Code::Ok, Duration::from_millis(1));
@@ -255,7 +288,8 @@ mod tests {
         for line in [
             "gitpod_image_builder_builds_started_total 1",
             "gitpod_image_builder_builds_done_total{success=\"true\"} 1",
-            "kiln_builds_running 0",
+            "kiln_builds_failed_total{reason=\"timeout\"} 1",
+            "kiln_builds_running -1",
             "grpc_server_handled_total{grpc_type=\"server_stream\",grpc_service=\"builder.ImageBuilder\",grpc_method=\"Build\",grpc_code=\"OK\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

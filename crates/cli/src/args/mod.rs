@@ -2,6 +2,8 @@
 
 pub(crate) mod cache;
 pub(crate) mod call;
+pub(crate) mod history;
+pub(crate) mod moment;
 pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod pair;
@@ -9,6 +11,7 @@ pub(crate) mod refused;
 pub(crate) mod steps;
 pub(crate) mod storage;
 pub(crate) mod subassembly;
+pub(crate) mod times;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +22,7 @@ use oci::{Platform, Reference};
 
 use self::cache::{CacheFromArg, CacheToArg};
 use self::call::CallArgs;
+use self::history::{HistoryArgs, InspectArgs, LogsArgs, LsArgs};
 use self::named::NamedArg;
 use self::output::OutputOption;
 use self::pair::{Annotation, BuildArg, Label};
@@ -26,6 +30,7 @@ use self::refused::RefusedArgs;
 use self::steps::StepArgs;
 use self::storage::{DuArgs, FsckArgs, PruneArgs};
 use self::subassembly::SubassemblyCommand;
+use self::times::TimeArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -57,9 +62,13 @@ pub(crate) enum Command {
     Config,
     /// Print what an image reference points to, as a digest.
     Resolve(ResolveArgs),
-    /// List builds.
+    /// List builds that go on; with `--all`, those that have ended too.
     Ls(LsArgs),
-    /// Print the log of a build, and follow it until the build ends.
+    /// Tell what became of builds that have ended.
+    History(HistoryArgs),
+    /// Tell everything that is known of a build.
+    Inspect(InspectArgs),
+    /// Print the log of a build, or of one of its steps.
     Logs(LogsArgs),
     /// End a build that is running.
     Cancel(CancelArgs),
@@ -178,6 +187,9 @@ pub(crate) struct BuildArgs {
     /// What steps get.
     #[command(flatten)]
     pub(crate) steps: StepArgs,
+    /// How long it may take, and what is remembered of it.
+    #[command(flatten)]
+    pub(crate) times: TimeArgs,
     /// What docker has and kiln has not.
     #[command(flatten)]
     pub(crate) refused: RefusedArgs,
@@ -237,34 +249,6 @@ pub(crate) struct ResolveArgs {
     /// Image to look up
     #[arg(value_name = "REF")]
     pub(crate) reference: Reference,
-    /// A server to ask.
-    #[command(flatten)]
-    pub(crate) server: Server,
-    /// State and configuration.
-    #[command(flatten)]
-    pub(crate) place: Place,
-}
-
-/// Arguments of `kiln ls`.
-#[derive(Debug, Args)]
-pub(crate) struct LsArgs {
-    /// One JSON document per build
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// A server to ask for its running builds.
-    #[command(flatten)]
-    pub(crate) server: Server,
-    /// State and configuration.
-    #[command(flatten)]
-    pub(crate) place: Place,
-}
-
-/// Arguments of `kiln logs`.
-#[derive(Debug, Args)]
-pub(crate) struct LogsArgs {
-    /// Id of a build, or name of an image (its newest build)
-    #[arg(value_name = "ID|REF")]
-    pub(crate) build: String,
     /// A server to ask.
     #[command(flatten)]
     pub(crate) server: Server,

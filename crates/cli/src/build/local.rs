@@ -49,7 +49,8 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
     let input = context::read(&args.context, args.file.as_deref())?;
     let ready = found.ready()?;
     let id = new_id()?;
-    let folder = worker::prepare(&ready.command, &record(&id, &outputs)).or_exit(Exit::Machine)?;
+    let folder =
+        worker::prepare(&ready.command, &record(&id, args, &outputs)).or_exit(Exit::Machine)?;
     let limits = options::limits(args, &found.config.limits);
     let spec = spec(
         &id,
@@ -94,7 +95,7 @@ pub(crate) fn new_id() -> Outcome<BuildId> {
     Ok(BuildId::from_random(random))
 }
 
-fn record(id: &BuildId, outputs: &Outputs) -> Record {
+fn record(id: &BuildId, args: &BuildArgs, outputs: &Outputs) -> Record {
     Record {
         id: id.clone(),
         tenant: TENANT.to_owned(),
@@ -106,6 +107,7 @@ fn record(id: &BuildId, outputs: &Outputs) -> Record {
         key: String::new(),
         purpose: Purpose::Image,
         request: String::new(),
+        labels: args.times.labels(),
     }
 }
 

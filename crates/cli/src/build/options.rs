@@ -7,6 +7,7 @@ use oci::Platform;
 use service::config::Config;
 
 use crate::args::steps::{Entitlement, StepArgs};
+use crate::args::times::SecondsArg;
 use crate::args::{BuildArgs, Network};
 use crate::environment;
 use crate::failure::{Exit, Failure, Outcome};
@@ -76,8 +77,15 @@ pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
             || args.steps.allowed.contains(&Entitlement::HostNetwork),
         allow_insecure: configured.allow_insecure
             || args.steps.allowed.contains(&Entitlement::Insecure),
+        wall_time_s: seconds(args.times.timeout).unwrap_or(configured.wall_time_s),
+        step_time_s: seconds(args.times.step_timeout).unwrap_or(configured.step_time_s),
+        step_idle_s: seconds(args.times.step_idle_timeout).or(configured.step_idle_s),
         ..configured.clone()
     }
+}
+
+fn seconds(given: Option<SecondsArg>) -> Option<u64> {
+    given.map(|seconds| seconds.0)
 }
 
 fn steps(args: &StepArgs) -> StepOptions {

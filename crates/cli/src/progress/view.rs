@@ -120,6 +120,8 @@ impl View {
             | Event::ContextReady { .. }
             | Event::BaseResolved { .. }
             | Event::LayerWritten { .. }
+            | Event::OutputCut { .. }
+            | Event::OutputResumed { .. }
             | Event::Succeeded { .. }
             | Event::Failed { .. }
             | Event::Cancelled => {}

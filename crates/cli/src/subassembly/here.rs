@@ -31,6 +31,7 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
         key: String::new(),
         purpose: Purpose::Subassembly,
         request: String::new(),
+        labels: std::collections::BTreeMap::new(),
     };
     worker::prepare(&ready.command, &record).or_exit(Exit::Machine)?;
     let spec = BuildSpec {

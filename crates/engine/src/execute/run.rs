@@ -311,6 +311,7 @@ fn command(
             memory_bytes: limits.step_memory_bytes,
             processes: Some(limits.step_pids),
             wall_time: Duration::from_secs(limits.step_time_s),
+            idle_time: limits.step_idle_s.map(Duration::from_secs),
             shm_bytes: asked.shm_bytes.unwrap_or(usual.shm_bytes),
             ulimits: asked.ulimits.clone(),
             ..usual
@@ -441,6 +442,13 @@ fn verdict(execution: &Execution, exit: Result<StepExit, SandboxError>) -> Resul
         Ok(StepExit::TimedOut) => Err(failure(
             FailureKind::Timeout,
             format!("timed out after {} s", execution.limits.step_time_s),
+        )),
+        Ok(StepExit::Silent) => Err(failure(
+            FailureKind::Timeout,
+            format!(
+                "timed out: it wrote nothing for {} s",
+                execution.limits.step_idle_s.unwrap_or_default()
+            ),
         )),
         Err(error @ SandboxError::MountPoint { .. }) => {
             Err(failure(FailureKind::Dockerfile, chain(&error)))

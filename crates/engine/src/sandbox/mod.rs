@@ -26,6 +26,7 @@ mod namespaces;
 mod network;
 mod plan;
 mod scripted;
+mod silence;
 mod step_mounts;
 mod ulimit;
 
@@ -154,6 +155,8 @@ pub struct StepLimits {
     pub cpu_millis: Option<u32>,
     /// How long it may take from start to end.
     pub wall_time: Duration,
+    /// How long it may write nothing.
+    pub idle_time: Option<Duration>,
     /// `RLIMIT_NOFILE`, lowered to what the host allows.
     pub open_files: u64,
     /// The size of `/dev/shm`.
@@ -169,6 +172,7 @@ impl Default for StepLimits {
             processes: Some(4096),
             cpu_millis: None,
             wall_time: Duration::from_hours(1),
+            idle_time: None,
             open_files: 1_048_576,
             shm_bytes: 64 * 1024 * 1024,
             ulimits: Vec::new(),
@@ -187,6 +191,8 @@ pub enum StepExit {
     OutOfMemory,
     /// It was still running after [`StepLimits::wall_time`].
     TimedOut,
+    /// It had written nothing for [`StepLimits::idle_time`].
+    Silent,
 }
 
 /// Why a step could not be run to its end. None of these is the command's own doing.

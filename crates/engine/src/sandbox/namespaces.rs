@@ -26,6 +26,7 @@ use super::launcher::step_mounts::MOUNT_POINT;
 use super::launcher::wire::{self, Plan, PlanNetwork, Report};
 use super::launcher::{PLAN_MESSAGE, STEP_INIT};
 use super::network::{Lease, NetworkPool, NetworkProgram};
+use super::silence::Silence;
 use super::{
     Confinement, MAX_CHUNK_BYTES, Mounted, Network, OutputSink, Sandbox, SandboxError, StepCommand,
     StepExit, StepLimits, Stream, plan,
@@ -119,6 +120,7 @@ impl Namespaces {
         check(&step)?;
         self.check_confinement(step.confinement)?;
         let deadline = Instant::now() + step.limits.wall_time;
+        let idle_time = step.limits.idle_time;
         let network = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(SandboxError::Cancelled),
@@ -127,11 +129,14 @@ impl Namespaces {
         let cgroup = self.cgroup(&step.limits)?;
         let plan = plan::plan(&step, &network, cgroup.as_ref());
         let (launched, pipes) = self.launch(&plan, step, network.lease.as_ref())?;
+        let (output, silence) = Silence::of(output, idle_time);
         let pump = pipes.pump(output);
-        let exit = launched.supervise(pump, deadline, &cancel).await?;
+        let exit = launched
+            .supervise(pump, (deadline, silence), &cancel)
+            .await?;
         let out_of_memory = cgroup.as_ref().is_some_and(StepCgroup::ran_out_of_memory);
         match exit {
-            StepExit::Code(0) | StepExit::TimedOut => Ok(exit),
+            StepExit::Code(0) | StepExit::TimedOut | StepExit::Silent => Ok(exit),
             // Seldom the command itself is killed, mostly one of its children, of which it then complains.
             _ if out_of_memory => Ok(StepExit::OutOfMemory),
             _ => Ok(exit),
@@ -401,7 +406,7 @@ impl Launched {
     async fn supervise(
         mut self,
         pump: impl Future<Output = ()>,
-        deadline: Instant,
+        (deadline, silence): (Instant, Option<Silence>),
         cancel: &CancellationToken,
     ) -> Result<StepExit, SandboxError> {
         tokio::pin!(pump);
@@ -421,6 +426,11 @@ impl Launched {
                         break None;
                     }
                     ended_by_us = Some(EndedByUs::TimedOut);
+                    patience = Instant::now() + KILL_TIME;
+                    self.end();
+                }
+                () = Silence::too_long(silence.as_ref()), if ended_by_us.is_none() => {
+                    ended_by_us = Some(EndedByUs::Silent);
                     patience = Instant::now() + KILL_TIME;
                     self.end();
                 }
@@ -446,6 +456,7 @@ impl Launched {
         match (ended_by_us, report) {
             (Some(EndedByUs::Cancelled), _) => Err(SandboxError::Cancelled),
             (Some(EndedByUs::TimedOut), _) => Ok(StepExit::TimedOut),
+            (Some(EndedByUs::Silent), _) => Ok(StepExit::Silent),
             (None, Some(Report::Exited(code))) => Ok(StepExit::Code(code)),
             (None, Some(Report::Killed(signal))) => Ok(StepExit::Signal(signal)),
             (None, Some(Report::Failed { attempt, reason })) => {
@@ -465,4 +476,5 @@ impl Launched {
 enum EndedByUs {
     Cancelled,
     TimedOut,
+    Silent,
 }

@@ -68,6 +68,11 @@ impl Build {
         self.progress.borrow().clone()
     }
 
+    /// Tells something of its state.
+    pub(super) fn stands(&self, test: impl FnOnce(&BuildState) -> bool) -> bool {
+        test(&self.progress.borrow().state)
+    }
+
     /// Returns where it stands, and every change from now on.
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()

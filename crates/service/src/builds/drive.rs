@@ -9,12 +9,12 @@ use engine::event::{Event, Failure as BuildFailure, FailureKind};
 use engine::follow::Follower;
 use engine::journal::{Body, JournalError, Record as JournalRecord};
 use engine::spec::{BuildSpec, Purpose, Record};
-use engine::state::BuildState;
 use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Builds;
 use super::build::Build;
+use super::list::Reason;
 use crate::executor::Running;
 use crate::failure::chain;
 use crate::names::identity_of;
@@ -188,10 +188,7 @@ fn end_at(builds: &Builds, build: &Build, event: &Event, at_ms: u64) {
     builds.table().ended(build);
     let state = build.progress().state;
     let duration_ms = at_ms.saturating_sub(build.record.started_at_ms);
-    let outcome = match state {
-        BuildState::Succeeded { .. } => Outcome::Succeeded,
-        _ => Outcome::Failed,
-    };
+    let outcome = Reason::of(&state).map_or(Outcome::Succeeded, Outcome::Failed);
     let duration = Duration::from_millis(duration_ms);
     if build.record.purpose.is_image() {
         builds.inner.metrics.build_done(outcome, duration);

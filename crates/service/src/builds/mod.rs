@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `build` | one build and its progress |
 //! | `drive` | the task that goes with each build: wait for a turn, start, follow to the end |
+//! | [`list`] | filters and pages |
 //! | [`log`] | the text of a journal, as a stream that ends when the build does |
 //! | [`provenance`] | which inputs made the image under a name |
 //! | `recover` | after a restart |
@@ -15,6 +16,7 @@
 
 pub mod build;
 mod drive;
+pub mod list;
 pub mod log;
 pub mod provenance;
 mod recover;
@@ -112,6 +114,7 @@ struct Table {
     /// All builds, by request key, and by tenant and name of the image.
     lines_by_key: HashMap<String, Line>,
     lines_by_image: HashMap<(String, String), Line>,
+    lines_by_tenant: HashMap<String, Line>,
     n_queued: usize,
 }
 
@@ -307,6 +310,8 @@ impl Table {
         let line = self.lines_by_key.entry(build.record.key.clone());
         line.or_default().insert(place.clone());
         let line = self.lines_by_image.entry(image_of(build));
+        line.or_default().insert(place.clone());
+        let line = self.lines_by_tenant.entry(build.record.tenant.clone());
         line.or_default().insert(place);
     }
 
@@ -316,6 +321,7 @@ impl Table {
             let place = (build.record.started_at_ms, id.clone());
             leave(&mut self.lines_by_key, &build.record.key, &place);
             leave(&mut self.lines_by_image, &image_of(&build), &place);
+            leave(&mut self.lines_by_tenant, &build.record.tenant, &place);
         }
     }
 

@@ -119,13 +119,15 @@ lfs = "off"
 wall_time_s = 3600
 # One step, in seconds.
 step_time_s = 3600
+# How long one step may write nothing, in seconds. Not limited when not given.
+#step_idle_s = 1800
 # Memory of one step, in bytes. Not limited when not given.
 #step_memory_bytes = 4294967296
 # Processes and threads of one step.
 step_pids = 4096
 # Steps that run at the same time.
 parallel_steps = 8
-# Output of one step that is kept, in bytes.
+# Output of one step that is kept, in bytes: of more, the beginning and the end (a quarter of it, 1 MiB at most), with a mark in between.
 step_log_bytes = 268435456
 # Files of the context, in bytes and in number.
 context_bytes = 17179869184

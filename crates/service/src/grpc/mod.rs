@@ -5,10 +5,12 @@
 
 mod agent;
 mod convert;
+mod history;
 mod native;
 mod output;
 mod stream;
 mod subassembly;
+pub mod told;
 mod upload;
 mod watch;
 
@@ -26,7 +28,7 @@ use tonic::{Request, Response, Status};
 
 use crate::access::Tenant;
 use crate::builds::build::Build;
-use crate::builds::log::{self, Names as LogNames};
+use crate::builds::log::{self, Names as LogNames, Wanted};
 use crate::contexts::Contexts;
 use crate::failure::{Blame, Failure};
 use crate::lifecycle::{Admitted, Service, Standing, not_found};
@@ -216,7 +218,11 @@ impl ImageBuilder for Calls {
         } else {
             LogNames::Shown
         };
-        let text = log::read(build, 0, names, self.inner.shutdown.clone());
+        let wanted = Wanted {
+            names,
+            ..Wanted::default()
+        };
+        let text = log::read(build, wanted, self.inner.shutdown.clone());
         Ok(Response::new(stream::log(text)))
     }
 

@@ -7,7 +7,7 @@ use api::kiln::v1::kiln_server::Kiln;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Calls, agent, convert, output, tenant_of, upload, watch};
+use super::{Calls, agent, convert, history, output, tenant_of, upload, watch};
 use crate::access::Tenant;
 use crate::builds::Joined;
 use crate::builds::build::Build;
@@ -87,9 +87,44 @@ impl Kiln for Calls {
         let tenant = tenant_of(&request);
         let id = request.into_inner().build_id;
         let build = self.native_build(&tenant, &id)?;
-        Ok(Response::new(wire::GetBuildResponse {
-            build: Some(convert::native(&build, &build.progress())),
-        }))
+        let told = history::build(&build).await;
+        Ok(Response::new(told.map_err(|failure| failure.status())?))
+    }
+
+    async fn list_builds(
+        &self,
+        request: Request<wire::ListBuildsRequest>,
+    ) -> Result<Response<wire::ListBuildsResponse>, Status> {
+        let tenant = tenant_of(&request);
+        let call = convert::list_call(request.into_inner());
+        let call = call.map_err(|failure| failure.status())?;
+        let page = history::page(&self.service().builds, &tenant, call);
+        Ok(Response::new(page))
+    }
+
+    type GetLogStream = BoxStream<'static, Result<wire::GetLogResponse, Status>>;
+
+    async fn get_log(
+        &self,
+        request: Request<wire::GetLogRequest>,
+    ) -> Result<Response<Self::GetLogStream>, Status> {
+        let tenant = tenant_of(&request);
+        let call = convert::log_call(request.into_inner());
+        let (build_id, wanted) = call.map_err(|failure| failure.status())?;
+        let build = self.native_build(&tenant, &build_id)?;
+        let text = history::log(build, wanted, self.inner.shutdown.clone());
+        Ok(Response::new(text))
+    }
+
+    async fn list_artifacts(
+        &self,
+        request: Request<wire::ListArtifactsRequest>,
+    ) -> Result<Response<wire::ListArtifactsResponse>, Status> {
+        let tenant = tenant_of(&request);
+        let build = self.native_build(&tenant, &request.into_inner().build_id)?;
+        let made = history::artifacts(&build).await;
+        let artifacts = made.map_err(|failure| failure.status())?;
+        Ok(Response::new(wire::ListArtifactsResponse { artifacts }))
     }
 
     async fn cancel_build(

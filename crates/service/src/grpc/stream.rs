@@ -123,12 +123,19 @@ pub(super) fn log(
         Ok(content) => Ok(wire::LogsResponse {
             content: content.into(),
         }),
-        Err(LogError::Shutdown) => Err(shutting_down()),
-        Err(error @ LogError::Journal(_)) => {
-            Err(Failure::platform("the log of the build cannot be read", error).status())
-        }
+        Err(error) => Err(log_error(error)),
     })
     .boxed()
+}
+
+/// Returns why a log has ended before its time.
+pub(super) fn log_error(error: LogError) -> Status {
+    match error {
+        LogError::Shutdown => shutting_down(),
+        error @ LogError::Journal(_) => {
+            Failure::platform("the log of the build cannot be read", error).status()
+        }
+    }
 }
 
 pub(super) fn shutting_down() -> Status {

@@ -271,6 +271,7 @@ impl Subassemblies {
             key: wish.key(self.inner.format),
             purpose: Purpose::Subassembly,
             request: String::new(),
+            labels: std::collections::BTreeMap::new(),
         };
         Ok(Order {
             record,

@@ -18,7 +18,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use engine::id::BuildId;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use store::Store;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::download::{Downloads, Signed};
 use self::tokens::LogTokens;
 use crate::builds::Builds;
-use crate::builds::log::{self, Names};
+use crate::builds::log::{self, Names, Wanted};
 use crate::telemetry::Metrics;
 
 /// What the routes work with.
@@ -91,10 +91,18 @@ async fn logs(
     } else {
         Names::Shown
     };
-    let text = log::read(build, query.offset, names, parts.shutdown.clone());
+    let wanted = Wanted {
+        offset: query.offset,
+        names,
+        ..Wanted::default()
+    };
+    let text = log::read(build, wanted, parts.shutdown.clone());
+    // What steps wrote is anybody's: no browser is to take it for a page of ours, nor do anything that it says.
     let headers = [
         (CONTENT_TYPE, "text/plain; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
     ];
     (headers, Body::from_stream(text)).into_response()
 }

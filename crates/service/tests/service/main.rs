@@ -13,6 +13,7 @@ mod building;
 mod contexts;
 mod drain;
 mod harness;
+mod history;
 mod hostile;
 mod http2;
 mod joining;

@@ -40,6 +40,7 @@ pub(crate) const CASES: &[Case] = cases![
     background_processes_end_with_the_command,
     a_stubborn_step_is_cancelled_at_once,
     a_step_that_takes_too_long_times_out,
+    a_step_that_is_silent_for_too_long_is_ended_and_one_that_speaks_is_not,
     a_dropped_step_is_dead,
     many_steps_at_once_do_not_mix_and_leave_nothing_open,
     capabilities_are_the_list_and_nothing_is_inherited,
@@ -294,6 +295,31 @@ async fn a_step_that_takes_too_long_times_out(rig: Arc<Rig>) {
         (StepExit::TimedOut, "before\n")
     );
     assert!(outcome.took < Duration::from_secs(2));
+}
+
+async fn a_step_that_is_silent_for_too_long_is_ended_and_one_that_speaks_is_not(rig: Arc<Rig>) {
+    let limits = StepLimits {
+        idle_time: Some(Duration::from_millis(700)),
+        ..StepLimits::default()
+    };
+    let silent = limits.clone();
+    let outcome = rig
+        .sh("echo before; sleep 1000")
+        .with(|run| run.limits = silent)
+        .go()
+        .await;
+    assert_eq!(
+        (outcome.exit(), outcome.stdout.as_str()),
+        (StepExit::Silent, "before\n")
+    );
+    assert!(outcome.took >= Duration::from_millis(700) && outcome.took < Duration::from_secs(3));
+    let outcome = rig
+        .sh("for i in 1 2 3 4 5 6; do echo $i >&2; sleep 0.2; done")
+        .with(|run| run.limits = limits)
+        .go()
+        .await;
+    assert_eq!(outcome.exit(), StepExit::Code(0));
+    assert!(outcome.took >= Duration::from_millis(1200));
 }
 
 /// How many processes of the host have `word` among their arguments.

@@ -25,6 +25,266 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// How a step stands.
+type StepStatus int32
+
+const (
+	StepStatus_STEP_STATUS_UNSPECIFIED StepStatus = 0
+	// At work; of a build that has ended: broken off.
+	StepStatus_STEP_STATUS_STARTED StepStatus = 1
+	// Its result was in the cache.
+	StepStatus_STEP_STATUS_CACHED StepStatus = 2
+	// Ended well.
+	StepStatus_STEP_STATUS_DONE StepStatus = 3
+	// Ended otherwise.
+	StepStatus_STEP_STATUS_FAILED StepStatus = 4
+)
+
+// Enum value maps for StepStatus.
+var (
+	StepStatus_name = map[int32]string{
+		0: "STEP_STATUS_UNSPECIFIED",
+		1: "STEP_STATUS_STARTED",
+		2: "STEP_STATUS_CACHED",
+		3: "STEP_STATUS_DONE",
+		4: "STEP_STATUS_FAILED",
+	}
+	StepStatus_value = map[string]int32{
+		"STEP_STATUS_UNSPECIFIED": 0,
+		"STEP_STATUS_STARTED":     1,
+		"STEP_STATUS_CACHED":      2,
+		"STEP_STATUS_DONE":        3,
+		"STEP_STATUS_FAILED":      4,
+	}
+)
+
+func (x StepStatus) Enum() *StepStatus {
+	p := new(StepStatus)
+	*p = x
+	return p
+}
+
+func (x StepStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StepStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[0].Descriptor()
+}
+
+func (StepStatus) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[0]
+}
+
+func (x StepStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StepStatus.Descriptor instead.
+func (StepStatus) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{0}
+}
+
+// How a log is written.
+type LogForm int32
+
+const (
+	LogForm_LOG_FORM_UNSPECIFIED LogForm = 0
+	// Lines, each with the number of its step and the seconds since that began; with what the build says itself.
+	LogForm_LOG_FORM_TEXT LogForm = 1
+	// What steps wrote, byte by byte, and nothing else.
+	LogForm_LOG_FORM_RAW LogForm = 2
+)
+
+// Enum value maps for LogForm.
+var (
+	LogForm_name = map[int32]string{
+		0: "LOG_FORM_UNSPECIFIED",
+		1: "LOG_FORM_TEXT",
+		2: "LOG_FORM_RAW",
+	}
+	LogForm_value = map[string]int32{
+		"LOG_FORM_UNSPECIFIED": 0,
+		"LOG_FORM_TEXT":        1,
+		"LOG_FORM_RAW":         2,
+	}
+)
+
+func (x LogForm) Enum() *LogForm {
+	p := new(LogForm)
+	*p = x
+	return p
+}
+
+func (x LogForm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LogForm) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[1].Descriptor()
+}
+
+func (LogForm) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[1]
+}
+
+func (x LogForm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LogForm.Descriptor instead.
+func (LogForm) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{1}
+}
+
+// What a build has failed of.
+type FailureReason int32
+
+const (
+	FailureReason_FAILURE_REASON_UNSPECIFIED FailureReason = 0
+	// The Dockerfile, its context, or a command in it.
+	FailureReason_FAILURE_REASON_DOCKERFILE FailureReason = 1
+	// The sources could not be fetched.
+	FailureReason_FAILURE_REASON_SOURCE FailureReason = 2
+	// A base image is not there.
+	FailureReason_FAILURE_REASON_BASE_IMAGE_MISSING FailureReason = 3
+	// A base image could not be had or used for another reason.
+	FailureReason_FAILURE_REASON_BASE_IMAGE FailureReason = 4
+	// Credentials were refused, or there were none.
+	FailureReason_FAILURE_REASON_CREDENTIALS FailureReason = 5
+	// A registry failed.
+	FailureReason_FAILURE_REASON_REGISTRY FailureReason = 6
+	// A step used more memory than it may.
+	FailureReason_FAILURE_REASON_OUT_OF_MEMORY FailureReason = 7
+	// The disk of the server is full.
+	FailureReason_FAILURE_REASON_OUT_OF_DISK FailureReason = 8
+	// It, or a step of it, took longer than allowed, or was silent for too long.
+	FailureReason_FAILURE_REASON_TIMEOUT FailureReason = 9
+	// Somebody has ended it.
+	FailureReason_FAILURE_REASON_CANCELLED FailureReason = 10
+	// The process that carried it out was lost.
+	FailureReason_FAILURE_REASON_WORKER_LOST FailureReason = 11
+	// The service, or the machine that it runs on.
+	FailureReason_FAILURE_REASON_PLATFORM FailureReason = 12
+)
+
+// Enum value maps for FailureReason.
+var (
+	FailureReason_name = map[int32]string{
+		0:  "FAILURE_REASON_UNSPECIFIED",
+		1:  "FAILURE_REASON_DOCKERFILE",
+		2:  "FAILURE_REASON_SOURCE",
+		3:  "FAILURE_REASON_BASE_IMAGE_MISSING",
+		4:  "FAILURE_REASON_BASE_IMAGE",
+		5:  "FAILURE_REASON_CREDENTIALS",
+		6:  "FAILURE_REASON_REGISTRY",
+		7:  "FAILURE_REASON_OUT_OF_MEMORY",
+		8:  "FAILURE_REASON_OUT_OF_DISK",
+		9:  "FAILURE_REASON_TIMEOUT",
+		10: "FAILURE_REASON_CANCELLED",
+		11: "FAILURE_REASON_WORKER_LOST",
+		12: "FAILURE_REASON_PLATFORM",
+	}
+	FailureReason_value = map[string]int32{
+		"FAILURE_REASON_UNSPECIFIED":        0,
+		"FAILURE_REASON_DOCKERFILE":         1,
+		"FAILURE_REASON_SOURCE":             2,
+		"FAILURE_REASON_BASE_IMAGE_MISSING": 3,
+		"FAILURE_REASON_BASE_IMAGE":         4,
+		"FAILURE_REASON_CREDENTIALS":        5,
+		"FAILURE_REASON_REGISTRY":           6,
+		"FAILURE_REASON_OUT_OF_MEMORY":      7,
+		"FAILURE_REASON_OUT_OF_DISK":        8,
+		"FAILURE_REASON_TIMEOUT":            9,
+		"FAILURE_REASON_CANCELLED":          10,
+		"FAILURE_REASON_WORKER_LOST":        11,
+		"FAILURE_REASON_PLATFORM":           12,
+	}
+)
+
+func (x FailureReason) Enum() *FailureReason {
+	p := new(FailureReason)
+	*p = x
+	return p
+}
+
+func (x FailureReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FailureReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[2].Descriptor()
+}
+
+func (FailureReason) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[2]
+}
+
+func (x FailureReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FailureReason.Descriptor instead.
+func (FailureReason) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{2}
+}
+
+// What a build makes.
+type BuildPurpose int32
+
+const (
+	BuildPurpose_BUILD_PURPOSE_UNSPECIFIED BuildPurpose = 0
+	// An image, for the published API.
+	BuildPurpose_BUILD_PURPOSE_IMAGE BuildPurpose = 1
+	// An image, for StartBuild.
+	BuildPurpose_BUILD_PURPOSE_NAMED BuildPurpose = 2
+	// A subassembly.
+	BuildPurpose_BUILD_PURPOSE_SUBASSEMBLY BuildPurpose = 3
+)
+
+// Enum value maps for BuildPurpose.
+var (
+	BuildPurpose_name = map[int32]string{
+		0: "BUILD_PURPOSE_UNSPECIFIED",
+		1: "BUILD_PURPOSE_IMAGE",
+		2: "BUILD_PURPOSE_NAMED",
+		3: "BUILD_PURPOSE_SUBASSEMBLY",
+	}
+	BuildPurpose_value = map[string]int32{
+		"BUILD_PURPOSE_UNSPECIFIED": 0,
+		"BUILD_PURPOSE_IMAGE":       1,
+		"BUILD_PURPOSE_NAMED":       2,
+		"BUILD_PURPOSE_SUBASSEMBLY": 3,
+	}
+)
+
+func (x BuildPurpose) Enum() *BuildPurpose {
+	p := new(BuildPurpose)
+	*p = x
+	return p
+}
+
+func (x BuildPurpose) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BuildPurpose) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_v1_kiln_proto_enumTypes[3].Descriptor()
+}
+
+func (BuildPurpose) Type() protoreflect.EnumType {
+	return &file_kiln_v1_kiln_proto_enumTypes[3]
+}
+
+func (x BuildPurpose) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BuildPurpose.Descriptor instead.
+func (BuildPurpose) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{3}
+}
+
 // How far a build is.
 type BuildPhase int32
 
@@ -85,11 +345,11 @@ func (x BuildPhase) String() string {
 }
 
 func (BuildPhase) Descriptor() protoreflect.EnumDescriptor {
-	return file_kiln_v1_kiln_proto_enumTypes[0].Descriptor()
+	return file_kiln_v1_kiln_proto_enumTypes[4].Descriptor()
 }
 
 func (BuildPhase) Type() protoreflect.EnumType {
-	return &file_kiln_v1_kiln_proto_enumTypes[0]
+	return &file_kiln_v1_kiln_proto_enumTypes[4]
 }
 
 func (x BuildPhase) Number() protoreflect.EnumNumber {
@@ -98,7 +358,7 @@ func (x BuildPhase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BuildPhase.Descriptor instead.
 func (BuildPhase) EnumDescriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{0}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{4}
 }
 
 // What network a step has.
@@ -141,11 +401,11 @@ func (x StepNetwork) String() string {
 }
 
 func (StepNetwork) Descriptor() protoreflect.EnumDescriptor {
-	return file_kiln_v1_kiln_proto_enumTypes[1].Descriptor()
+	return file_kiln_v1_kiln_proto_enumTypes[5].Descriptor()
 }
 
 func (StepNetwork) Type() protoreflect.EnumType {
-	return &file_kiln_v1_kiln_proto_enumTypes[1]
+	return &file_kiln_v1_kiln_proto_enumTypes[5]
 }
 
 func (x StepNetwork) Number() protoreflect.EnumNumber {
@@ -154,7 +414,7 @@ func (x StepNetwork) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StepNetwork.Descriptor instead.
 func (StepNetwork) EnumDescriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{1}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{5}
 }
 
 // How new layers are compressed.
@@ -191,11 +451,11 @@ func (x LayerCompression) String() string {
 }
 
 func (LayerCompression) Descriptor() protoreflect.EnumDescriptor {
-	return file_kiln_v1_kiln_proto_enumTypes[2].Descriptor()
+	return file_kiln_v1_kiln_proto_enumTypes[6].Descriptor()
 }
 
 func (LayerCompression) Type() protoreflect.EnumType {
-	return &file_kiln_v1_kiln_proto_enumTypes[2]
+	return &file_kiln_v1_kiln_proto_enumTypes[6]
 }
 
 func (x LayerCompression) Number() protoreflect.EnumNumber {
@@ -204,7 +464,7 @@ func (x LayerCompression) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LayerCompression.Descriptor instead.
 func (LayerCompression) EnumDescriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{2}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{6}
 }
 
 // Which family of media types is written.
@@ -243,11 +503,11 @@ func (x MediaTypes) String() string {
 }
 
 func (MediaTypes) Descriptor() protoreflect.EnumDescriptor {
-	return file_kiln_v1_kiln_proto_enumTypes[3].Descriptor()
+	return file_kiln_v1_kiln_proto_enumTypes[7].Descriptor()
 }
 
 func (MediaTypes) Type() protoreflect.EnumType {
-	return &file_kiln_v1_kiln_proto_enumTypes[3]
+	return &file_kiln_v1_kiln_proto_enumTypes[7]
 }
 
 func (x MediaTypes) Number() protoreflect.EnumNumber {
@@ -256,7 +516,7 @@ func (x MediaTypes) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MediaTypes.Descriptor instead.
 func (MediaTypes) EnumDescriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{3}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{7}
 }
 
 // Form of an exported image.
@@ -299,11 +559,11 @@ func (x ExportFormat) String() string {
 }
 
 func (ExportFormat) Descriptor() protoreflect.EnumDescriptor {
-	return file_kiln_v1_kiln_proto_enumTypes[4].Descriptor()
+	return file_kiln_v1_kiln_proto_enumTypes[8].Descriptor()
 }
 
 func (ExportFormat) Type() protoreflect.EnumType {
-	return &file_kiln_v1_kiln_proto_enumTypes[4]
+	return &file_kiln_v1_kiln_proto_enumTypes[8]
 }
 
 func (x ExportFormat) Number() protoreflect.EnumNumber {
@@ -312,7 +572,7 @@ func (x ExportFormat) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExportFormat.Descriptor instead.
 func (ExportFormat) EnumDescriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{4}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{8}
 }
 
 type GetVersionRequest struct {
@@ -442,8 +702,10 @@ func (x *GetBuildRequest) GetBuildId() string {
 }
 
 type GetBuildResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Build         *Build                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Build *Build                 `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`
+	// What its journal tells.
+	Detail        *BuildDetail `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -485,6 +747,1081 @@ func (x *GetBuildResponse) GetBuild() *Build {
 	return nil
 }
 
+func (x *GetBuildResponse) GetDetail() *BuildDetail {
+	if x != nil {
+		return x.Detail
+	}
+	return nil
+}
+
+// What the journal of a build tells.
+type BuildDetail struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The phases that it entered, in order.
+	Phases []*EnteredPhase `protobuf:"bytes,1,rep,name=phases,proto3" json:"phases,omitempty"`
+	// Its steps, in the order in which they began: 10 000 at most.
+	Steps []*BuildStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	// The bases that were pinned.
+	Bases []*PinnedBase `protobuf:"bytes,3,rep,name=bases,proto3" json:"bases,omitempty"`
+	// The commit that was checked out, for git.
+	Commit string `protobuf:"bytes,4,opt,name=commit,proto3" json:"commit,omitempty"`
+	// What was said that stopped nothing: 100 at most.
+	Warnings []string `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Size of its journal, in bytes.
+	JournalBytes  uint64 `protobuf:"varint,6,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildDetail) Reset() {
+	*x = BuildDetail{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildDetail) ProtoMessage() {}
+
+func (x *BuildDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildDetail.ProtoReflect.Descriptor instead.
+func (*BuildDetail) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BuildDetail) GetPhases() []*EnteredPhase {
+	if x != nil {
+		return x.Phases
+	}
+	return nil
+}
+
+func (x *BuildDetail) GetSteps() []*BuildStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *BuildDetail) GetBases() []*PinnedBase {
+	if x != nil {
+		return x.Bases
+	}
+	return nil
+}
+
+func (x *BuildDetail) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *BuildDetail) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *BuildDetail) GetJournalBytes() uint64 {
+	if x != nil {
+		return x.JournalBytes
+	}
+	return 0
+}
+
+type EnteredPhase struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Phase BuildPhase             `protobuf:"varint,1,opt,name=phase,proto3,enum=kiln.v1.BuildPhase" json:"phase,omitempty"`
+	// When, in Unix milliseconds.
+	AtMs          int64 `protobuf:"varint,2,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnteredPhase) Reset() {
+	*x = EnteredPhase{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnteredPhase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnteredPhase) ProtoMessage() {}
+
+func (x *EnteredPhase) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnteredPhase.ProtoReflect.Descriptor instead.
+func (*EnteredPhase) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EnteredPhase) GetPhase() BuildPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return BuildPhase_BUILD_PHASE_UNSPECIFIED
+}
+
+func (x *EnteredPhase) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+// An image under its name in the Dockerfile, and what that was when the build began.
+type PinnedBase struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinnedBase) Reset() {
+	*x = PinnedBase{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinnedBase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinnedBase) ProtoMessage() {}
+
+func (x *PinnedBase) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinnedBase.ProtoReflect.Descriptor instead.
+func (*PinnedBase) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PinnedBase) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *PinnedBase) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// A step of the Dockerfile, or work such as loading the context.
+type BuildStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number: what the log calls `#7`.
+	Step uint32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// `[build 2/4] RUN make`.
+	Name   string     `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Status StepStatus `protobuf:"varint,3,opt,name=status,proto3,enum=kiln.v1.StepStatus" json:"status,omitempty"`
+	// Why it was run: the reason of its cache miss.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it began, in Unix milliseconds.
+	StartedAtMs int64 `protobuf:"varint,5,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
+	// How long it took, once it has ended.
+	DurationMs *uint64 `protobuf:"varint,6,opt,name=duration_ms,json=durationMs,proto3,oneof" json:"duration_ms,omitempty"`
+	// Why it failed, in one line.
+	Error string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	// The layer that was written of it.
+	Layer *StepLayer `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Bytes of its output that were left out of the log, because it wrote too much.
+	DroppedBytes  uint64 `protobuf:"varint,9,opt,name=dropped_bytes,json=droppedBytes,proto3" json:"dropped_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildStep) Reset() {
+	*x = BuildStep{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildStep) ProtoMessage() {}
+
+func (x *BuildStep) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildStep.ProtoReflect.Descriptor instead.
+func (*BuildStep) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BuildStep) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *BuildStep) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BuildStep) GetStatus() StepStatus {
+	if x != nil {
+		return x.Status
+	}
+	return StepStatus_STEP_STATUS_UNSPECIFIED
+}
+
+func (x *BuildStep) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *BuildStep) GetStartedAtMs() int64 {
+	if x != nil {
+		return x.StartedAtMs
+	}
+	return 0
+}
+
+func (x *BuildStep) GetDurationMs() uint64 {
+	if x != nil && x.DurationMs != nil {
+		return *x.DurationMs
+	}
+	return 0
+}
+
+func (x *BuildStep) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *BuildStep) GetLayer() *StepLayer {
+	if x != nil {
+		return x.Layer
+	}
+	return nil
+}
+
+func (x *BuildStep) GetDroppedBytes() uint64 {
+	if x != nil {
+		return x.DroppedBytes
+	}
+	return 0
+}
+
+type StepLayer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Compressed, and as an archive.
+	SizeBytes         uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	UncompressedBytes uint64 `protobuf:"varint,3,opt,name=uncompressed_bytes,json=uncompressedBytes,proto3" json:"uncompressed_bytes,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *StepLayer) Reset() {
+	*x = StepLayer{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepLayer) ProtoMessage() {}
+
+func (x *StepLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepLayer.ProtoReflect.Descriptor instead.
+func (*StepLayer) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StepLayer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *StepLayer) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *StepLayer) GetUncompressedBytes() uint64 {
+	if x != nil {
+		return x.UncompressedBytes
+	}
+	return 0
+}
+
+type ListBuildsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In one of these phases; any when empty.
+	Phases []BuildPhase `protobuf:"varint,1,rep,packed,name=phases,proto3,enum=kiln.v1.BuildPhase" json:"phases,omitempty"`
+	// That failed for one of these reasons; any end when empty.
+	Reasons []FailureReason `protobuf:"varint,2,rep,packed,name=reasons,proto3,enum=kiln.v1.FailureReason" json:"reasons,omitempty"`
+	// Name of the image, or of its base, exactly; any when empty.
+	Ref string `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Who says to have asked; anybody when empty.
+	TriggeredBy string `protobuf:"bytes,4,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
+	// With all of these labels of their requests.
+	RequestLabels map[string]string `protobuf:"bytes,5,rep,name=request_labels,json=requestLabels,proto3" json:"request_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Accepted at this time or later, in Unix milliseconds.
+	SinceMs int64 `protobuf:"varint,6,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// Accepted before this time, in Unix milliseconds; whenever when 0.
+	UntilMs int64 `protobuf:"varint,7,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	// Made for this; for anything when empty.
+	Purposes []BuildPurpose `protobuf:"varint,8,rep,packed,name=purposes,proto3,enum=kiln.v1.BuildPurpose" json:"purposes,omitempty"`
+	// How many to return at most: 100 when 0, 1000 at most.
+	PageSize uint32 `protobuf:"varint,9,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// What the answer before had as next_page_token; the first page when empty. All else has to be as it was then.
+	PageToken     string `protobuf:"bytes,10,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBuildsRequest) Reset() {
+	*x = ListBuildsRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBuildsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBuildsRequest) ProtoMessage() {}
+
+func (x *ListBuildsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBuildsRequest.ProtoReflect.Descriptor instead.
+func (*ListBuildsRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListBuildsRequest) GetPhases() []BuildPhase {
+	if x != nil {
+		return x.Phases
+	}
+	return nil
+}
+
+func (x *ListBuildsRequest) GetReasons() []FailureReason {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *ListBuildsRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ListBuildsRequest) GetTriggeredBy() string {
+	if x != nil {
+		return x.TriggeredBy
+	}
+	return ""
+}
+
+func (x *ListBuildsRequest) GetRequestLabels() map[string]string {
+	if x != nil {
+		return x.RequestLabels
+	}
+	return nil
+}
+
+func (x *ListBuildsRequest) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *ListBuildsRequest) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+func (x *ListBuildsRequest) GetPurposes() []BuildPurpose {
+	if x != nil {
+		return x.Purposes
+	}
+	return nil
+}
+
+func (x *ListBuildsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListBuildsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListBuildsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest first.
+	Builds []*Build `protobuf:"bytes,1,rep,name=builds,proto3" json:"builds,omitempty"`
+	// Where the next page begins; empty when there is none. Builds that are accepted meanwhile move nothing.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListBuildsResponse) Reset() {
+	*x = ListBuildsResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListBuildsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListBuildsResponse) ProtoMessage() {}
+
+func (x *ListBuildsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListBuildsResponse.ProtoReflect.Descriptor instead.
+func (*ListBuildsResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListBuildsResponse) GetBuilds() []*Build {
+	if x != nil {
+		return x.Builds
+	}
+	return nil
+}
+
+func (x *ListBuildsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type GetLogRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the build.
+	BuildId string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// How many bytes to leave out: those that were received before.
+	Offset uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Only what belongs to this step; everything when 0.
+	Step uint32 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
+	// Only what was recorded at this time or later, in Unix milliseconds. Offsets count from there.
+	SinceMs int64 `protobuf:"varint,4,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// How it is written.
+	Form LogForm `protobuf:"varint,5,opt,name=form,proto3,enum=kiln.v1.LogForm" json:"form,omitempty"`
+	// Whether to wait for more until the build has ended; else what is there is sent.
+	Follow bool `protobuf:"varint,6,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Whether the names of the images are taken out.
+	Censored      bool `protobuf:"varint,7,opt,name=censored,proto3" json:"censored,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLogRequest) Reset() {
+	*x = GetLogRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLogRequest) ProtoMessage() {}
+
+func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLogRequest.ProtoReflect.Descriptor instead.
+func (*GetLogRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetLogRequest) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+func (x *GetLogRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *GetLogRequest) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *GetLogRequest) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *GetLogRequest) GetForm() LogForm {
+	if x != nil {
+		return x.Form
+	}
+	return LogForm_LOG_FORM_UNSPECIFIED
+}
+
+func (x *GetLogRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *GetLogRequest) GetCensored() bool {
+	if x != nil {
+		return x.Censored
+	}
+	return false
+}
+
+type GetLogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the piece begins.
+	Offset        uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	Content       []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLogResponse) Reset() {
+	*x = GetLogResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLogResponse) ProtoMessage() {}
+
+func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLogResponse.ProtoReflect.Descriptor instead.
+func (*GetLogResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetLogResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *GetLogResponse) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+type ListArtifactsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the build.
+	BuildId       string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListArtifactsRequest) Reset() {
+	*x = ListArtifactsRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListArtifactsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListArtifactsRequest) ProtoMessage() {}
+
+func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListArtifactsRequest.ProtoReflect.Descriptor instead.
+func (*ListArtifactsRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListArtifactsRequest) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+type ListArtifactsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Artifacts     []*Artifact            `protobuf:"bytes,1,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListArtifactsResponse) Reset() {
+	*x = ListArtifactsResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListArtifactsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListArtifactsResponse) ProtoMessage() {}
+
+func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListArtifactsResponse.ProtoReflect.Descriptor instead.
+func (*ListArtifactsResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListArtifactsResponse) GetArtifacts() []*Artifact {
+	if x != nil {
+		return x.Artifacts
+	}
+	return nil
+}
+
+// Something that a build has made.
+type Artifact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Artifact_Image
+	//	*Artifact_File
+	//	*Artifact_Subassembly
+	Kind          isArtifact_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Artifact) Reset() {
+	*x = Artifact{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Artifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Artifact) ProtoMessage() {}
+
+func (x *Artifact) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
+func (*Artifact) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Artifact) GetKind() isArtifact_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Artifact) GetImage() *ImageArtifact {
+	if x != nil {
+		if x, ok := x.Kind.(*Artifact_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+func (x *Artifact) GetFile() *FileArtifact {
+	if x != nil {
+		if x, ok := x.Kind.(*Artifact_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *Artifact) GetSubassembly() *SubassemblyArtifact {
+	if x != nil {
+		if x, ok := x.Kind.(*Artifact_Subassembly); ok {
+			return x.Subassembly
+		}
+	}
+	return nil
+}
+
+type isArtifact_Kind interface {
+	isArtifact_Kind()
+}
+
+type Artifact_Image struct {
+	Image *ImageArtifact `protobuf:"bytes,1,opt,name=image,proto3,oneof"`
+}
+
+type Artifact_File struct {
+	File *FileArtifact `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
+}
+
+type Artifact_Subassembly struct {
+	Subassembly *SubassemblyArtifact `protobuf:"bytes,3,opt,name=subassembly,proto3,oneof"`
+}
+
+func (*Artifact_Image) isArtifact_Kind() {}
+
+func (*Artifact_File) isArtifact_Kind() {}
+
+func (*Artifact_Subassembly) isArtifact_Kind() {}
+
+// An image that stood under a name when the build had ended.
+type ImageArtifact struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Reference string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Digest of its manifest.
+	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageArtifact) Reset() {
+	*x = ImageArtifact{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageArtifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageArtifact) ProtoMessage() {}
+
+func (x *ImageArtifact) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageArtifact.ProtoReflect.Descriptor instead.
+func (*ImageArtifact) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ImageArtifact) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *ImageArtifact) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// A file that DownloadOutput sends.
+type FileArtifact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which of the outputs of the request it is.
+	Output uint32 `protobuf:"varint,1,opt,name=output,proto3" json:"output,omitempty"`
+	// Whether it still waits to be fetched.
+	Available bool `protobuf:"varint,2,opt,name=available,proto3" json:"available,omitempty"`
+	// Its size in bytes, if so.
+	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Until when it waits, in Unix milliseconds, if so.
+	ExpiresAtMs   int64 `protobuf:"varint,4,opt,name=expires_at_ms,json=expiresAtMs,proto3" json:"expires_at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileArtifact) Reset() {
+	*x = FileArtifact{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileArtifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileArtifact) ProtoMessage() {}
+
+func (x *FileArtifact) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileArtifact.ProtoReflect.Descriptor instead.
+func (*FileArtifact) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *FileArtifact) GetOutput() uint32 {
+	if x != nil {
+		return x.Output
+	}
+	return 0
+}
+
+func (x *FileArtifact) GetAvailable() bool {
+	if x != nil {
+		return x.Available
+	}
+	return false
+}
+
+func (x *FileArtifact) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *FileArtifact) GetExpiresAtMs() int64 {
+	if x != nil {
+		return x.ExpiresAtMs
+	}
+	return 0
+}
+
+// A subassembly of an image, for whoever asks SubassemblyService for it.
+type SubassemblyArtifact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image that it was made of.
+	Reference     string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubassemblyArtifact) Reset() {
+	*x = SubassemblyArtifact{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubassemblyArtifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubassemblyArtifact) ProtoMessage() {}
+
+func (x *SubassemblyArtifact) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubassemblyArtifact.ProtoReflect.Descriptor instead.
+func (*SubassemblyArtifact) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SubassemblyArtifact) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
 type CancelBuildRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the build.
@@ -495,7 +1832,7 @@ type CancelBuildRequest struct {
 
 func (x *CancelBuildRequest) Reset() {
 	*x = CancelBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[4]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +1844,7 @@ func (x *CancelBuildRequest) String() string {
 func (*CancelBuildRequest) ProtoMessage() {}
 
 func (x *CancelBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[4]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +1857,7 @@ func (x *CancelBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelBuildRequest.ProtoReflect.Descriptor instead.
 func (*CancelBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{4}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelBuildRequest) GetBuildId() string {
@@ -540,7 +1877,7 @@ type CancelBuildResponse struct {
 
 func (x *CancelBuildResponse) Reset() {
 	*x = CancelBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +1889,7 @@ func (x *CancelBuildResponse) String() string {
 func (*CancelBuildResponse) ProtoMessage() {}
 
 func (x *CancelBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +1902,7 @@ func (x *CancelBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelBuildResponse.ProtoReflect.Descriptor instead.
 func (*CancelBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{5}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelBuildResponse) GetBuild() *Build {
@@ -591,14 +1928,27 @@ type Build struct {
 	// Digest of the image's manifest, once it has ended well.
 	Digest string `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Why, when it has not ended well.
-	Message       string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,7,opt,name=message,proto3" json:"message,omitempty"`
+	// When it ended, in Unix milliseconds; 0 before.
+	EndedAtMs int64 `protobuf:"varint,8,opt,name=ended_at_ms,json=endedAtMs,proto3" json:"ended_at_ms,omitempty"`
+	// Why it failed or was ended.
+	Failure *BuildFailure `protobuf:"bytes,9,opt,name=failure,proto3" json:"failure,omitempty"`
+	// Who says to have asked; never trusted.
+	TriggeredBy string `protobuf:"bytes,10,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
+	// What the request said about itself.
+	RequestLabels map[string]string `protobuf:"bytes,11,rep,name=request_labels,json=requestLabels,proto3" json:"request_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What it makes.
+	Purpose BuildPurpose `protobuf:"varint,12,opt,name=purpose,proto3,enum=kiln.v1.BuildPurpose" json:"purpose,omitempty"`
+	// Steps that were run and steps that came from the cache, once it has ended well.
+	NRun          uint32 `protobuf:"varint,13,opt,name=n_run,json=nRun,proto3" json:"n_run,omitempty"`
+	NCached       uint32 `protobuf:"varint,14,opt,name=n_cached,json=nCached,proto3" json:"n_cached,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Build) Reset() {
 	*x = Build{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +1960,7 @@ func (x *Build) String() string {
 func (*Build) ProtoMessage() {}
 
 func (x *Build) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +1973,7 @@ func (x *Build) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Build.ProtoReflect.Descriptor instead.
 func (*Build) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{6}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Build) GetBuildId() string {
@@ -675,6 +2025,136 @@ func (x *Build) GetMessage() string {
 	return ""
 }
 
+func (x *Build) GetEndedAtMs() int64 {
+	if x != nil {
+		return x.EndedAtMs
+	}
+	return 0
+}
+
+func (x *Build) GetFailure() *BuildFailure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+func (x *Build) GetTriggeredBy() string {
+	if x != nil {
+		return x.TriggeredBy
+	}
+	return ""
+}
+
+func (x *Build) GetRequestLabels() map[string]string {
+	if x != nil {
+		return x.RequestLabels
+	}
+	return nil
+}
+
+func (x *Build) GetPurpose() BuildPurpose {
+	if x != nil {
+		return x.Purpose
+	}
+	return BuildPurpose_BUILD_PURPOSE_UNSPECIFIED
+}
+
+func (x *Build) GetNRun() uint32 {
+	if x != nil {
+		return x.NRun
+	}
+	return 0
+}
+
+func (x *Build) GetNCached() uint32 {
+	if x != nil {
+		return x.NCached
+	}
+	return 0
+}
+
+// Why a build has not ended well.
+type BuildFailure struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason FailureReason          `protobuf:"varint,1,opt,name=reason,proto3,enum=kiln.v1.FailureReason" json:"reason,omitempty"`
+	// For people; may have several lines.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// The step that failed; 0 when none did.
+	Step uint32 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
+	// With what its command ended, if it did.
+	ExitCode *int32 `protobuf:"varint,4,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	// Whether the author of the Dockerfile can do something about it.
+	IsUsers       bool `protobuf:"varint,5,opt,name=is_users,json=isUsers,proto3" json:"is_users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildFailure) Reset() {
+	*x = BuildFailure{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildFailure) ProtoMessage() {}
+
+func (x *BuildFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildFailure.ProtoReflect.Descriptor instead.
+func (*BuildFailure) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BuildFailure) GetReason() FailureReason {
+	if x != nil {
+		return x.Reason
+	}
+	return FailureReason_FAILURE_REASON_UNSPECIFIED
+}
+
+func (x *BuildFailure) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *BuildFailure) GetStep() uint32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *BuildFailure) GetExitCode() int32 {
+	if x != nil && x.ExitCode != nil {
+		return *x.ExitCode
+	}
+	return 0
+}
+
+func (x *BuildFailure) GetIsUsers() bool {
+	if x != nil {
+		return x.IsUsers
+	}
+	return false
+}
+
 type CreateContextRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -689,7 +2169,7 @@ type CreateContextRequest struct {
 
 func (x *CreateContextRequest) Reset() {
 	*x = CreateContextRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +2181,7 @@ func (x *CreateContextRequest) String() string {
 func (*CreateContextRequest) ProtoMessage() {}
 
 func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +2194,7 @@ func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
 func (*CreateContextRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{7}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateContextRequest) GetMessage() isCreateContextRequest_Message {
@@ -789,7 +2269,7 @@ type ContextHeader struct {
 
 func (x *ContextHeader) Reset() {
 	*x = ContextHeader{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +2281,7 @@ func (x *ContextHeader) String() string {
 func (*ContextHeader) ProtoMessage() {}
 
 func (x *ContextHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +2294,7 @@ func (x *ContextHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextHeader.ProtoReflect.Descriptor instead.
 func (*ContextHeader) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{8}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ContextHeader) GetNEntries() uint64 {
@@ -841,7 +2321,7 @@ type ContextEntries struct {
 
 func (x *ContextEntries) Reset() {
 	*x = ContextEntries{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +2333,7 @@ func (x *ContextEntries) String() string {
 func (*ContextEntries) ProtoMessage() {}
 
 func (x *ContextEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +2346,7 @@ func (x *ContextEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextEntries.ProtoReflect.Descriptor instead.
 func (*ContextEntries) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{9}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ContextEntries) GetEntries() []*ContextEntry {
@@ -905,7 +2385,7 @@ type ContextEntry struct {
 
 func (x *ContextEntry) Reset() {
 	*x = ContextEntry{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +2397,7 @@ func (x *ContextEntry) String() string {
 func (*ContextEntry) ProtoMessage() {}
 
 func (x *ContextEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +2410,7 @@ func (x *ContextEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextEntry.ProtoReflect.Descriptor instead.
 func (*ContextEntry) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{10}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ContextEntry) GetPath() []byte {
@@ -1064,7 +2544,7 @@ type ContextFolder struct {
 
 func (x *ContextFolder) Reset() {
 	*x = ContextFolder{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +2556,7 @@ func (x *ContextFolder) String() string {
 func (*ContextFolder) ProtoMessage() {}
 
 func (x *ContextFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +2569,7 @@ func (x *ContextFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextFolder.ProtoReflect.Descriptor instead.
 func (*ContextFolder) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{11}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
 }
 
 type ContextFile struct {
@@ -1104,7 +2584,7 @@ type ContextFile struct {
 
 func (x *ContextFile) Reset() {
 	*x = ContextFile{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +2596,7 @@ func (x *ContextFile) String() string {
 func (*ContextFile) ProtoMessage() {}
 
 func (x *ContextFile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +2609,7 @@ func (x *ContextFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextFile.ProtoReflect.Descriptor instead.
 func (*ContextFile) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{12}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ContextFile) GetSize() uint64 {
@@ -1155,7 +2635,7 @@ type ContextPipe struct {
 
 func (x *ContextPipe) Reset() {
 	*x = ContextPipe{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +2647,7 @@ func (x *ContextPipe) String() string {
 func (*ContextPipe) ProtoMessage() {}
 
 func (x *ContextPipe) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +2660,7 @@ func (x *ContextPipe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextPipe.ProtoReflect.Descriptor instead.
 func (*ContextPipe) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{13}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
 }
 
 // The contents that the server has named, in that order, one right after the other, cut anywhere.
@@ -1193,7 +2673,7 @@ type ContextContent struct {
 
 func (x *ContextContent) Reset() {
 	*x = ContextContent{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +2685,7 @@ func (x *ContextContent) String() string {
 func (*ContextContent) ProtoMessage() {}
 
 func (x *ContextContent) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +2698,7 @@ func (x *ContextContent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextContent.ProtoReflect.Descriptor instead.
 func (*ContextContent) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{14}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ContextContent) GetData() []byte {
@@ -1241,7 +2721,7 @@ type CreateContextResponse struct {
 
 func (x *CreateContextResponse) Reset() {
 	*x = CreateContextResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +2733,7 @@ func (x *CreateContextResponse) String() string {
 func (*CreateContextResponse) ProtoMessage() {}
 
 func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +2746,7 @@ func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
 func (*CreateContextResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{15}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateContextResponse) GetMessage() isCreateContextResponse_Message {
@@ -1325,7 +2805,7 @@ type MissingContents struct {
 
 func (x *MissingContents) Reset() {
 	*x = MissingContents{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +2817,7 @@ func (x *MissingContents) String() string {
 func (*MissingContents) ProtoMessage() {}
 
 func (x *MissingContents) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +2830,7 @@ func (x *MissingContents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingContents.ProtoReflect.Descriptor instead.
 func (*MissingContents) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{16}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MissingContents) GetEntries() []uint64 {
@@ -1379,7 +2859,7 @@ type ContextCreated struct {
 
 func (x *ContextCreated) Reset() {
 	*x = ContextCreated{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +2871,7 @@ func (x *ContextCreated) String() string {
 func (*ContextCreated) ProtoMessage() {}
 
 func (x *ContextCreated) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +2884,7 @@ func (x *ContextCreated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextCreated.ProtoReflect.Descriptor instead.
 func (*ContextCreated) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{17}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ContextCreated) GetContextId() string {
@@ -1485,13 +2965,20 @@ type StartBuildRequest struct {
 	CacheTo []*CacheTarget `protobuf:"bytes,30,rep,name=cache_to,json=cacheTo,proto3" json:"cache_to,omitempty"`
 	// Caches of other machines to read: uploaded OCI layouts. One that cannot be read is a warning in the events.
 	CacheFromLayouts []*NamedLayout `protobuf:"bytes,31,rep,name=cache_from_layouts,json=cacheFromLayouts,proto3" json:"cache_from_layouts,omitempty"`
+	// What is to be remembered about the request, for ListBuilds to look for: not part of the image, and not of what makes two requests the
+	// same. 64 at most, of 256 bytes each.
+	RequestLabels map[string]string `protobuf:"bytes,32,rep,name=request_labels,json=requestLabels,proto3" json:"request_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Most seconds that one step may take; the operator's limit when 0, and never more.
+	StepTimeoutS uint64 `protobuf:"varint,33,opt,name=step_timeout_s,json=stepTimeoutS,proto3" json:"step_timeout_s,omitempty"`
+	// Most seconds that a step may write nothing; the operator's limit when 0, and never more.
+	StepIdleTimeoutS uint64 `protobuf:"varint,34,opt,name=step_idle_timeout_s,json=stepIdleTimeoutS,proto3" json:"step_idle_timeout_s,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StartBuildRequest) Reset() {
 	*x = StartBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +2990,7 @@ func (x *StartBuildRequest) String() string {
 func (*StartBuildRequest) ProtoMessage() {}
 
 func (x *StartBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +3003,7 @@ func (x *StartBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartBuildRequest.ProtoReflect.Descriptor instead.
 func (*StartBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{18}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StartBuildRequest) GetRequestId() string {
@@ -1736,6 +3223,27 @@ func (x *StartBuildRequest) GetCacheFromLayouts() []*NamedLayout {
 	return nil
 }
 
+func (x *StartBuildRequest) GetRequestLabels() map[string]string {
+	if x != nil {
+		return x.RequestLabels
+	}
+	return nil
+}
+
+func (x *StartBuildRequest) GetStepTimeoutS() uint64 {
+	if x != nil {
+		return x.StepTimeoutS
+	}
+	return 0
+}
+
+func (x *StartBuildRequest) GetStepIdleTimeoutS() uint64 {
+	if x != nil {
+		return x.StepIdleTimeoutS
+	}
+	return 0
+}
+
 // A cache for other machines.
 type CacheTarget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1750,7 +3258,7 @@ type CacheTarget struct {
 
 func (x *CacheTarget) Reset() {
 	*x = CacheTarget{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +3270,7 @@ func (x *CacheTarget) String() string {
 func (*CacheTarget) ProtoMessage() {}
 
 func (x *CacheTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +3283,7 @@ func (x *CacheTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheTarget.ProtoReflect.Descriptor instead.
 func (*CacheTarget) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{19}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CacheTarget) GetKind() isCacheTarget_Kind {
@@ -1835,7 +3343,7 @@ type RegistryCache struct {
 
 func (x *RegistryCache) Reset() {
 	*x = RegistryCache{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +3355,7 @@ func (x *RegistryCache) String() string {
 func (*RegistryCache) ProtoMessage() {}
 
 func (x *RegistryCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +3368,7 @@ func (x *RegistryCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryCache.ProtoReflect.Descriptor instead.
 func (*RegistryCache) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{20}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RegistryCache) GetReference() string {
@@ -1892,7 +3400,7 @@ type InlineCache struct {
 
 func (x *InlineCache) Reset() {
 	*x = InlineCache{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +3412,7 @@ func (x *InlineCache) String() string {
 func (*InlineCache) ProtoMessage() {}
 
 func (x *InlineCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +3425,7 @@ func (x *InlineCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InlineCache.ProtoReflect.Descriptor instead.
 func (*InlineCache) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{21}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
 }
 
 // Files to build from.
@@ -1934,7 +3442,7 @@ type BuildFiles struct {
 
 func (x *BuildFiles) Reset() {
 	*x = BuildFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +3454,7 @@ func (x *BuildFiles) String() string {
 func (*BuildFiles) ProtoMessage() {}
 
 func (x *BuildFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +3467,7 @@ func (x *BuildFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildFiles.ProtoReflect.Descriptor instead.
 func (*BuildFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{22}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BuildFiles) GetFrom() isBuildFiles_From {
@@ -2018,7 +3526,7 @@ type UploadedFiles struct {
 
 func (x *UploadedFiles) Reset() {
 	*x = UploadedFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +3538,7 @@ func (x *UploadedFiles) String() string {
 func (*UploadedFiles) ProtoMessage() {}
 
 func (x *UploadedFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +3551,7 @@ func (x *UploadedFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadedFiles.ProtoReflect.Descriptor instead.
 func (*UploadedFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UploadedFiles) GetContextId() string {
@@ -2075,7 +3583,7 @@ type NamedContext struct {
 
 func (x *NamedContext) Reset() {
 	*x = NamedContext{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +3595,7 @@ func (x *NamedContext) String() string {
 func (*NamedContext) ProtoMessage() {}
 
 func (x *NamedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +3608,7 @@ func (x *NamedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedContext.ProtoReflect.Descriptor instead.
 func (*NamedContext) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NamedContext) GetWhat() isNamedContext_What {
@@ -2180,7 +3688,7 @@ type NamedLayout struct {
 
 func (x *NamedLayout) Reset() {
 	*x = NamedLayout{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +3700,7 @@ func (x *NamedLayout) String() string {
 func (*NamedLayout) ProtoMessage() {}
 
 func (x *NamedLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +3713,7 @@ func (x *NamedLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedLayout.ProtoReflect.Descriptor instead.
 func (*NamedLayout) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NamedLayout) GetContextId() string {
@@ -2269,7 +3777,7 @@ type NamedFiles struct {
 
 func (x *NamedFiles) Reset() {
 	*x = NamedFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +3789,7 @@ func (x *NamedFiles) String() string {
 func (*NamedFiles) ProtoMessage() {}
 
 func (x *NamedFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +3802,7 @@ func (x *NamedFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedFiles.ProtoReflect.Descriptor instead.
 func (*NamedFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *NamedFiles) GetFiles() *BuildFiles {
@@ -2323,7 +3831,7 @@ type ExtraHost struct {
 
 func (x *ExtraHost) Reset() {
 	*x = ExtraHost{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +3843,7 @@ func (x *ExtraHost) String() string {
 func (*ExtraHost) ProtoMessage() {}
 
 func (x *ExtraHost) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +3856,7 @@ func (x *ExtraHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtraHost.ProtoReflect.Descriptor instead.
 func (*ExtraHost) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ExtraHost) GetName() string {
@@ -2379,7 +3887,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +3899,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +3912,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Ulimit) GetName() string {
@@ -2444,7 +3952,7 @@ type BuildOutput struct {
 
 func (x *BuildOutput) Reset() {
 	*x = BuildOutput{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +3964,7 @@ func (x *BuildOutput) String() string {
 func (*BuildOutput) ProtoMessage() {}
 
 func (x *BuildOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +3977,7 @@ func (x *BuildOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildOutput.ProtoReflect.Descriptor instead.
 func (*BuildOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *BuildOutput) GetKind() isBuildOutput_Kind {
@@ -2559,7 +4067,7 @@ type StartBuildResponse struct {
 
 func (x *StartBuildResponse) Reset() {
 	*x = StartBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +4079,7 @@ func (x *StartBuildResponse) String() string {
 func (*StartBuildResponse) ProtoMessage() {}
 
 func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +4092,7 @@ func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartBuildResponse.ProtoReflect.Descriptor instead.
 func (*StartBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StartBuildResponse) GetBuild() *Build {
@@ -2613,7 +4121,7 @@ type WatchBuildRequest struct {
 
 func (x *WatchBuildRequest) Reset() {
 	*x = WatchBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +4133,7 @@ func (x *WatchBuildRequest) String() string {
 func (*WatchBuildRequest) ProtoMessage() {}
 
 func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +4146,7 @@ func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildRequest.ProtoReflect.Descriptor instead.
 func (*WatchBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchBuildRequest) GetBuildId() string {
@@ -2671,7 +4179,7 @@ type WatchBuildResponse struct {
 
 func (x *WatchBuildResponse) Reset() {
 	*x = WatchBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +4191,7 @@ func (x *WatchBuildResponse) String() string {
 func (*WatchBuildResponse) ProtoMessage() {}
 
 func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +4204,7 @@ func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildResponse.ProtoReflect.Descriptor instead.
 func (*WatchBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{32}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WatchBuildResponse) GetAtMs() int64 {
@@ -2763,7 +4271,7 @@ type StepOutput struct {
 
 func (x *StepOutput) Reset() {
 	*x = StepOutput{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +4283,7 @@ func (x *StepOutput) String() string {
 func (*StepOutput) ProtoMessage() {}
 
 func (x *StepOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +4296,7 @@ func (x *StepOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepOutput.ProtoReflect.Descriptor instead.
 func (*StepOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{33}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StepOutput) GetStep() uint32 {
@@ -2824,7 +4332,7 @@ type ExportedFile struct {
 
 func (x *ExportedFile) Reset() {
 	*x = ExportedFile{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +4344,7 @@ func (x *ExportedFile) String() string {
 func (*ExportedFile) ProtoMessage() {}
 
 func (x *ExportedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +4357,7 @@ func (x *ExportedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportedFile.ProtoReflect.Descriptor instead.
 func (*ExportedFile) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{34}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExportedFile) GetFormat() ExportFormat {
@@ -2877,7 +4385,7 @@ type ExportedCache struct {
 
 func (x *ExportedCache) Reset() {
 	*x = ExportedCache{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +4397,7 @@ func (x *ExportedCache) String() string {
 func (*ExportedCache) ProtoMessage() {}
 
 func (x *ExportedCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +4410,7 @@ func (x *ExportedCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportedCache.ProtoReflect.Descriptor instead.
 func (*ExportedCache) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExportedCache) GetAllStages() bool {
@@ -2924,7 +4432,7 @@ type DownloadOutputRequest struct {
 
 func (x *DownloadOutputRequest) Reset() {
 	*x = DownloadOutputRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2936,7 +4444,7 @@ func (x *DownloadOutputRequest) String() string {
 func (*DownloadOutputRequest) ProtoMessage() {}
 
 func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2949,7 +4457,7 @@ func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadOutputRequest.ProtoReflect.Descriptor instead.
 func (*DownloadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DownloadOutputRequest) GetBuildId() string {
@@ -2978,7 +4486,7 @@ type DownloadOutputResponse struct {
 
 func (x *DownloadOutputResponse) Reset() {
 	*x = DownloadOutputResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +4498,7 @@ func (x *DownloadOutputResponse) String() string {
 func (*DownloadOutputResponse) ProtoMessage() {}
 
 func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +4511,7 @@ func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadOutputResponse.ProtoReflect.Descriptor instead.
 func (*DownloadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DownloadOutputResponse) GetSize() uint64 {
@@ -3033,7 +4541,7 @@ type ForwardAgentRequest struct {
 
 func (x *ForwardAgentRequest) Reset() {
 	*x = ForwardAgentRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +4553,7 @@ func (x *ForwardAgentRequest) String() string {
 func (*ForwardAgentRequest) ProtoMessage() {}
 
 func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +4566,7 @@ func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardAgentRequest.ProtoReflect.Descriptor instead.
 func (*ForwardAgentRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ForwardAgentRequest) GetMessage() isForwardAgentRequest_Message {
@@ -3117,7 +4625,7 @@ type AgentOffer struct {
 
 func (x *AgentOffer) Reset() {
 	*x = AgentOffer{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +4637,7 @@ func (x *AgentOffer) String() string {
 func (*AgentOffer) ProtoMessage() {}
 
 func (x *AgentOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +4650,7 @@ func (x *AgentOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentOffer.ProtoReflect.Descriptor instead.
 func (*AgentOffer) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AgentOffer) GetBuildId() string {
@@ -3169,7 +4677,7 @@ type ForwardAgentResponse struct {
 
 func (x *ForwardAgentResponse) Reset() {
 	*x = ForwardAgentResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +4689,7 @@ func (x *ForwardAgentResponse) String() string {
 func (*ForwardAgentResponse) ProtoMessage() {}
 
 func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +4702,7 @@ func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardAgentResponse.ProtoReflect.Descriptor instead.
 func (*ForwardAgentResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ForwardAgentResponse) GetRequest() *AgentMessage {
@@ -3217,7 +4725,7 @@ type AgentMessage struct {
 
 func (x *AgentMessage) Reset() {
 	*x = AgentMessage{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +4737,7 @@ func (x *AgentMessage) String() string {
 func (*AgentMessage) ProtoMessage() {}
 
 func (x *AgentMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +4750,7 @@ func (x *AgentMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
 func (*AgentMessage) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{41}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AgentMessage) GetNumber() uint64 {
@@ -3268,13 +4776,95 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x12GetVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\",\n" +
 	"\x0fGetBuildRequest\x12\x19\n" +
-	"\bbuild_id\x18\x01 \x01(\tR\abuildId\"8\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\"f\n" +
 	"\x10GetBuildResponse\x12$\n" +
-	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"/\n" +
+	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\x12,\n" +
+	"\x06detail\x18\x02 \x01(\v2\x14.kiln.v1.BuildDetailR\x06detail\"\xea\x01\n" +
+	"\vBuildDetail\x12-\n" +
+	"\x06phases\x18\x01 \x03(\v2\x15.kiln.v1.EnteredPhaseR\x06phases\x12(\n" +
+	"\x05steps\x18\x02 \x03(\v2\x12.kiln.v1.BuildStepR\x05steps\x12)\n" +
+	"\x05bases\x18\x03 \x03(\v2\x13.kiln.v1.PinnedBaseR\x05bases\x12\x16\n" +
+	"\x06commit\x18\x04 \x01(\tR\x06commit\x12\x1a\n" +
+	"\bwarnings\x18\x05 \x03(\tR\bwarnings\x12#\n" +
+	"\rjournal_bytes\x18\x06 \x01(\x04R\fjournalBytes\"N\n" +
+	"\fEnteredPhase\x12)\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x13.kiln.v1.BuildPhaseR\x05phase\x12\x13\n" +
+	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\"B\n" +
+	"\n" +
+	"PinnedBase\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xb7\x02\n" +
+	"\tBuildStep\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\rR\x04step\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12+\n" +
+	"\x06status\x18\x03 \x01(\x0e2\x13.kiln.v1.StepStatusR\x06status\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\"\n" +
+	"\rstarted_at_ms\x18\x05 \x01(\x03R\vstartedAtMs\x12$\n" +
+	"\vduration_ms\x18\x06 \x01(\x04H\x00R\n" +
+	"durationMs\x88\x01\x01\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12(\n" +
+	"\x05layer\x18\b \x01(\v2\x12.kiln.v1.StepLayerR\x05layer\x12#\n" +
+	"\rdropped_bytes\x18\t \x01(\x04R\fdroppedBytesB\x0e\n" +
+	"\f_duration_ms\"q\n" +
+	"\tStepLayer\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12-\n" +
+	"\x12uncompressed_bytes\x18\x03 \x01(\x04R\x11uncompressedBytes\"\xe4\x03\n" +
+	"\x11ListBuildsRequest\x12+\n" +
+	"\x06phases\x18\x01 \x03(\x0e2\x13.kiln.v1.BuildPhaseR\x06phases\x120\n" +
+	"\areasons\x18\x02 \x03(\x0e2\x16.kiln.v1.FailureReasonR\areasons\x12\x10\n" +
+	"\x03ref\x18\x03 \x01(\tR\x03ref\x12!\n" +
+	"\ftriggered_by\x18\x04 \x01(\tR\vtriggeredBy\x12T\n" +
+	"\x0erequest_labels\x18\x05 \x03(\v2-.kiln.v1.ListBuildsRequest.RequestLabelsEntryR\rrequestLabels\x12\x19\n" +
+	"\bsince_ms\x18\x06 \x01(\x03R\asinceMs\x12\x19\n" +
+	"\buntil_ms\x18\a \x01(\x03R\auntilMs\x121\n" +
+	"\bpurposes\x18\b \x03(\x0e2\x15.kiln.v1.BuildPurposeR\bpurposes\x12\x1b\n" +
+	"\tpage_size\x18\t \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\n" +
+	" \x01(\tR\tpageToken\x1a@\n" +
+	"\x12RequestLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"d\n" +
+	"\x12ListBuildsResponse\x12&\n" +
+	"\x06builds\x18\x01 \x03(\v2\x0e.kiln.v1.BuildR\x06builds\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xcb\x01\n" +
+	"\rGetLogRequest\x12\x19\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\rR\x04step\x12\x19\n" +
+	"\bsince_ms\x18\x04 \x01(\x03R\asinceMs\x12$\n" +
+	"\x04form\x18\x05 \x01(\x0e2\x10.kiln.v1.LogFormR\x04form\x12\x16\n" +
+	"\x06follow\x18\x06 \x01(\bR\x06follow\x12\x1a\n" +
+	"\bcensored\x18\a \x01(\bR\bcensored\"B\n" +
+	"\x0eGetLogResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"1\n" +
+	"\x14ListArtifactsRequest\x12\x19\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\"H\n" +
+	"\x15ListArtifactsResponse\x12/\n" +
+	"\tartifacts\x18\x01 \x03(\v2\x11.kiln.v1.ArtifactR\tartifacts\"\xb1\x01\n" +
+	"\bArtifact\x12.\n" +
+	"\x05image\x18\x01 \x01(\v2\x16.kiln.v1.ImageArtifactH\x00R\x05image\x12+\n" +
+	"\x04file\x18\x02 \x01(\v2\x15.kiln.v1.FileArtifactH\x00R\x04file\x12@\n" +
+	"\vsubassembly\x18\x03 \x01(\v2\x1c.kiln.v1.SubassemblyArtifactH\x00R\vsubassemblyB\x06\n" +
+	"\x04kind\"E\n" +
+	"\rImageArtifact\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\x87\x01\n" +
+	"\fFileArtifact\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\rR\x06output\x12\x1c\n" +
+	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\"\n" +
+	"\rexpires_at_ms\x18\x04 \x01(\x03R\vexpiresAtMs\"3\n" +
+	"\x13SubassemblyArtifact\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\"/\n" +
 	"\x12CancelBuildRequest\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\";\n" +
 	"\x13CancelBuildResponse\x12$\n" +
-	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"\xd0\x01\n" +
+	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"\xb1\x04\n" +
 	"\x05Build\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12)\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x13.kiln.v1.BuildPhaseR\x05phase\x12\x10\n" +
@@ -3282,7 +4872,26 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\bbase_ref\x18\x04 \x01(\tR\abaseRef\x12\"\n" +
 	"\rstarted_at_ms\x18\x05 \x01(\x03R\vstartedAtMs\x12\x16\n" +
 	"\x06digest\x18\x06 \x01(\tR\x06digest\x12\x18\n" +
-	"\amessage\x18\a \x01(\tR\amessage\"\xbd\x01\n" +
+	"\amessage\x18\a \x01(\tR\amessage\x12\x1e\n" +
+	"\vended_at_ms\x18\b \x01(\x03R\tendedAtMs\x12/\n" +
+	"\afailure\x18\t \x01(\v2\x15.kiln.v1.BuildFailureR\afailure\x12!\n" +
+	"\ftriggered_by\x18\n" +
+	" \x01(\tR\vtriggeredBy\x12H\n" +
+	"\x0erequest_labels\x18\v \x03(\v2!.kiln.v1.Build.RequestLabelsEntryR\rrequestLabels\x12/\n" +
+	"\apurpose\x18\f \x01(\x0e2\x15.kiln.v1.BuildPurposeR\apurpose\x12\x13\n" +
+	"\x05n_run\x18\r \x01(\rR\x04nRun\x12\x19\n" +
+	"\bn_cached\x18\x0e \x01(\rR\anCached\x1a@\n" +
+	"\x12RequestLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb7\x01\n" +
+	"\fBuildFailure\x12.\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x16.kiln.v1.FailureReasonR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\rR\x04step\x12 \n" +
+	"\texit_code\x18\x04 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x19\n" +
+	"\bis_users\x18\x05 \x01(\bR\aisUsersB\f\n" +
+	"\n" +
+	"_exit_code\"\xbd\x01\n" +
 	"\x14CreateContextRequest\x120\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.kiln.v1.ContextHeaderH\x00R\x06header\x123\n" +
 	"\aentries\x18\x02 \x01(\v2\x17.kiln.v1.ContextEntriesH\x00R\aentries\x123\n" +
@@ -3328,7 +4937,7 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x0eContextCreated\x12\x1d\n" +
 	"\n" +
 	"context_id\x18\x01 \x01(\tR\tcontextId\x12\"\n" +
-	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\xec\r\n" +
+	"\rexpires_at_ms\x18\x02 \x01(\x03R\vexpiresAtMs\"\xd9\x0f\n" +
 	"\x11StartBuildRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12)\n" +
@@ -3367,7 +4976,10 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\n" +
 	"cache_from\x18\x1d \x03(\tR\tcacheFrom\x12/\n" +
 	"\bcache_to\x18\x1e \x03(\v2\x14.kiln.v1.CacheTargetR\acacheTo\x12B\n" +
-	"\x12cache_from_layouts\x18\x1f \x03(\v2\x14.kiln.v1.NamedLayoutR\x10cacheFromLayouts\x1a<\n" +
+	"\x12cache_from_layouts\x18\x1f \x03(\v2\x14.kiln.v1.NamedLayoutR\x10cacheFromLayouts\x12T\n" +
+	"\x0erequest_labels\x18  \x03(\v2-.kiln.v1.StartBuildRequest.RequestLabelsEntryR\rrequestLabels\x12$\n" +
+	"\x0estep_timeout_s\x18! \x01(\x04R\fstepTimeoutS\x12-\n" +
+	"\x13step_idle_timeout_s\x18\" \x01(\x04R\x10stepIdleTimeoutS\x1a<\n" +
 	"\x0eBuildArgsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3382,7 +4994,10 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2\x15.kiln.v1.NamedContextR\x05value:\x028\x01\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\x1a@\n" +
+	"\x12RequestLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x14\n" +
 	"\x12_source_date_epoch\"{\n" +
 	"\vCacheTarget\x124\n" +
 	"\bregistry\x18\x01 \x01(\v2\x16.kiln.v1.RegistryCacheH\x00R\bregistry\x12.\n" +
@@ -3473,7 +5088,38 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\arequest\x18\x01 \x01(\v2\x15.kiln.v1.AgentMessageR\arequest\":\n" +
 	"\fAgentMessage\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data*\xf6\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data*\x88\x01\n" +
+	"\n" +
+	"StepStatus\x12\x1b\n" +
+	"\x17STEP_STATUS_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13STEP_STATUS_STARTED\x10\x01\x12\x16\n" +
+	"\x12STEP_STATUS_CACHED\x10\x02\x12\x14\n" +
+	"\x10STEP_STATUS_DONE\x10\x03\x12\x16\n" +
+	"\x12STEP_STATUS_FAILED\x10\x04*H\n" +
+	"\aLogForm\x12\x18\n" +
+	"\x14LOG_FORM_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rLOG_FORM_TEXT\x10\x01\x12\x10\n" +
+	"\fLOG_FORM_RAW\x10\x02*\xa5\x03\n" +
+	"\rFailureReason\x12\x1e\n" +
+	"\x1aFAILURE_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19FAILURE_REASON_DOCKERFILE\x10\x01\x12\x19\n" +
+	"\x15FAILURE_REASON_SOURCE\x10\x02\x12%\n" +
+	"!FAILURE_REASON_BASE_IMAGE_MISSING\x10\x03\x12\x1d\n" +
+	"\x19FAILURE_REASON_BASE_IMAGE\x10\x04\x12\x1e\n" +
+	"\x1aFAILURE_REASON_CREDENTIALS\x10\x05\x12\x1b\n" +
+	"\x17FAILURE_REASON_REGISTRY\x10\x06\x12 \n" +
+	"\x1cFAILURE_REASON_OUT_OF_MEMORY\x10\a\x12\x1e\n" +
+	"\x1aFAILURE_REASON_OUT_OF_DISK\x10\b\x12\x1a\n" +
+	"\x16FAILURE_REASON_TIMEOUT\x10\t\x12\x1c\n" +
+	"\x18FAILURE_REASON_CANCELLED\x10\n" +
+	"\x12\x1e\n" +
+	"\x1aFAILURE_REASON_WORKER_LOST\x10\v\x12\x1b\n" +
+	"\x17FAILURE_REASON_PLATFORM\x10\f*~\n" +
+	"\fBuildPurpose\x12\x1d\n" +
+	"\x19BUILD_PURPOSE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13BUILD_PURPOSE_IMAGE\x10\x01\x12\x17\n" +
+	"\x13BUILD_PURPOSE_NAMED\x10\x02\x12\x1d\n" +
+	"\x19BUILD_PURPOSE_SUBASSEMBLY\x10\x03*\xf6\x01\n" +
 	"\n" +
 	"BuildPhase\x12\x1b\n" +
 	"\x17BUILD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -3503,11 +5149,15 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11EXPORT_FORMAT_OCI\x10\x01\x12\x18\n" +
 	"\x14EXPORT_FORMAT_DOCKER\x10\x02\x12\x15\n" +
-	"\x11EXPORT_FORMAT_TAR\x10\x032\xe2\x04\n" +
+	"\x11EXPORT_FORMAT_TAR\x10\x032\xb6\x06\n" +
 	"\x04Kiln\x12E\n" +
 	"\n" +
 	"GetVersion\x12\x1a.kiln.v1.GetVersionRequest\x1a\x1b.kiln.v1.GetVersionResponse\x12?\n" +
-	"\bGetBuild\x12\x18.kiln.v1.GetBuildRequest\x1a\x19.kiln.v1.GetBuildResponse\x12H\n" +
+	"\bGetBuild\x12\x18.kiln.v1.GetBuildRequest\x1a\x19.kiln.v1.GetBuildResponse\x12E\n" +
+	"\n" +
+	"ListBuilds\x12\x1a.kiln.v1.ListBuildsRequest\x1a\x1b.kiln.v1.ListBuildsResponse\x12;\n" +
+	"\x06GetLog\x12\x16.kiln.v1.GetLogRequest\x1a\x17.kiln.v1.GetLogResponse0\x01\x12N\n" +
+	"\rListArtifacts\x12\x1d.kiln.v1.ListArtifactsRequest\x1a\x1e.kiln.v1.ListArtifactsResponse\x12H\n" +
 	"\vCancelBuild\x12\x1b.kiln.v1.CancelBuildRequest\x1a\x1c.kiln.v1.CancelBuildResponse\x12R\n" +
 	"\rCreateContext\x12\x1d.kiln.v1.CreateContextRequest\x1a\x1e.kiln.v1.CreateContextResponse(\x010\x01\x12E\n" +
 	"\n" +
@@ -3530,131 +5180,182 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 	return file_kiln_v1_kiln_proto_rawDescData
 }
 
-var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_kiln_v1_kiln_proto_goTypes = []any{
-	(BuildPhase)(0),                   // 0: kiln.v1.BuildPhase
-	(StepNetwork)(0),                  // 1: kiln.v1.StepNetwork
-	(LayerCompression)(0),             // 2: kiln.v1.LayerCompression
-	(MediaTypes)(0),                   // 3: kiln.v1.MediaTypes
-	(ExportFormat)(0),                 // 4: kiln.v1.ExportFormat
-	(*GetVersionRequest)(nil),         // 5: kiln.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),        // 6: kiln.v1.GetVersionResponse
-	(*GetBuildRequest)(nil),           // 7: kiln.v1.GetBuildRequest
-	(*GetBuildResponse)(nil),          // 8: kiln.v1.GetBuildResponse
-	(*CancelBuildRequest)(nil),        // 9: kiln.v1.CancelBuildRequest
-	(*CancelBuildResponse)(nil),       // 10: kiln.v1.CancelBuildResponse
-	(*Build)(nil),                     // 11: kiln.v1.Build
-	(*CreateContextRequest)(nil),      // 12: kiln.v1.CreateContextRequest
-	(*ContextHeader)(nil),             // 13: kiln.v1.ContextHeader
-	(*ContextEntries)(nil),            // 14: kiln.v1.ContextEntries
-	(*ContextEntry)(nil),              // 15: kiln.v1.ContextEntry
-	(*ContextFolder)(nil),             // 16: kiln.v1.ContextFolder
-	(*ContextFile)(nil),               // 17: kiln.v1.ContextFile
-	(*ContextPipe)(nil),               // 18: kiln.v1.ContextPipe
-	(*ContextContent)(nil),            // 19: kiln.v1.ContextContent
-	(*CreateContextResponse)(nil),     // 20: kiln.v1.CreateContextResponse
-	(*MissingContents)(nil),           // 21: kiln.v1.MissingContents
-	(*ContextCreated)(nil),            // 22: kiln.v1.ContextCreated
-	(*StartBuildRequest)(nil),         // 23: kiln.v1.StartBuildRequest
-	(*CacheTarget)(nil),               // 24: kiln.v1.CacheTarget
-	(*RegistryCache)(nil),             // 25: kiln.v1.RegistryCache
-	(*InlineCache)(nil),               // 26: kiln.v1.InlineCache
-	(*BuildFiles)(nil),                // 27: kiln.v1.BuildFiles
-	(*UploadedFiles)(nil),             // 28: kiln.v1.UploadedFiles
-	(*NamedContext)(nil),              // 29: kiln.v1.NamedContext
-	(*NamedLayout)(nil),               // 30: kiln.v1.NamedLayout
-	(*NamedFiles)(nil),                // 31: kiln.v1.NamedFiles
-	(*ExtraHost)(nil),                 // 32: kiln.v1.ExtraHost
-	(*Ulimit)(nil),                    // 33: kiln.v1.Ulimit
-	(*BuildOutput)(nil),               // 34: kiln.v1.BuildOutput
-	(*StartBuildResponse)(nil),        // 35: kiln.v1.StartBuildResponse
-	(*WatchBuildRequest)(nil),         // 36: kiln.v1.WatchBuildRequest
-	(*WatchBuildResponse)(nil),        // 37: kiln.v1.WatchBuildResponse
-	(*StepOutput)(nil),                // 38: kiln.v1.StepOutput
-	(*ExportedFile)(nil),              // 39: kiln.v1.ExportedFile
-	(*ExportedCache)(nil),             // 40: kiln.v1.ExportedCache
-	(*DownloadOutputRequest)(nil),     // 41: kiln.v1.DownloadOutputRequest
-	(*DownloadOutputResponse)(nil),    // 42: kiln.v1.DownloadOutputResponse
-	(*ForwardAgentRequest)(nil),       // 43: kiln.v1.ForwardAgentRequest
-	(*AgentOffer)(nil),                // 44: kiln.v1.AgentOffer
-	(*ForwardAgentResponse)(nil),      // 45: kiln.v1.ForwardAgentResponse
-	(*AgentMessage)(nil),              // 46: kiln.v1.AgentMessage
-	nil,                               // 47: kiln.v1.ContextEntry.XattrsEntry
-	nil,                               // 48: kiln.v1.StartBuildRequest.BuildArgsEntry
-	nil,                               // 49: kiln.v1.StartBuildRequest.LabelsEntry
-	nil,                               // 50: kiln.v1.StartBuildRequest.AnnotationsEntry
-	nil,                               // 51: kiln.v1.StartBuildRequest.ContextsEntry
-	nil,                               // 52: kiln.v1.StartBuildRequest.SecretsEntry
-	(*builder.BuildRegistryAuth)(nil), // 53: builder.BuildRegistryAuth
-	(*contentservice.WorkspaceInitializer)(nil), // 54: contentservice.WorkspaceInitializer
+	(StepStatus)(0),                   // 0: kiln.v1.StepStatus
+	(LogForm)(0),                      // 1: kiln.v1.LogForm
+	(FailureReason)(0),                // 2: kiln.v1.FailureReason
+	(BuildPurpose)(0),                 // 3: kiln.v1.BuildPurpose
+	(BuildPhase)(0),                   // 4: kiln.v1.BuildPhase
+	(StepNetwork)(0),                  // 5: kiln.v1.StepNetwork
+	(LayerCompression)(0),             // 6: kiln.v1.LayerCompression
+	(MediaTypes)(0),                   // 7: kiln.v1.MediaTypes
+	(ExportFormat)(0),                 // 8: kiln.v1.ExportFormat
+	(*GetVersionRequest)(nil),         // 9: kiln.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),        // 10: kiln.v1.GetVersionResponse
+	(*GetBuildRequest)(nil),           // 11: kiln.v1.GetBuildRequest
+	(*GetBuildResponse)(nil),          // 12: kiln.v1.GetBuildResponse
+	(*BuildDetail)(nil),               // 13: kiln.v1.BuildDetail
+	(*EnteredPhase)(nil),              // 14: kiln.v1.EnteredPhase
+	(*PinnedBase)(nil),                // 15: kiln.v1.PinnedBase
+	(*BuildStep)(nil),                 // 16: kiln.v1.BuildStep
+	(*StepLayer)(nil),                 // 17: kiln.v1.StepLayer
+	(*ListBuildsRequest)(nil),         // 18: kiln.v1.ListBuildsRequest
+	(*ListBuildsResponse)(nil),        // 19: kiln.v1.ListBuildsResponse
+	(*GetLogRequest)(nil),             // 20: kiln.v1.GetLogRequest
+	(*GetLogResponse)(nil),            // 21: kiln.v1.GetLogResponse
+	(*ListArtifactsRequest)(nil),      // 22: kiln.v1.ListArtifactsRequest
+	(*ListArtifactsResponse)(nil),     // 23: kiln.v1.ListArtifactsResponse
+	(*Artifact)(nil),                  // 24: kiln.v1.Artifact
+	(*ImageArtifact)(nil),             // 25: kiln.v1.ImageArtifact
+	(*FileArtifact)(nil),              // 26: kiln.v1.FileArtifact
+	(*SubassemblyArtifact)(nil),       // 27: kiln.v1.SubassemblyArtifact
+	(*CancelBuildRequest)(nil),        // 28: kiln.v1.CancelBuildRequest
+	(*CancelBuildResponse)(nil),       // 29: kiln.v1.CancelBuildResponse
+	(*Build)(nil),                     // 30: kiln.v1.Build
+	(*BuildFailure)(nil),              // 31: kiln.v1.BuildFailure
+	(*CreateContextRequest)(nil),      // 32: kiln.v1.CreateContextRequest
+	(*ContextHeader)(nil),             // 33: kiln.v1.ContextHeader
+	(*ContextEntries)(nil),            // 34: kiln.v1.ContextEntries
+	(*ContextEntry)(nil),              // 35: kiln.v1.ContextEntry
+	(*ContextFolder)(nil),             // 36: kiln.v1.ContextFolder
+	(*ContextFile)(nil),               // 37: kiln.v1.ContextFile
+	(*ContextPipe)(nil),               // 38: kiln.v1.ContextPipe
+	(*ContextContent)(nil),            // 39: kiln.v1.ContextContent
+	(*CreateContextResponse)(nil),     // 40: kiln.v1.CreateContextResponse
+	(*MissingContents)(nil),           // 41: kiln.v1.MissingContents
+	(*ContextCreated)(nil),            // 42: kiln.v1.ContextCreated
+	(*StartBuildRequest)(nil),         // 43: kiln.v1.StartBuildRequest
+	(*CacheTarget)(nil),               // 44: kiln.v1.CacheTarget
+	(*RegistryCache)(nil),             // 45: kiln.v1.RegistryCache
+	(*InlineCache)(nil),               // 46: kiln.v1.InlineCache
+	(*BuildFiles)(nil),                // 47: kiln.v1.BuildFiles
+	(*UploadedFiles)(nil),             // 48: kiln.v1.UploadedFiles
+	(*NamedContext)(nil),              // 49: kiln.v1.NamedContext
+	(*NamedLayout)(nil),               // 50: kiln.v1.NamedLayout
+	(*NamedFiles)(nil),                // 51: kiln.v1.NamedFiles
+	(*ExtraHost)(nil),                 // 52: kiln.v1.ExtraHost
+	(*Ulimit)(nil),                    // 53: kiln.v1.Ulimit
+	(*BuildOutput)(nil),               // 54: kiln.v1.BuildOutput
+	(*StartBuildResponse)(nil),        // 55: kiln.v1.StartBuildResponse
+	(*WatchBuildRequest)(nil),         // 56: kiln.v1.WatchBuildRequest
+	(*WatchBuildResponse)(nil),        // 57: kiln.v1.WatchBuildResponse
+	(*StepOutput)(nil),                // 58: kiln.v1.StepOutput
+	(*ExportedFile)(nil),              // 59: kiln.v1.ExportedFile
+	(*ExportedCache)(nil),             // 60: kiln.v1.ExportedCache
+	(*DownloadOutputRequest)(nil),     // 61: kiln.v1.DownloadOutputRequest
+	(*DownloadOutputResponse)(nil),    // 62: kiln.v1.DownloadOutputResponse
+	(*ForwardAgentRequest)(nil),       // 63: kiln.v1.ForwardAgentRequest
+	(*AgentOffer)(nil),                // 64: kiln.v1.AgentOffer
+	(*ForwardAgentResponse)(nil),      // 65: kiln.v1.ForwardAgentResponse
+	(*AgentMessage)(nil),              // 66: kiln.v1.AgentMessage
+	nil,                               // 67: kiln.v1.ListBuildsRequest.RequestLabelsEntry
+	nil,                               // 68: kiln.v1.Build.RequestLabelsEntry
+	nil,                               // 69: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 70: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 71: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 72: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 73: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 74: kiln.v1.StartBuildRequest.SecretsEntry
+	nil,                               // 75: kiln.v1.StartBuildRequest.RequestLabelsEntry
+	(*builder.BuildRegistryAuth)(nil), // 76: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 77: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
-	11, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
-	11, // 1: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
-	0,  // 2: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
-	13, // 3: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
-	14, // 4: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
-	19, // 5: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
-	15, // 6: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	47, // 7: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
-	16, // 8: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
-	17, // 9: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
-	18, // 10: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
-	21, // 11: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
-	22, // 12: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
-	27, // 13: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
-	48, // 14: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
-	49, // 15: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
-	50, // 16: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
-	51, // 17: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
-	1,  // 18: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
-	32, // 19: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
-	33, // 20: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
-	52, // 21: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
-	34, // 22: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
-	2,  // 23: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
-	3,  // 24: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
-	53, // 25: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
-	24, // 26: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
-	30, // 27: kiln.v1.StartBuildRequest.cache_from_layouts:type_name -> kiln.v1.NamedLayout
-	25, // 28: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
-	26, // 29: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
-	54, // 30: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
-	28, // 31: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
-	30, // 32: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
-	31, // 33: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
-	27, // 34: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
-	39, // 35: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
-	40, // 36: kiln.v1.BuildOutput.cache:type_name -> kiln.v1.ExportedCache
-	11, // 37: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
-	38, // 38: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
-	4,  // 39: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
-	44, // 40: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
-	46, // 41: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
-	46, // 42: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
-	29, // 43: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
-	5,  // 44: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	7,  // 45: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	9,  // 46: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	12, // 47: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	23, // 48: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
-	36, // 49: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
-	41, // 50: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
-	43, // 51: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
-	6,  // 52: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	8,  // 53: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	10, // 54: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	20, // 55: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	35, // 56: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
-	37, // 57: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
-	42, // 58: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
-	45, // 59: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
-	52, // [52:60] is the sub-list for method output_type
-	44, // [44:52] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	30, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
+	13, // 1: kiln.v1.GetBuildResponse.detail:type_name -> kiln.v1.BuildDetail
+	14, // 2: kiln.v1.BuildDetail.phases:type_name -> kiln.v1.EnteredPhase
+	16, // 3: kiln.v1.BuildDetail.steps:type_name -> kiln.v1.BuildStep
+	15, // 4: kiln.v1.BuildDetail.bases:type_name -> kiln.v1.PinnedBase
+	4,  // 5: kiln.v1.EnteredPhase.phase:type_name -> kiln.v1.BuildPhase
+	0,  // 6: kiln.v1.BuildStep.status:type_name -> kiln.v1.StepStatus
+	17, // 7: kiln.v1.BuildStep.layer:type_name -> kiln.v1.StepLayer
+	4,  // 8: kiln.v1.ListBuildsRequest.phases:type_name -> kiln.v1.BuildPhase
+	2,  // 9: kiln.v1.ListBuildsRequest.reasons:type_name -> kiln.v1.FailureReason
+	67, // 10: kiln.v1.ListBuildsRequest.request_labels:type_name -> kiln.v1.ListBuildsRequest.RequestLabelsEntry
+	3,  // 11: kiln.v1.ListBuildsRequest.purposes:type_name -> kiln.v1.BuildPurpose
+	30, // 12: kiln.v1.ListBuildsResponse.builds:type_name -> kiln.v1.Build
+	1,  // 13: kiln.v1.GetLogRequest.form:type_name -> kiln.v1.LogForm
+	24, // 14: kiln.v1.ListArtifactsResponse.artifacts:type_name -> kiln.v1.Artifact
+	25, // 15: kiln.v1.Artifact.image:type_name -> kiln.v1.ImageArtifact
+	26, // 16: kiln.v1.Artifact.file:type_name -> kiln.v1.FileArtifact
+	27, // 17: kiln.v1.Artifact.subassembly:type_name -> kiln.v1.SubassemblyArtifact
+	30, // 18: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
+	4,  // 19: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
+	31, // 20: kiln.v1.Build.failure:type_name -> kiln.v1.BuildFailure
+	68, // 21: kiln.v1.Build.request_labels:type_name -> kiln.v1.Build.RequestLabelsEntry
+	3,  // 22: kiln.v1.Build.purpose:type_name -> kiln.v1.BuildPurpose
+	2,  // 23: kiln.v1.BuildFailure.reason:type_name -> kiln.v1.FailureReason
+	33, // 24: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
+	34, // 25: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
+	39, // 26: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
+	35, // 27: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
+	69, // 28: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	36, // 29: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
+	37, // 30: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
+	38, // 31: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
+	41, // 32: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
+	42, // 33: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
+	47, // 34: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
+	70, // 35: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	71, // 36: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	72, // 37: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	73, // 38: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	5,  // 39: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
+	52, // 40: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
+	53, // 41: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
+	74, // 42: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	54, // 43: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
+	6,  // 44: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
+	7,  // 45: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
+	76, // 46: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	44, // 47: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
+	50, // 48: kiln.v1.StartBuildRequest.cache_from_layouts:type_name -> kiln.v1.NamedLayout
+	75, // 49: kiln.v1.StartBuildRequest.request_labels:type_name -> kiln.v1.StartBuildRequest.RequestLabelsEntry
+	45, // 50: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
+	46, // 51: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
+	77, // 52: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	48, // 53: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
+	50, // 54: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
+	51, // 55: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
+	47, // 56: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
+	59, // 57: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
+	60, // 58: kiln.v1.BuildOutput.cache:type_name -> kiln.v1.ExportedCache
+	30, // 59: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
+	58, // 60: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
+	8,  // 61: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
+	64, // 62: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
+	66, // 63: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
+	66, // 64: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
+	49, // 65: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	9,  // 66: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	11, // 67: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	18, // 68: kiln.v1.Kiln.ListBuilds:input_type -> kiln.v1.ListBuildsRequest
+	20, // 69: kiln.v1.Kiln.GetLog:input_type -> kiln.v1.GetLogRequest
+	22, // 70: kiln.v1.Kiln.ListArtifacts:input_type -> kiln.v1.ListArtifactsRequest
+	28, // 71: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	32, // 72: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	43, // 73: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	56, // 74: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	61, // 75: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
+	63, // 76: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
+	10, // 77: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	12, // 78: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	19, // 79: kiln.v1.Kiln.ListBuilds:output_type -> kiln.v1.ListBuildsResponse
+	21, // 80: kiln.v1.Kiln.GetLog:output_type -> kiln.v1.GetLogResponse
+	23, // 81: kiln.v1.Kiln.ListArtifacts:output_type -> kiln.v1.ListArtifactsResponse
+	29, // 82: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	40, // 83: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	55, // 84: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	57, // 85: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	62, // 86: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
+	65, // 87: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
+	77, // [77:88] is the sub-list for method output_type
+	66, // [66:77] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -3662,51 +5363,58 @@ func file_kiln_v1_kiln_proto_init() {
 	if File_kiln_v1_kiln_proto != nil {
 		return
 	}
-	file_kiln_v1_kiln_proto_msgTypes[7].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[7].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[15].OneofWrappers = []any{
+		(*Artifact_Image)(nil),
+		(*Artifact_File)(nil),
+		(*Artifact_Subassembly)(nil),
+	}
+	file_kiln_v1_kiln_proto_msgTypes[22].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[23].OneofWrappers = []any{
 		(*CreateContextRequest_Header)(nil),
 		(*CreateContextRequest_Entries)(nil),
 		(*CreateContextRequest_Content)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[10].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[26].OneofWrappers = []any{
 		(*ContextEntry_Folder)(nil),
 		(*ContextEntry_File)(nil),
 		(*ContextEntry_Symlink)(nil),
 		(*ContextEntry_HardLink)(nil),
 		(*ContextEntry_Pipe)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[15].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[31].OneofWrappers = []any{
 		(*CreateContextResponse_Missing)(nil),
 		(*CreateContextResponse_Created)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[18].OneofWrappers = []any{}
-	file_kiln_v1_kiln_proto_msgTypes[19].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[34].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[35].OneofWrappers = []any{
 		(*CacheTarget_Registry)(nil),
 		(*CacheTarget_Inline)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[22].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[38].OneofWrappers = []any{
 		(*BuildFiles_Workspace)(nil),
 		(*BuildFiles_Uploaded)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[24].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[40].OneofWrappers = []any{
 		(*NamedContext_Image)(nil),
 		(*NamedContext_Layout)(nil),
 		(*NamedContext_Files)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[25].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[41].OneofWrappers = []any{
 		(*NamedLayout_Tag)(nil),
 		(*NamedLayout_Digest)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[29].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[45].OneofWrappers = []any{
 		(*BuildOutput_Publish)(nil),
 		(*BuildOutput_Keep)(nil),
 		(*BuildOutput_Export)(nil),
 		(*BuildOutput_Cache)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[32].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[48].OneofWrappers = []any{
 		(*WatchBuildResponse_Event)(nil),
 		(*WatchBuildResponse_Output)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[38].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[54].OneofWrappers = []any{
 		(*ForwardAgentRequest_Offer)(nil),
 		(*ForwardAgentRequest_Answer)(nil),
 	}
@@ -3715,8 +5423,8 @@ func file_kiln_v1_kiln_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   48,
+			NumEnums:      9,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

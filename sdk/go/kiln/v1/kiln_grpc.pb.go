@@ -23,6 +23,9 @@ const _ = grpc.SupportPackageIsVersion8
 const (
 	Kiln_GetVersion_FullMethodName     = "/kiln.v1.Kiln/GetVersion"
 	Kiln_GetBuild_FullMethodName       = "/kiln.v1.Kiln/GetBuild"
+	Kiln_ListBuilds_FullMethodName     = "/kiln.v1.Kiln/ListBuilds"
+	Kiln_GetLog_FullMethodName         = "/kiln.v1.Kiln/GetLog"
+	Kiln_ListArtifacts_FullMethodName  = "/kiln.v1.Kiln/ListArtifacts"
 	Kiln_CancelBuild_FullMethodName    = "/kiln.v1.Kiln/CancelBuild"
 	Kiln_CreateContext_FullMethodName  = "/kiln.v1.Kiln/CreateContext"
 	Kiln_StartBuild_FullMethodName     = "/kiln.v1.Kiln/StartBuild"
@@ -39,8 +42,14 @@ const (
 type KilnClient interface {
 	// Returns the version of the server.
 	GetVersion(ctx context.Context, in *GetVersionRequest, opts ...grpc.CallOption) (*GetVersionResponse, error)
-	// Returns a build, running or ended.
+	// Returns a build, running or ended, and what its journal tells of it.
 	GetBuild(ctx context.Context, in *GetBuildRequest, opts ...grpc.CallOption) (*GetBuildResponse, error)
+	// Returns builds, the newest first: those that run, and those that have ended, as long as they are kept.
+	ListBuilds(ctx context.Context, in *ListBuildsRequest, opts ...grpc.CallOption) (*ListBuildsResponse, error)
+	// Sends the text of a build's log, or of one of its steps, from any byte on.
+	GetLog(ctx context.Context, in *GetLogRequest, opts ...grpc.CallOption) (Kiln_GetLogClient, error)
+	// Returns what a build has made: images, files, subassemblies.
+	ListArtifacts(ctx context.Context, in *ListArtifactsRequest, opts ...grpc.CallOption) (*ListArtifactsResponse, error)
 	// Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing.
 	CancelBuild(ctx context.Context, in *CancelBuildRequest, opts ...grpc.CallOption) (*CancelBuildResponse, error)
 	// Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
@@ -86,6 +95,59 @@ func (c *kilnClient) GetBuild(ctx context.Context, in *GetBuildRequest, opts ...
 	return out, nil
 }
 
+func (c *kilnClient) ListBuilds(ctx context.Context, in *ListBuildsRequest, opts ...grpc.CallOption) (*ListBuildsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListBuildsResponse)
+	err := c.cc.Invoke(ctx, Kiln_ListBuilds_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kilnClient) GetLog(ctx context.Context, in *GetLogRequest, opts ...grpc.CallOption) (Kiln_GetLogClient, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[0], Kiln_GetLog_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &kilnGetLogClient{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+type Kiln_GetLogClient interface {
+	Recv() (*GetLogResponse, error)
+	grpc.ClientStream
+}
+
+type kilnGetLogClient struct {
+	grpc.ClientStream
+}
+
+func (x *kilnGetLogClient) Recv() (*GetLogResponse, error) {
+	m := new(GetLogResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *kilnClient) ListArtifacts(ctx context.Context, in *ListArtifactsRequest, opts ...grpc.CallOption) (*ListArtifactsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListArtifactsResponse)
+	err := c.cc.Invoke(ctx, Kiln_ListArtifacts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kilnClient) CancelBuild(ctx context.Context, in *CancelBuildRequest, opts ...grpc.CallOption) (*CancelBuildResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CancelBuildResponse)
@@ -98,7 +160,7 @@ func (c *kilnClient) CancelBuild(ctx context.Context, in *CancelBuildRequest, op
 
 func (c *kilnClient) CreateContext(ctx context.Context, opts ...grpc.CallOption) (Kiln_CreateContextClient, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[0], Kiln_CreateContext_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[1], Kiln_CreateContext_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +202,7 @@ func (c *kilnClient) StartBuild(ctx context.Context, in *StartBuildRequest, opts
 
 func (c *kilnClient) WatchBuild(ctx context.Context, in *WatchBuildRequest, opts ...grpc.CallOption) (Kiln_WatchBuildClient, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[1], Kiln_WatchBuild_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[2], Kiln_WatchBuild_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +235,7 @@ func (x *kilnWatchBuildClient) Recv() (*WatchBuildResponse, error) {
 
 func (c *kilnClient) DownloadOutput(ctx context.Context, in *DownloadOutputRequest, opts ...grpc.CallOption) (Kiln_DownloadOutputClient, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[2], Kiln_DownloadOutput_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[3], Kiln_DownloadOutput_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +268,7 @@ func (x *kilnDownloadOutputClient) Recv() (*DownloadOutputResponse, error) {
 
 func (c *kilnClient) ForwardAgent(ctx context.Context, opts ...grpc.CallOption) (Kiln_ForwardAgentClient, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[3], Kiln_ForwardAgent_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Kiln_ServiceDesc.Streams[4], Kiln_ForwardAgent_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -244,8 +306,14 @@ func (x *kilnForwardAgentClient) Recv() (*ForwardAgentResponse, error) {
 type KilnServer interface {
 	// Returns the version of the server.
 	GetVersion(context.Context, *GetVersionRequest) (*GetVersionResponse, error)
-	// Returns a build, running or ended.
+	// Returns a build, running or ended, and what its journal tells of it.
 	GetBuild(context.Context, *GetBuildRequest) (*GetBuildResponse, error)
+	// Returns builds, the newest first: those that run, and those that have ended, as long as they are kept.
+	ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error)
+	// Sends the text of a build's log, or of one of its steps, from any byte on.
+	GetLog(*GetLogRequest, Kiln_GetLogServer) error
+	// Returns what a build has made: images, files, subassemblies.
+	ListArtifacts(context.Context, *ListArtifactsRequest) (*ListArtifactsResponse, error)
 	// Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing.
 	CancelBuild(context.Context, *CancelBuildRequest) (*CancelBuildResponse, error)
 	// Uploads a folder to build from. The caller sends a header, then all entries; the server names the contents that it lacks; the
@@ -276,6 +344,15 @@ func (UnimplementedKilnServer) GetVersion(context.Context, *GetVersionRequest) (
 }
 func (UnimplementedKilnServer) GetBuild(context.Context, *GetBuildRequest) (*GetBuildResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetBuild not implemented")
+}
+func (UnimplementedKilnServer) ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListBuilds not implemented")
+}
+func (UnimplementedKilnServer) GetLog(*GetLogRequest, Kiln_GetLogServer) error {
+	return status.Errorf(codes.Unimplemented, "method GetLog not implemented")
+}
+func (UnimplementedKilnServer) ListArtifacts(context.Context, *ListArtifactsRequest) (*ListArtifactsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListArtifacts not implemented")
 }
 func (UnimplementedKilnServer) CancelBuild(context.Context, *CancelBuildRequest) (*CancelBuildResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method CancelBuild not implemented")
@@ -348,6 +425,63 @@ func _Kiln_GetBuild_Handler(srv interface{}, ctx context.Context, dec func(inter
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KilnServer).GetBuild(ctx, req.(*GetBuildRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Kiln_ListBuilds_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListBuildsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KilnServer).ListBuilds(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Kiln_ListBuilds_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KilnServer).ListBuilds(ctx, req.(*ListBuildsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Kiln_GetLog_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GetLogRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KilnServer).GetLog(m, &kilnGetLogServer{ServerStream: stream})
+}
+
+type Kiln_GetLogServer interface {
+	Send(*GetLogResponse) error
+	grpc.ServerStream
+}
+
+type kilnGetLogServer struct {
+	grpc.ServerStream
+}
+
+func (x *kilnGetLogServer) Send(m *GetLogResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func _Kiln_ListArtifacts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListArtifactsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KilnServer).ListArtifacts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Kiln_ListArtifacts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KilnServer).ListArtifacts(ctx, req.(*ListArtifactsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -498,6 +632,14 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Kiln_GetBuild_Handler,
 		},
 		{
+			MethodName: "ListBuilds",
+			Handler:    _Kiln_ListBuilds_Handler,
+		},
+		{
+			MethodName: "ListArtifacts",
+			Handler:    _Kiln_ListArtifacts_Handler,
+		},
+		{
 			MethodName: "CancelBuild",
 			Handler:    _Kiln_CancelBuild_Handler,
 		},
@@ -507,6 +649,11 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "GetLog",
+			Handler:       _Kiln_GetLog_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "CreateContext",
 			Handler:       _Kiln_CreateContext_Handler,

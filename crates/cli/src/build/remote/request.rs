@@ -17,10 +17,15 @@ use super::outputs::Outputs;
 use crate::args::cache::CacheFromArg;
 use crate::args::named::{NamedArg, NamedWhat};
 use crate::args::steps::Entitlement;
+use crate::args::times::SecondsArg;
 use crate::args::{BuildArgs, Network};
 use crate::build::secrets;
 use crate::failure::Outcome;
 use crate::place;
+
+fn seconds(given: Option<SecondsArg>) -> u64 {
+    given.map(|seconds| seconds.0).unwrap_or_default()
+}
 
 /// Returns the request for what the command line asks for.
 pub(super) fn request(
@@ -68,7 +73,10 @@ pub(super) fn request(
         compression: compression(said).into(),
         media_types: media_types(options.media_types).into(),
         source_date_epoch: options.source_date_epoch,
-        timeout_s: 0,
+        timeout_s: seconds(args.times.timeout),
+        step_timeout_s: seconds(args.times.step_timeout),
+        step_idle_timeout_s: seconds(args.times.step_idle_timeout),
+        request_labels: args.times.labels().into_iter().collect(),
         auth: Some(auth(outputs, &args.earlier.cache_from, &args.contexts)?),
         triggered_by: "kiln build".to_owned(),
         project: files.project,

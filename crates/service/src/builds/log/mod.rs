@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::event::Event;
+use engine::excerpt::{Excerpt, Selection};
 use engine::follow::Follower;
 use engine::journal::{Body, JournalError};
 use engine::redact::{Redactor, StreamRedactor};
-use engine::render::Renderer;
 use engine::state::BuildState;
 use futures_util::Stream;
 use oci::Reference;
@@ -32,6 +32,40 @@ pub enum Names {
     Censored,
 }
 
+/// Whether more is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Until the build has ended.
+    End,
+    /// What is there is read.
+    Now,
+}
+
+/// What is wanted of a log.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// How many bytes to leave out.
+    pub offset: u64,
+    /// How it is read.
+    pub names: Names,
+    /// Which part of it.
+    pub selection: Selection,
+    /// Whether more is waited for.
+    pub until: Until,
+}
+
+impl Default for Wanted {
+    /// All of it.
+    fn default() -> Self {
+        Self {
+            offset: 0,
+            names: Names::Shown,
+            selection: Selection::default(),
+            until: Until::End,
+        }
+    }
+}
+
 /// Tells why a log ended before its build did.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -47,7 +81,8 @@ struct Reading {
     build: Arc<Build>,
     shutdown: CancellationToken,
     journal: Option<Journal>,
-    renderer: Renderer,
+    excerpt: Excerpt,
+    until: Until,
     redactor: StreamRedactor,
     skip: u64,
     ended: bool,
@@ -57,14 +92,13 @@ struct Journal {
     follower: Follower,
 }
 
-/// Returns the text of the build's log from `offset` on. Ends when the build does, or with an error when the service stops.
+/// Returns the text of the build's log. Ends when the build does, or when nothing more is there, or with an error when the service stops.
 pub fn read(
     build: Arc<Build>,
-    offset: u64,
-    names: Names,
+    wanted: Wanted,
     shutdown: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, LogError>> + Send + 'static {
-    let redactor = match names {
+    let redactor = match wanted.names {
         Names::Shown => Redactor::default(),
         Names::Censored => Redactor::new(censored_words(&build)),
     };
@@ -72,9 +106,10 @@ pub fn read(
         build,
         shutdown,
         journal: None,
-        renderer: Renderer::default(),
+        excerpt: Excerpt::new(wanted.selection),
+        until: wanted.until,
         redactor: redactor.stream(),
-        skip: offset,
+        skip: wanted.offset,
         ended: false,
     };
     futures_util::stream::try_unfold(reading, |mut reading| async move {
@@ -109,13 +144,20 @@ impl Reading {
     }
 
     async fn wait_for_text(&mut self, text: &mut Vec<u8>) -> Result<(), LogError> {
+        let until = self.until;
         let Some(follower) = self.open(text).await? else {
             return Ok(());
         };
-        let mut next = follower.next().await.map_err(LogError::Journal)?;
+        let next = match until {
+            Until::End => follower.next().await,
+            Until::Now => follower.try_next(),
+        };
+        let mut next = next.map_err(LogError::Journal)?;
+        // Nothing is left, or nothing was ever to come.
+        self.ended = next.is_none();
         while let Some(record) = next {
             self.ended = matches!(&record.body, Body::Event(event) if event.is_terminal());
-            self.renderer.render(&record, text);
+            self.excerpt.take(&record, text);
             if self.ended || text.len() >= CHUNK_BYTES {
                 break;
             }
@@ -129,6 +171,13 @@ impl Reading {
 
     /// Returns the journal once there is one. A build that ended before there was one tells its end in `text`.
     async fn open(&mut self, text: &mut Vec<u8>) -> Result<Option<&mut Follower>, LogError> {
+        if self.journal.is_none() && self.until == Until::Now {
+            let progress = self.build.progress();
+            if progress.folder.is_none() && !progress.state.is_terminal() {
+                self.ended = true;
+                return Ok(None);
+            }
+        }
         if self.journal.is_none() {
             match folder_or_end(&self.build).await {
                 Ok(folder) => {
@@ -140,7 +189,7 @@ impl Reading {
                     if let Some(event) = end {
                         let body = Body::Event(event);
                         let record = engine::journal::Record { at_ms: 0, body };
-                        self.renderer.render(&record, text);
+                        self.excerpt.take(&record, text);
                     }
                 }
             }

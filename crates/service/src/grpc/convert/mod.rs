@@ -4,6 +4,7 @@
 //! and the name of the field.
 
 mod initializer;
+mod list;
 mod start;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use crate::request::{BuildCall, FileSource, Source};
 use crate::subassembly::Standing;
 use crate::web::tokens::LogGrant;
 
+pub(super) use self::list::{ListCall, list_call, log_call};
 pub(super) use self::start::native_call;
 
 /// Longest text of one field that has no shorter limit of its own.
@@ -266,32 +268,7 @@ pub(super) fn subassembly_status(
 
 /// Returns our description of a build.
 pub(super) fn native(build: &Build, progress: &Progress) -> api::kiln::v1::Build {
-    use api::kiln::v1::BuildPhase;
-    use engine::event::Phase;
-    let (phase, digest) = match &progress.state {
-        BuildState::Queued => (BuildPhase::Queued, None),
-        BuildState::Active { phase } => {
-            let phase = match phase {
-                Phase::Resolving => BuildPhase::Resolving,
-                Phase::Planning => BuildPhase::Planning,
-                Phase::Running => BuildPhase::Running,
-                Phase::Pushing => BuildPhase::Pushing,
-            };
-            (phase, None)
-        }
-        BuildState::Succeeded { image } => (BuildPhase::Succeeded, Some(&image.digest)),
-        BuildState::Failed { .. } => (BuildPhase::Failed, None),
-        BuildState::Cancelled => (BuildPhase::Cancelled, None),
-    };
-    api::kiln::v1::Build {
-        build_id: build.record.id.to_string(),
-        phase: phase.into(),
-        r#ref: build.record.reference.clone(),
-        base_ref: build.record.base_reference.clone(),
-        started_at_ms: i64::try_from(build.record.started_at_ms).unwrap_or(i64::MAX),
-        digest: digest.map(ToString::to_string).unwrap_or_default(),
-        message: message(&progress.state),
-    }
+    super::told::build(&build.record, &progress.state, progress.ended_at_ms)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use self::outputs::{caches_from, caches_to, uploaded_caches, wishes};
 use super::{path, rights, short};
 use crate::agents::AgentId;
 use crate::failure::{Blame, Failure};
-use crate::native::{Entitlement, NativeCall};
+use crate::native::{Entitlement, NativeCall, Times};
 
 /// Longest id of a request.
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -79,6 +79,9 @@ pub(crate) fn native_call(
         cache_from,
         cache_to,
         cache_from_layouts,
+        request_labels,
+        step_timeout_s,
+        step_idle_timeout_s,
     } = request;
     let files = files.ok_or_else(|| refused("files", "missing"))?;
     let beside = Beside {
@@ -142,7 +145,12 @@ pub(crate) fn native_call(
         cache_from,
         cache_to,
         entitlements: entitlements_of(entitlements)?,
-        timeout_s: (timeout_s > 0).then_some(timeout_s),
+        times: Times {
+            build_s: (timeout_s > 0).then_some(timeout_s),
+            step_s: (step_timeout_s > 0).then_some(step_timeout_s),
+            step_idle_s: (step_idle_timeout_s > 0).then_some(step_idle_timeout_s),
+        },
+        labels: super::list::labels(request_labels)?,
         rights: rights(auth)?,
         triggered_by: short("triggered_by", triggered_by)?,
         uploads,

@@ -31,6 +31,265 @@ export const protobufPackage = "kiln.v1";
 
 export const protobufFileName = "kiln/v1/kiln.proto";
 
+/** How a step stands. */
+export enum StepStatus {
+  STEP_STATUS_UNSPECIFIED = 0,
+  /** STEP_STATUS_STARTED - At work; of a build that has ended: broken off. */
+  STEP_STATUS_STARTED = 1,
+  /** STEP_STATUS_CACHED - Its result was in the cache. */
+  STEP_STATUS_CACHED = 2,
+  /** STEP_STATUS_DONE - Ended well. */
+  STEP_STATUS_DONE = 3,
+  /** STEP_STATUS_FAILED - Ended otherwise. */
+  STEP_STATUS_FAILED = 4,
+  UNRECOGNIZED = -1,
+}
+
+export function stepStatusFromJSON(object: any): StepStatus {
+  switch (object) {
+    case 0:
+    case "STEP_STATUS_UNSPECIFIED":
+      return StepStatus.STEP_STATUS_UNSPECIFIED;
+    case 1:
+    case "STEP_STATUS_STARTED":
+      return StepStatus.STEP_STATUS_STARTED;
+    case 2:
+    case "STEP_STATUS_CACHED":
+      return StepStatus.STEP_STATUS_CACHED;
+    case 3:
+    case "STEP_STATUS_DONE":
+      return StepStatus.STEP_STATUS_DONE;
+    case 4:
+    case "STEP_STATUS_FAILED":
+      return StepStatus.STEP_STATUS_FAILED;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return StepStatus.UNRECOGNIZED;
+  }
+}
+
+export function stepStatusToJSON(object: StepStatus): string {
+  switch (object) {
+    case StepStatus.STEP_STATUS_UNSPECIFIED:
+      return "STEP_STATUS_UNSPECIFIED";
+    case StepStatus.STEP_STATUS_STARTED:
+      return "STEP_STATUS_STARTED";
+    case StepStatus.STEP_STATUS_CACHED:
+      return "STEP_STATUS_CACHED";
+    case StepStatus.STEP_STATUS_DONE:
+      return "STEP_STATUS_DONE";
+    case StepStatus.STEP_STATUS_FAILED:
+      return "STEP_STATUS_FAILED";
+    case StepStatus.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
+/** How a log is written. */
+export enum LogForm {
+  LOG_FORM_UNSPECIFIED = 0,
+  /** LOG_FORM_TEXT - Lines, each with the number of its step and the seconds since that began; with what the build says itself. */
+  LOG_FORM_TEXT = 1,
+  /** LOG_FORM_RAW - What steps wrote, byte by byte, and nothing else. */
+  LOG_FORM_RAW = 2,
+  UNRECOGNIZED = -1,
+}
+
+export function logFormFromJSON(object: any): LogForm {
+  switch (object) {
+    case 0:
+    case "LOG_FORM_UNSPECIFIED":
+      return LogForm.LOG_FORM_UNSPECIFIED;
+    case 1:
+    case "LOG_FORM_TEXT":
+      return LogForm.LOG_FORM_TEXT;
+    case 2:
+    case "LOG_FORM_RAW":
+      return LogForm.LOG_FORM_RAW;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return LogForm.UNRECOGNIZED;
+  }
+}
+
+export function logFormToJSON(object: LogForm): string {
+  switch (object) {
+    case LogForm.LOG_FORM_UNSPECIFIED:
+      return "LOG_FORM_UNSPECIFIED";
+    case LogForm.LOG_FORM_TEXT:
+      return "LOG_FORM_TEXT";
+    case LogForm.LOG_FORM_RAW:
+      return "LOG_FORM_RAW";
+    case LogForm.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
+/** What a build has failed of. */
+export enum FailureReason {
+  FAILURE_REASON_UNSPECIFIED = 0,
+  /** FAILURE_REASON_DOCKERFILE - The Dockerfile, its context, or a command in it. */
+  FAILURE_REASON_DOCKERFILE = 1,
+  /** FAILURE_REASON_SOURCE - The sources could not be fetched. */
+  FAILURE_REASON_SOURCE = 2,
+  /** FAILURE_REASON_BASE_IMAGE_MISSING - A base image is not there. */
+  FAILURE_REASON_BASE_IMAGE_MISSING = 3,
+  /** FAILURE_REASON_BASE_IMAGE - A base image could not be had or used for another reason. */
+  FAILURE_REASON_BASE_IMAGE = 4,
+  /** FAILURE_REASON_CREDENTIALS - Credentials were refused, or there were none. */
+  FAILURE_REASON_CREDENTIALS = 5,
+  /** FAILURE_REASON_REGISTRY - A registry failed. */
+  FAILURE_REASON_REGISTRY = 6,
+  /** FAILURE_REASON_OUT_OF_MEMORY - A step used more memory than it may. */
+  FAILURE_REASON_OUT_OF_MEMORY = 7,
+  /** FAILURE_REASON_OUT_OF_DISK - The disk of the server is full. */
+  FAILURE_REASON_OUT_OF_DISK = 8,
+  /** FAILURE_REASON_TIMEOUT - It, or a step of it, took longer than allowed, or was silent for too long. */
+  FAILURE_REASON_TIMEOUT = 9,
+  /** FAILURE_REASON_CANCELLED - Somebody has ended it. */
+  FAILURE_REASON_CANCELLED = 10,
+  /** FAILURE_REASON_WORKER_LOST - The process that carried it out was lost. */
+  FAILURE_REASON_WORKER_LOST = 11,
+  /** FAILURE_REASON_PLATFORM - The service, or the machine that it runs on. */
+  FAILURE_REASON_PLATFORM = 12,
+  UNRECOGNIZED = -1,
+}
+
+export function failureReasonFromJSON(object: any): FailureReason {
+  switch (object) {
+    case 0:
+    case "FAILURE_REASON_UNSPECIFIED":
+      return FailureReason.FAILURE_REASON_UNSPECIFIED;
+    case 1:
+    case "FAILURE_REASON_DOCKERFILE":
+      return FailureReason.FAILURE_REASON_DOCKERFILE;
+    case 2:
+    case "FAILURE_REASON_SOURCE":
+      return FailureReason.FAILURE_REASON_SOURCE;
+    case 3:
+    case "FAILURE_REASON_BASE_IMAGE_MISSING":
+      return FailureReason.FAILURE_REASON_BASE_IMAGE_MISSING;
+    case 4:
+    case "FAILURE_REASON_BASE_IMAGE":
+      return FailureReason.FAILURE_REASON_BASE_IMAGE;
+    case 5:
+    case "FAILURE_REASON_CREDENTIALS":
+      return FailureReason.FAILURE_REASON_CREDENTIALS;
+    case 6:
+    case "FAILURE_REASON_REGISTRY":
+      return FailureReason.FAILURE_REASON_REGISTRY;
+    case 7:
+    case "FAILURE_REASON_OUT_OF_MEMORY":
+      return FailureReason.FAILURE_REASON_OUT_OF_MEMORY;
+    case 8:
+    case "FAILURE_REASON_OUT_OF_DISK":
+      return FailureReason.FAILURE_REASON_OUT_OF_DISK;
+    case 9:
+    case "FAILURE_REASON_TIMEOUT":
+      return FailureReason.FAILURE_REASON_TIMEOUT;
+    case 10:
+    case "FAILURE_REASON_CANCELLED":
+      return FailureReason.FAILURE_REASON_CANCELLED;
+    case 11:
+    case "FAILURE_REASON_WORKER_LOST":
+      return FailureReason.FAILURE_REASON_WORKER_LOST;
+    case 12:
+    case "FAILURE_REASON_PLATFORM":
+      return FailureReason.FAILURE_REASON_PLATFORM;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return FailureReason.UNRECOGNIZED;
+  }
+}
+
+export function failureReasonToJSON(object: FailureReason): string {
+  switch (object) {
+    case FailureReason.FAILURE_REASON_UNSPECIFIED:
+      return "FAILURE_REASON_UNSPECIFIED";
+    case FailureReason.FAILURE_REASON_DOCKERFILE:
+      return "FAILURE_REASON_DOCKERFILE";
+    case FailureReason.FAILURE_REASON_SOURCE:
+      return "FAILURE_REASON_SOURCE";
+    case FailureReason.FAILURE_REASON_BASE_IMAGE_MISSING:
+      return "FAILURE_REASON_BASE_IMAGE_MISSING";
+    case FailureReason.FAILURE_REASON_BASE_IMAGE:
+      return "FAILURE_REASON_BASE_IMAGE";
+    case FailureReason.FAILURE_REASON_CREDENTIALS:
+      return "FAILURE_REASON_CREDENTIALS";
+    case FailureReason.FAILURE_REASON_REGISTRY:
+      return "FAILURE_REASON_REGISTRY";
+    case FailureReason.FAILURE_REASON_OUT_OF_MEMORY:
+      return "FAILURE_REASON_OUT_OF_MEMORY";
+    case FailureReason.FAILURE_REASON_OUT_OF_DISK:
+      return "FAILURE_REASON_OUT_OF_DISK";
+    case FailureReason.FAILURE_REASON_TIMEOUT:
+      return "FAILURE_REASON_TIMEOUT";
+    case FailureReason.FAILURE_REASON_CANCELLED:
+      return "FAILURE_REASON_CANCELLED";
+    case FailureReason.FAILURE_REASON_WORKER_LOST:
+      return "FAILURE_REASON_WORKER_LOST";
+    case FailureReason.FAILURE_REASON_PLATFORM:
+      return "FAILURE_REASON_PLATFORM";
+    case FailureReason.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
+/** What a build makes. */
+export enum BuildPurpose {
+  BUILD_PURPOSE_UNSPECIFIED = 0,
+  /** BUILD_PURPOSE_IMAGE - An image, for the published API. */
+  BUILD_PURPOSE_IMAGE = 1,
+  /** BUILD_PURPOSE_NAMED - An image, for StartBuild. */
+  BUILD_PURPOSE_NAMED = 2,
+  /** BUILD_PURPOSE_SUBASSEMBLY - A subassembly. */
+  BUILD_PURPOSE_SUBASSEMBLY = 3,
+  UNRECOGNIZED = -1,
+}
+
+export function buildPurposeFromJSON(object: any): BuildPurpose {
+  switch (object) {
+    case 0:
+    case "BUILD_PURPOSE_UNSPECIFIED":
+      return BuildPurpose.BUILD_PURPOSE_UNSPECIFIED;
+    case 1:
+    case "BUILD_PURPOSE_IMAGE":
+      return BuildPurpose.BUILD_PURPOSE_IMAGE;
+    case 2:
+    case "BUILD_PURPOSE_NAMED":
+      return BuildPurpose.BUILD_PURPOSE_NAMED;
+    case 3:
+    case "BUILD_PURPOSE_SUBASSEMBLY":
+      return BuildPurpose.BUILD_PURPOSE_SUBASSEMBLY;
+    case -1:
+    case "UNRECOGNIZED":
+    default:
+      return BuildPurpose.UNRECOGNIZED;
+  }
+}
+
+export function buildPurposeToJSON(object: BuildPurpose): string {
+  switch (object) {
+    case BuildPurpose.BUILD_PURPOSE_UNSPECIFIED:
+      return "BUILD_PURPOSE_UNSPECIFIED";
+    case BuildPurpose.BUILD_PURPOSE_IMAGE:
+      return "BUILD_PURPOSE_IMAGE";
+    case BuildPurpose.BUILD_PURPOSE_NAMED:
+      return "BUILD_PURPOSE_NAMED";
+    case BuildPurpose.BUILD_PURPOSE_SUBASSEMBLY:
+      return "BUILD_PURPOSE_SUBASSEMBLY";
+    case BuildPurpose.UNRECOGNIZED:
+    default:
+      return "UNRECOGNIZED";
+  }
+}
+
 /** How far a build is. */
 export enum BuildPhase {
   BUILD_PHASE_UNSPECIFIED = 0,
@@ -309,7 +568,171 @@ export interface GetBuildRequest {
 }
 
 export interface GetBuildResponse {
-  build?: Build | undefined;
+  build?:
+    | Build
+    | undefined;
+  /** What its journal tells. */
+  detail?: BuildDetail | undefined;
+}
+
+/** What the journal of a build tells. */
+export interface BuildDetail {
+  /** The phases that it entered, in order. */
+  phases: EnteredPhase[];
+  /** Its steps, in the order in which they began: 10 000 at most. */
+  steps: BuildStep[];
+  /** The bases that were pinned. */
+  bases: PinnedBase[];
+  /** The commit that was checked out, for git. */
+  commit: string;
+  /** What was said that stopped nothing: 100 at most. */
+  warnings: string[];
+  /** Size of its journal, in bytes. */
+  journalBytes: number;
+}
+
+export interface EnteredPhase {
+  phase: BuildPhase;
+  /** When, in Unix milliseconds. */
+  atMs: number;
+}
+
+/** An image under its name in the Dockerfile, and what that was when the build began. */
+export interface PinnedBase {
+  reference: string;
+  digest: string;
+}
+
+/** A step of the Dockerfile, or work such as loading the context. */
+export interface BuildStep {
+  /** Its number: what the log calls `#7`. */
+  step: number;
+  /** `[build 2/4] RUN make`. */
+  name: string;
+  status: StepStatus;
+  /** Why it was run: the reason of its cache miss. */
+  reason: string;
+  /** When it began, in Unix milliseconds. */
+  startedAtMs: number;
+  /** How long it took, once it has ended. */
+  durationMs?:
+    | number
+    | undefined;
+  /** Why it failed, in one line. */
+  error: string;
+  /** The layer that was written of it. */
+  layer?:
+    | StepLayer
+    | undefined;
+  /** Bytes of its output that were left out of the log, because it wrote too much. */
+  droppedBytes: number;
+}
+
+export interface StepLayer {
+  digest: string;
+  /** Compressed, and as an archive. */
+  sizeBytes: number;
+  uncompressedBytes: number;
+}
+
+export interface ListBuildsRequest {
+  /** In one of these phases; any when empty. */
+  phases: BuildPhase[];
+  /** That failed for one of these reasons; any end when empty. */
+  reasons: FailureReason[];
+  /** Name of the image, or of its base, exactly; any when empty. */
+  ref: string;
+  /** Who says to have asked; anybody when empty. */
+  triggeredBy: string;
+  /** With all of these labels of their requests. */
+  requestLabels: { [key: string]: string };
+  /** Accepted at this time or later, in Unix milliseconds. */
+  sinceMs: number;
+  /** Accepted before this time, in Unix milliseconds; whenever when 0. */
+  untilMs: number;
+  /** Made for this; for anything when empty. */
+  purposes: BuildPurpose[];
+  /** How many to return at most: 100 when 0, 1000 at most. */
+  pageSize: number;
+  /** What the answer before had as next_page_token; the first page when empty. All else has to be as it was then. */
+  pageToken: string;
+}
+
+export interface ListBuildsRequest_RequestLabelsEntry {
+  key: string;
+  value: string;
+}
+
+export interface ListBuildsResponse {
+  /** The newest first. */
+  builds: Build[];
+  /** Where the next page begins; empty when there is none. Builds that are accepted meanwhile move nothing. */
+  nextPageToken: string;
+}
+
+export interface GetLogRequest {
+  /** Id of the build. */
+  buildId: string;
+  /** How many bytes to leave out: those that were received before. */
+  offset: number;
+  /** Only what belongs to this step; everything when 0. */
+  step: number;
+  /** Only what was recorded at this time or later, in Unix milliseconds. Offsets count from there. */
+  sinceMs: number;
+  /** How it is written. */
+  form: LogForm;
+  /** Whether to wait for more until the build has ended; else what is there is sent. */
+  follow: boolean;
+  /** Whether the names of the images are taken out. */
+  censored: boolean;
+}
+
+export interface GetLogResponse {
+  /** Where the piece begins. */
+  offset: number;
+  content: Buffer;
+}
+
+export interface ListArtifactsRequest {
+  /** Id of the build. */
+  buildId: string;
+}
+
+export interface ListArtifactsResponse {
+  artifacts: Artifact[];
+}
+
+/** Something that a build has made. */
+export interface Artifact {
+  kind?: { $case: "image"; value: ImageArtifact } | { $case: "file"; value: FileArtifact } | {
+    $case: "subassembly";
+    value: SubassemblyArtifact;
+  } | undefined;
+}
+
+/** An image that stood under a name when the build had ended. */
+export interface ImageArtifact {
+  reference: string;
+  /** Digest of its manifest. */
+  digest: string;
+}
+
+/** A file that DownloadOutput sends. */
+export interface FileArtifact {
+  /** Which of the outputs of the request it is. */
+  output: number;
+  /** Whether it still waits to be fetched. */
+  available: boolean;
+  /** Its size in bytes, if so. */
+  sizeBytes: number;
+  /** Until when it waits, in Unix milliseconds, if so. */
+  expiresAtMs: number;
+}
+
+/** A subassembly of an image, for whoever asks SubassemblyService for it. */
+export interface SubassemblyArtifact {
+  /** The image that it was made of. */
+  reference: string;
 }
 
 export interface CancelBuildRequest {
@@ -338,6 +761,41 @@ export interface Build {
   digest: string;
   /** Why, when it has not ended well. */
   message: string;
+  /** When it ended, in Unix milliseconds; 0 before. */
+  endedAtMs: number;
+  /** Why it failed or was ended. */
+  failure?:
+    | BuildFailure
+    | undefined;
+  /** Who says to have asked; never trusted. */
+  triggeredBy: string;
+  /** What the request said about itself. */
+  requestLabels: { [key: string]: string };
+  /** What it makes. */
+  purpose: BuildPurpose;
+  /** Steps that were run and steps that came from the cache, once it has ended well. */
+  nRun: number;
+  nCached: number;
+}
+
+export interface Build_RequestLabelsEntry {
+  key: string;
+  value: string;
+}
+
+/** Why a build has not ended well. */
+export interface BuildFailure {
+  reason: FailureReason;
+  /** For people; may have several lines. */
+  message: string;
+  /** The step that failed; 0 when none did. */
+  step: number;
+  /** With what its command ended, if it did. */
+  exitCode?:
+    | number
+    | undefined;
+  /** Whether the author of the Dockerfile can do something about it. */
+  isUsers: boolean;
 }
 
 export interface CreateContextRequest {
@@ -512,6 +970,15 @@ export interface StartBuildRequest {
   cacheTo: CacheTarget[];
   /** Caches of other machines to read: uploaded OCI layouts. One that cannot be read is a warning in the events. */
   cacheFromLayouts: NamedLayout[];
+  /**
+   * What is to be remembered about the request, for ListBuilds to look for: not part of the image, and not of what makes two requests the
+   * same. 64 at most, of 256 bytes each.
+   */
+  requestLabels: { [key: string]: string };
+  /** Most seconds that one step may take; the operator's limit when 0, and never more. */
+  stepTimeoutS: number;
+  /** Most seconds that a step may write nothing; the operator's limit when 0, and never more. */
+  stepIdleTimeoutS: number;
 }
 
 export interface StartBuildRequest_BuildArgsEntry {
@@ -537,6 +1004,11 @@ export interface StartBuildRequest_ContextsEntry {
 export interface StartBuildRequest_SecretsEntry {
   key: string;
   value: Buffer;
+}
+
+export interface StartBuildRequest_RequestLabelsEntry {
+  key: string;
+  value: string;
 }
 
 /** A cache for other machines. */
@@ -943,13 +1415,16 @@ export const GetBuildRequest: MessageFns<GetBuildRequest> = {
 };
 
 function createBaseGetBuildResponse(): GetBuildResponse {
-  return { build: undefined };
+  return { build: undefined, detail: undefined };
 }
 
 export const GetBuildResponse: MessageFns<GetBuildResponse> = {
   encode(message: GetBuildResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.build !== undefined) {
       Build.encode(message.build, writer.uint32(10).fork()).join();
+    }
+    if (message.detail !== undefined) {
+      BuildDetail.encode(message.detail, writer.uint32(18).fork()).join();
     }
     return writer;
   },
@@ -975,6 +1450,14 @@ export const GetBuildResponse: MessageFns<GetBuildResponse> = {
             message.build = Build.decode(reader, reader.uint32());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.detail = BuildDetail.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -988,13 +1471,19 @@ export const GetBuildResponse: MessageFns<GetBuildResponse> = {
   },
 
   fromJSON(object: any): GetBuildResponse {
-    return { build: isSet(object.build) ? Build.fromJSON(object.build) : undefined };
+    return {
+      build: isSet(object.build) ? Build.fromJSON(object.build) : undefined,
+      detail: isSet(object.detail) ? BuildDetail.fromJSON(object.detail) : undefined,
+    };
   },
 
   toJSON(message: GetBuildResponse): unknown {
     const obj: any = {};
     if (message.build !== undefined) {
       obj.build = Build.toJSON(message.build);
+    }
+    if (message.detail !== undefined) {
+      obj.detail = BuildDetail.toJSON(message.detail);
     }
     return obj;
   },
@@ -1005,6 +1494,1978 @@ export const GetBuildResponse: MessageFns<GetBuildResponse> = {
   fromPartial<I extends Exact<DeepPartial<GetBuildResponse>, I>>(object: I): GetBuildResponse {
     const message = createBaseGetBuildResponse();
     message.build = (object.build !== undefined && object.build !== null) ? Build.fromPartial(object.build) : undefined;
+    message.detail = (object.detail !== undefined && object.detail !== null)
+      ? BuildDetail.fromPartial(object.detail)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseBuildDetail(): BuildDetail {
+  return { phases: [], steps: [], bases: [], commit: "", warnings: [], journalBytes: 0 };
+}
+
+export const BuildDetail: MessageFns<BuildDetail> = {
+  encode(message: BuildDetail, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.phases) {
+      EnteredPhase.encode(v!, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.steps) {
+      BuildStep.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.bases) {
+      PinnedBase.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.commit !== "") {
+      writer.uint32(34).string(message.commit);
+    }
+    for (const v of message.warnings) {
+      writer.uint32(42).string(v!);
+    }
+    if (message.journalBytes !== 0) {
+      writer.uint32(48).uint64(message.journalBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BuildDetail {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBuildDetail();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.phases.push(EnteredPhase.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.steps.push(BuildStep.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.bases.push(PinnedBase.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.commit = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.warnings.push(reader.string());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.journalBytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): BuildDetail {
+    return {
+      phases: globalThis.Array.isArray(object?.phases) ? object.phases.map((e: any) => EnteredPhase.fromJSON(e)) : [],
+      steps: globalThis.Array.isArray(object?.steps) ? object.steps.map((e: any) => BuildStep.fromJSON(e)) : [],
+      bases: globalThis.Array.isArray(object?.bases) ? object.bases.map((e: any) => PinnedBase.fromJSON(e)) : [],
+      commit: isSet(object.commit) ? globalThis.String(object.commit) : "",
+      warnings: globalThis.Array.isArray(object?.warnings) ? object.warnings.map((e: any) => globalThis.String(e)) : [],
+      journalBytes: isSet(object.journalBytes)
+        ? globalThis.Number(object.journalBytes)
+        : isSet(object.journal_bytes)
+        ? globalThis.Number(object.journal_bytes)
+        : 0,
+    };
+  },
+
+  toJSON(message: BuildDetail): unknown {
+    const obj: any = {};
+    if (message.phases?.length) {
+      obj.phases = message.phases.map((e) => EnteredPhase.toJSON(e));
+    }
+    if (message.steps?.length) {
+      obj.steps = message.steps.map((e) => BuildStep.toJSON(e));
+    }
+    if (message.bases?.length) {
+      obj.bases = message.bases.map((e) => PinnedBase.toJSON(e));
+    }
+    if (message.commit !== "") {
+      obj.commit = message.commit;
+    }
+    if (message.warnings?.length) {
+      obj.warnings = message.warnings;
+    }
+    if (message.journalBytes !== 0) {
+      obj.journalBytes = Math.round(message.journalBytes);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<BuildDetail>, I>>(base?: I): BuildDetail {
+    return BuildDetail.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BuildDetail>, I>>(object: I): BuildDetail {
+    const message = createBaseBuildDetail();
+    message.phases = object.phases?.map((e) => EnteredPhase.fromPartial(e)) || [];
+    message.steps = object.steps?.map((e) => BuildStep.fromPartial(e)) || [];
+    message.bases = object.bases?.map((e) => PinnedBase.fromPartial(e)) || [];
+    message.commit = object.commit ?? "";
+    message.warnings = object.warnings?.map((e) => e) || [];
+    message.journalBytes = object.journalBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseEnteredPhase(): EnteredPhase {
+  return { phase: 0, atMs: 0 };
+}
+
+export const EnteredPhase: MessageFns<EnteredPhase> = {
+  encode(message: EnteredPhase, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.phase !== 0) {
+      writer.uint32(8).int32(message.phase);
+    }
+    if (message.atMs !== 0) {
+      writer.uint32(16).int64(message.atMs);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EnteredPhase {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEnteredPhase();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.phase = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.atMs = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): EnteredPhase {
+    return {
+      phase: isSet(object.phase) ? buildPhaseFromJSON(object.phase) : 0,
+      atMs: isSet(object.atMs)
+        ? globalThis.Number(object.atMs)
+        : isSet(object.at_ms)
+        ? globalThis.Number(object.at_ms)
+        : 0,
+    };
+  },
+
+  toJSON(message: EnteredPhase): unknown {
+    const obj: any = {};
+    if (message.phase !== 0) {
+      obj.phase = buildPhaseToJSON(message.phase);
+    }
+    if (message.atMs !== 0) {
+      obj.atMs = Math.round(message.atMs);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<EnteredPhase>, I>>(base?: I): EnteredPhase {
+    return EnteredPhase.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<EnteredPhase>, I>>(object: I): EnteredPhase {
+    const message = createBaseEnteredPhase();
+    message.phase = object.phase ?? 0;
+    message.atMs = object.atMs ?? 0;
+    return message;
+  },
+};
+
+function createBasePinnedBase(): PinnedBase {
+  return { reference: "", digest: "" };
+}
+
+export const PinnedBase: MessageFns<PinnedBase> = {
+  encode(message: PinnedBase, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.reference !== "") {
+      writer.uint32(10).string(message.reference);
+    }
+    if (message.digest !== "") {
+      writer.uint32(18).string(message.digest);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PinnedBase {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePinnedBase();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.reference = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.digest = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PinnedBase {
+    return {
+      reference: isSet(object.reference) ? globalThis.String(object.reference) : "",
+      digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
+    };
+  },
+
+  toJSON(message: PinnedBase): unknown {
+    const obj: any = {};
+    if (message.reference !== "") {
+      obj.reference = message.reference;
+    }
+    if (message.digest !== "") {
+      obj.digest = message.digest;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<PinnedBase>, I>>(base?: I): PinnedBase {
+    return PinnedBase.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<PinnedBase>, I>>(object: I): PinnedBase {
+    const message = createBasePinnedBase();
+    message.reference = object.reference ?? "";
+    message.digest = object.digest ?? "";
+    return message;
+  },
+};
+
+function createBaseBuildStep(): BuildStep {
+  return {
+    step: 0,
+    name: "",
+    status: 0,
+    reason: "",
+    startedAtMs: 0,
+    durationMs: undefined,
+    error: "",
+    layer: undefined,
+    droppedBytes: 0,
+  };
+}
+
+export const BuildStep: MessageFns<BuildStep> = {
+  encode(message: BuildStep, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.step !== 0) {
+      writer.uint32(8).uint32(message.step);
+    }
+    if (message.name !== "") {
+      writer.uint32(18).string(message.name);
+    }
+    if (message.status !== 0) {
+      writer.uint32(24).int32(message.status);
+    }
+    if (message.reason !== "") {
+      writer.uint32(34).string(message.reason);
+    }
+    if (message.startedAtMs !== 0) {
+      writer.uint32(40).int64(message.startedAtMs);
+    }
+    if (message.durationMs !== undefined) {
+      writer.uint32(48).uint64(message.durationMs);
+    }
+    if (message.error !== "") {
+      writer.uint32(58).string(message.error);
+    }
+    if (message.layer !== undefined) {
+      StepLayer.encode(message.layer, writer.uint32(66).fork()).join();
+    }
+    if (message.droppedBytes !== 0) {
+      writer.uint32(72).uint64(message.droppedBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BuildStep {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBuildStep();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.step = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.status = reader.int32() as any;
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.startedAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.durationMs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.error = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.layer = StepLayer.decode(reader, reader.uint32());
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.droppedBytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): BuildStep {
+    return {
+      step: isSet(object.step) ? globalThis.Number(object.step) : 0,
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      status: isSet(object.status) ? stepStatusFromJSON(object.status) : 0,
+      reason: isSet(object.reason) ? globalThis.String(object.reason) : "",
+      startedAtMs: isSet(object.startedAtMs)
+        ? globalThis.Number(object.startedAtMs)
+        : isSet(object.started_at_ms)
+        ? globalThis.Number(object.started_at_ms)
+        : 0,
+      durationMs: isSet(object.durationMs)
+        ? globalThis.Number(object.durationMs)
+        : isSet(object.duration_ms)
+        ? globalThis.Number(object.duration_ms)
+        : undefined,
+      error: isSet(object.error) ? globalThis.String(object.error) : "",
+      layer: isSet(object.layer) ? StepLayer.fromJSON(object.layer) : undefined,
+      droppedBytes: isSet(object.droppedBytes)
+        ? globalThis.Number(object.droppedBytes)
+        : isSet(object.dropped_bytes)
+        ? globalThis.Number(object.dropped_bytes)
+        : 0,
+    };
+  },
+
+  toJSON(message: BuildStep): unknown {
+    const obj: any = {};
+    if (message.step !== 0) {
+      obj.step = Math.round(message.step);
+    }
+    if (message.name !== "") {
+      obj.name = message.name;
+    }
+    if (message.status !== 0) {
+      obj.status = stepStatusToJSON(message.status);
+    }
+    if (message.reason !== "") {
+      obj.reason = message.reason;
+    }
+    if (message.startedAtMs !== 0) {
+      obj.startedAtMs = Math.round(message.startedAtMs);
+    }
+    if (message.durationMs !== undefined) {
+      obj.durationMs = Math.round(message.durationMs);
+    }
+    if (message.error !== "") {
+      obj.error = message.error;
+    }
+    if (message.layer !== undefined) {
+      obj.layer = StepLayer.toJSON(message.layer);
+    }
+    if (message.droppedBytes !== 0) {
+      obj.droppedBytes = Math.round(message.droppedBytes);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<BuildStep>, I>>(base?: I): BuildStep {
+    return BuildStep.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BuildStep>, I>>(object: I): BuildStep {
+    const message = createBaseBuildStep();
+    message.step = object.step ?? 0;
+    message.name = object.name ?? "";
+    message.status = object.status ?? 0;
+    message.reason = object.reason ?? "";
+    message.startedAtMs = object.startedAtMs ?? 0;
+    message.durationMs = object.durationMs ?? undefined;
+    message.error = object.error ?? "";
+    message.layer = (object.layer !== undefined && object.layer !== null)
+      ? StepLayer.fromPartial(object.layer)
+      : undefined;
+    message.droppedBytes = object.droppedBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseStepLayer(): StepLayer {
+  return { digest: "", sizeBytes: 0, uncompressedBytes: 0 };
+}
+
+export const StepLayer: MessageFns<StepLayer> = {
+  encode(message: StepLayer, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.digest !== "") {
+      writer.uint32(10).string(message.digest);
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(16).uint64(message.sizeBytes);
+    }
+    if (message.uncompressedBytes !== 0) {
+      writer.uint32(24).uint64(message.uncompressedBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StepLayer {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStepLayer();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.digest = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.uncompressedBytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StepLayer {
+    return {
+      digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
+      sizeBytes: isSet(object.sizeBytes)
+        ? globalThis.Number(object.sizeBytes)
+        : isSet(object.size_bytes)
+        ? globalThis.Number(object.size_bytes)
+        : 0,
+      uncompressedBytes: isSet(object.uncompressedBytes)
+        ? globalThis.Number(object.uncompressedBytes)
+        : isSet(object.uncompressed_bytes)
+        ? globalThis.Number(object.uncompressed_bytes)
+        : 0,
+    };
+  },
+
+  toJSON(message: StepLayer): unknown {
+    const obj: any = {};
+    if (message.digest !== "") {
+      obj.digest = message.digest;
+    }
+    if (message.sizeBytes !== 0) {
+      obj.sizeBytes = Math.round(message.sizeBytes);
+    }
+    if (message.uncompressedBytes !== 0) {
+      obj.uncompressedBytes = Math.round(message.uncompressedBytes);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StepLayer>, I>>(base?: I): StepLayer {
+    return StepLayer.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StepLayer>, I>>(object: I): StepLayer {
+    const message = createBaseStepLayer();
+    message.digest = object.digest ?? "";
+    message.sizeBytes = object.sizeBytes ?? 0;
+    message.uncompressedBytes = object.uncompressedBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseListBuildsRequest(): ListBuildsRequest {
+  return {
+    phases: [],
+    reasons: [],
+    ref: "",
+    triggeredBy: "",
+    requestLabels: {},
+    sinceMs: 0,
+    untilMs: 0,
+    purposes: [],
+    pageSize: 0,
+    pageToken: "",
+  };
+}
+
+export const ListBuildsRequest: MessageFns<ListBuildsRequest> = {
+  encode(message: ListBuildsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.phases.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.phases) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    if (message.reasons.length !== 0) {
+      writer.uint32(18).fork();
+      for (const v of message.reasons) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    if (message.ref !== "") {
+      writer.uint32(26).string(message.ref);
+    }
+    if (message.triggeredBy !== "") {
+      writer.uint32(34).string(message.triggeredBy);
+    }
+    globalThis.Object.entries(message.requestLabels).forEach(([key, value]: [string, string]) => {
+      ListBuildsRequest_RequestLabelsEntry.encode({ key: key as any, value }, writer.uint32(42).fork()).join();
+    });
+    if (message.sinceMs !== 0) {
+      writer.uint32(48).int64(message.sinceMs);
+    }
+    if (message.untilMs !== 0) {
+      writer.uint32(56).int64(message.untilMs);
+    }
+    if (message.purposes.length !== 0) {
+      writer.uint32(66).fork();
+      for (const v of message.purposes) {
+        writer.int32(v);
+      }
+      writer.join();
+    }
+    if (message.pageSize !== 0) {
+      writer.uint32(72).uint32(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      writer.uint32(82).string(message.pageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListBuildsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListBuildsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 8) {
+              message.phases.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.phases.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 2: {
+            if (tag === 16) {
+              message.reasons.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 18) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.reasons.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.ref = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.triggeredBy = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            const entry5 = ListBuildsRequest_RequestLabelsEntry.decode(reader, reader.uint32());
+            if (entry5.value !== undefined) {
+              message.requestLabels[entry5.key] = entry5.value;
+            }
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.sinceMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.untilMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag === 64) {
+              message.purposes.push(reader.int32() as any);
+
+              continue;
+            }
+
+            if (tag === 66) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.purposes.push(reader.int32() as any);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.pageSize = reader.uint32();
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.pageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListBuildsRequest {
+    return {
+      phases: globalThis.Array.isArray(object?.phases) ? object.phases.map((e: any) => buildPhaseFromJSON(e)) : [],
+      reasons: globalThis.Array.isArray(object?.reasons)
+        ? object.reasons.map((e: any) => failureReasonFromJSON(e))
+        : [],
+      ref: isSet(object.ref) ? globalThis.String(object.ref) : "",
+      triggeredBy: isSet(object.triggeredBy)
+        ? globalThis.String(object.triggeredBy)
+        : isSet(object.triggered_by)
+        ? globalThis.String(object.triggered_by)
+        : "",
+      requestLabels: isObject(object.requestLabels)
+        ? (globalThis.Object.entries(object.requestLabels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : isObject(object.request_labels)
+        ? (globalThis.Object.entries(object.request_labels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      sinceMs: isSet(object.sinceMs)
+        ? globalThis.Number(object.sinceMs)
+        : isSet(object.since_ms)
+        ? globalThis.Number(object.since_ms)
+        : 0,
+      untilMs: isSet(object.untilMs)
+        ? globalThis.Number(object.untilMs)
+        : isSet(object.until_ms)
+        ? globalThis.Number(object.until_ms)
+        : 0,
+      purposes: globalThis.Array.isArray(object?.purposes)
+        ? object.purposes.map((e: any) => buildPurposeFromJSON(e))
+        : [],
+      pageSize: isSet(object.pageSize)
+        ? globalThis.Number(object.pageSize)
+        : isSet(object.page_size)
+        ? globalThis.Number(object.page_size)
+        : 0,
+      pageToken: isSet(object.pageToken)
+        ? globalThis.String(object.pageToken)
+        : isSet(object.page_token)
+        ? globalThis.String(object.page_token)
+        : "",
+    };
+  },
+
+  toJSON(message: ListBuildsRequest): unknown {
+    const obj: any = {};
+    if (message.phases?.length) {
+      obj.phases = message.phases.map((e) => buildPhaseToJSON(e));
+    }
+    if (message.reasons?.length) {
+      obj.reasons = message.reasons.map((e) => failureReasonToJSON(e));
+    }
+    if (message.ref !== "") {
+      obj.ref = message.ref;
+    }
+    if (message.triggeredBy !== "") {
+      obj.triggeredBy = message.triggeredBy;
+    }
+    if (message.requestLabels) {
+      const entries = globalThis.Object.entries(message.requestLabels) as [string, string][];
+      if (entries.length > 0) {
+        obj.requestLabels = {};
+        entries.forEach(([k, v]) => {
+          obj.requestLabels[k] = v;
+        });
+      }
+    }
+    if (message.sinceMs !== 0) {
+      obj.sinceMs = Math.round(message.sinceMs);
+    }
+    if (message.untilMs !== 0) {
+      obj.untilMs = Math.round(message.untilMs);
+    }
+    if (message.purposes?.length) {
+      obj.purposes = message.purposes.map((e) => buildPurposeToJSON(e));
+    }
+    if (message.pageSize !== 0) {
+      obj.pageSize = Math.round(message.pageSize);
+    }
+    if (message.pageToken !== "") {
+      obj.pageToken = message.pageToken;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ListBuildsRequest>, I>>(base?: I): ListBuildsRequest {
+    return ListBuildsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListBuildsRequest>, I>>(object: I): ListBuildsRequest {
+    const message = createBaseListBuildsRequest();
+    message.phases = object.phases?.map((e) => e) || [];
+    message.reasons = object.reasons?.map((e) => e) || [];
+    message.ref = object.ref ?? "";
+    message.triggeredBy = object.triggeredBy ?? "";
+    message.requestLabels = (globalThis.Object.entries(object.requestLabels ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.sinceMs = object.sinceMs ?? 0;
+    message.untilMs = object.untilMs ?? 0;
+    message.purposes = object.purposes?.map((e) => e) || [];
+    message.pageSize = object.pageSize ?? 0;
+    message.pageToken = object.pageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseListBuildsRequest_RequestLabelsEntry(): ListBuildsRequest_RequestLabelsEntry {
+  return { key: "", value: "" };
+}
+
+export const ListBuildsRequest_RequestLabelsEntry: MessageFns<ListBuildsRequest_RequestLabelsEntry> = {
+  encode(message: ListBuildsRequest_RequestLabelsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListBuildsRequest_RequestLabelsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListBuildsRequest_RequestLabelsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListBuildsRequest_RequestLabelsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: ListBuildsRequest_RequestLabelsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== "") {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ListBuildsRequest_RequestLabelsEntry>, I>>(
+    base?: I,
+  ): ListBuildsRequest_RequestLabelsEntry {
+    return ListBuildsRequest_RequestLabelsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListBuildsRequest_RequestLabelsEntry>, I>>(
+    object: I,
+  ): ListBuildsRequest_RequestLabelsEntry {
+    const message = createBaseListBuildsRequest_RequestLabelsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseListBuildsResponse(): ListBuildsResponse {
+  return { builds: [], nextPageToken: "" };
+}
+
+export const ListBuildsResponse: MessageFns<ListBuildsResponse> = {
+  encode(message: ListBuildsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.builds) {
+      Build.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nextPageToken !== "") {
+      writer.uint32(18).string(message.nextPageToken);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListBuildsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListBuildsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.builds.push(Build.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextPageToken = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListBuildsResponse {
+    return {
+      builds: globalThis.Array.isArray(object?.builds) ? object.builds.map((e: any) => Build.fromJSON(e)) : [],
+      nextPageToken: isSet(object.nextPageToken)
+        ? globalThis.String(object.nextPageToken)
+        : isSet(object.next_page_token)
+        ? globalThis.String(object.next_page_token)
+        : "",
+    };
+  },
+
+  toJSON(message: ListBuildsResponse): unknown {
+    const obj: any = {};
+    if (message.builds?.length) {
+      obj.builds = message.builds.map((e) => Build.toJSON(e));
+    }
+    if (message.nextPageToken !== "") {
+      obj.nextPageToken = message.nextPageToken;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ListBuildsResponse>, I>>(base?: I): ListBuildsResponse {
+    return ListBuildsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListBuildsResponse>, I>>(object: I): ListBuildsResponse {
+    const message = createBaseListBuildsResponse();
+    message.builds = object.builds?.map((e) => Build.fromPartial(e)) || [];
+    message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseGetLogRequest(): GetLogRequest {
+  return { buildId: "", offset: 0, step: 0, sinceMs: 0, form: 0, follow: false, censored: false };
+}
+
+export const GetLogRequest: MessageFns<GetLogRequest> = {
+  encode(message: GetLogRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.buildId !== "") {
+      writer.uint32(10).string(message.buildId);
+    }
+    if (message.offset !== 0) {
+      writer.uint32(16).uint64(message.offset);
+    }
+    if (message.step !== 0) {
+      writer.uint32(24).uint32(message.step);
+    }
+    if (message.sinceMs !== 0) {
+      writer.uint32(32).int64(message.sinceMs);
+    }
+    if (message.form !== 0) {
+      writer.uint32(40).int32(message.form);
+    }
+    if (message.follow !== false) {
+      writer.uint32(48).bool(message.follow);
+    }
+    if (message.censored !== false) {
+      writer.uint32(56).bool(message.censored);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetLogRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetLogRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.buildId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.step = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.sinceMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.form = reader.int32() as any;
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.follow = reader.bool();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.censored = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): GetLogRequest {
+    return {
+      buildId: isSet(object.buildId)
+        ? globalThis.String(object.buildId)
+        : isSet(object.build_id)
+        ? globalThis.String(object.build_id)
+        : "",
+      offset: isSet(object.offset) ? globalThis.Number(object.offset) : 0,
+      step: isSet(object.step) ? globalThis.Number(object.step) : 0,
+      sinceMs: isSet(object.sinceMs)
+        ? globalThis.Number(object.sinceMs)
+        : isSet(object.since_ms)
+        ? globalThis.Number(object.since_ms)
+        : 0,
+      form: isSet(object.form) ? logFormFromJSON(object.form) : 0,
+      follow: isSet(object.follow) ? globalThis.Boolean(object.follow) : false,
+      censored: isSet(object.censored) ? globalThis.Boolean(object.censored) : false,
+    };
+  },
+
+  toJSON(message: GetLogRequest): unknown {
+    const obj: any = {};
+    if (message.buildId !== "") {
+      obj.buildId = message.buildId;
+    }
+    if (message.offset !== 0) {
+      obj.offset = Math.round(message.offset);
+    }
+    if (message.step !== 0) {
+      obj.step = Math.round(message.step);
+    }
+    if (message.sinceMs !== 0) {
+      obj.sinceMs = Math.round(message.sinceMs);
+    }
+    if (message.form !== 0) {
+      obj.form = logFormToJSON(message.form);
+    }
+    if (message.follow !== false) {
+      obj.follow = message.follow;
+    }
+    if (message.censored !== false) {
+      obj.censored = message.censored;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<GetLogRequest>, I>>(base?: I): GetLogRequest {
+    return GetLogRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetLogRequest>, I>>(object: I): GetLogRequest {
+    const message = createBaseGetLogRequest();
+    message.buildId = object.buildId ?? "";
+    message.offset = object.offset ?? 0;
+    message.step = object.step ?? 0;
+    message.sinceMs = object.sinceMs ?? 0;
+    message.form = object.form ?? 0;
+    message.follow = object.follow ?? false;
+    message.censored = object.censored ?? false;
+    return message;
+  },
+};
+
+function createBaseGetLogResponse(): GetLogResponse {
+  return { offset: 0, content: Buffer.alloc(0) };
+}
+
+export const GetLogResponse: MessageFns<GetLogResponse> = {
+  encode(message: GetLogResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.offset !== 0) {
+      writer.uint32(8).uint64(message.offset);
+    }
+    if (message.content.length !== 0) {
+      writer.uint32(18).bytes(message.content);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetLogResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetLogResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.content = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): GetLogResponse {
+    return {
+      offset: isSet(object.offset) ? globalThis.Number(object.offset) : 0,
+      content: isSet(object.content) ? Buffer.from(bytesFromBase64(object.content)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: GetLogResponse): unknown {
+    const obj: any = {};
+    if (message.offset !== 0) {
+      obj.offset = Math.round(message.offset);
+    }
+    if (message.content.length !== 0) {
+      obj.content = base64FromBytes(message.content);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<GetLogResponse>, I>>(base?: I): GetLogResponse {
+    return GetLogResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<GetLogResponse>, I>>(object: I): GetLogResponse {
+    const message = createBaseGetLogResponse();
+    message.offset = object.offset ?? 0;
+    message.content = object.content ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseListArtifactsRequest(): ListArtifactsRequest {
+  return { buildId: "" };
+}
+
+export const ListArtifactsRequest: MessageFns<ListArtifactsRequest> = {
+  encode(message: ListArtifactsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.buildId !== "") {
+      writer.uint32(10).string(message.buildId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListArtifactsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListArtifactsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.buildId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListArtifactsRequest {
+    return {
+      buildId: isSet(object.buildId)
+        ? globalThis.String(object.buildId)
+        : isSet(object.build_id)
+        ? globalThis.String(object.build_id)
+        : "",
+    };
+  },
+
+  toJSON(message: ListArtifactsRequest): unknown {
+    const obj: any = {};
+    if (message.buildId !== "") {
+      obj.buildId = message.buildId;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ListArtifactsRequest>, I>>(base?: I): ListArtifactsRequest {
+    return ListArtifactsRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListArtifactsRequest>, I>>(object: I): ListArtifactsRequest {
+    const message = createBaseListArtifactsRequest();
+    message.buildId = object.buildId ?? "";
+    return message;
+  },
+};
+
+function createBaseListArtifactsResponse(): ListArtifactsResponse {
+  return { artifacts: [] };
+}
+
+export const ListArtifactsResponse: MessageFns<ListArtifactsResponse> = {
+  encode(message: ListArtifactsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.artifacts) {
+      Artifact.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListArtifactsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListArtifactsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.artifacts.push(Artifact.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListArtifactsResponse {
+    return {
+      artifacts: globalThis.Array.isArray(object?.artifacts)
+        ? object.artifacts.map((e: any) => Artifact.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: ListArtifactsResponse): unknown {
+    const obj: any = {};
+    if (message.artifacts?.length) {
+      obj.artifacts = message.artifacts.map((e) => Artifact.toJSON(e));
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ListArtifactsResponse>, I>>(base?: I): ListArtifactsResponse {
+    return ListArtifactsResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ListArtifactsResponse>, I>>(object: I): ListArtifactsResponse {
+    const message = createBaseListArtifactsResponse();
+    message.artifacts = object.artifacts?.map((e) => Artifact.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseArtifact(): Artifact {
+  return { kind: undefined };
+}
+
+export const Artifact: MessageFns<Artifact> = {
+  encode(message: Artifact, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.kind?.$case) {
+      case "image":
+        ImageArtifact.encode(message.kind.value, writer.uint32(10).fork()).join();
+        break;
+      case "file":
+        FileArtifact.encode(message.kind.value, writer.uint32(18).fork()).join();
+        break;
+      case "subassembly":
+        SubassemblyArtifact.encode(message.kind.value, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Artifact {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseArtifact();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = { $case: "image", value: ImageArtifact.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.kind = { $case: "file", value: FileArtifact.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.kind = { $case: "subassembly", value: SubassemblyArtifact.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Artifact {
+    return {
+      kind: isSet(object.image)
+        ? { $case: "image", value: ImageArtifact.fromJSON(object.image) }
+        : isSet(object.file)
+        ? { $case: "file", value: FileArtifact.fromJSON(object.file) }
+        : isSet(object.subassembly)
+        ? { $case: "subassembly", value: SubassemblyArtifact.fromJSON(object.subassembly) }
+        : undefined,
+    };
+  },
+
+  toJSON(message: Artifact): unknown {
+    const obj: any = {};
+    if (message.kind?.$case === "image") {
+      obj.image = ImageArtifact.toJSON(message.kind.value);
+    } else if (message.kind?.$case === "file") {
+      obj.file = FileArtifact.toJSON(message.kind.value);
+    } else if (message.kind?.$case === "subassembly") {
+      obj.subassembly = SubassemblyArtifact.toJSON(message.kind.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<Artifact>, I>>(base?: I): Artifact {
+    return Artifact.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Artifact>, I>>(object: I): Artifact {
+    const message = createBaseArtifact();
+    switch (object.kind?.$case) {
+      case "image": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "image", value: ImageArtifact.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "file": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "file", value: FileArtifact.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+      case "subassembly": {
+        if (object.kind?.value !== undefined && object.kind?.value !== null) {
+          message.kind = { $case: "subassembly", value: SubassemblyArtifact.fromPartial(object.kind.value) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseImageArtifact(): ImageArtifact {
+  return { reference: "", digest: "" };
+}
+
+export const ImageArtifact: MessageFns<ImageArtifact> = {
+  encode(message: ImageArtifact, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.reference !== "") {
+      writer.uint32(10).string(message.reference);
+    }
+    if (message.digest !== "") {
+      writer.uint32(18).string(message.digest);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ImageArtifact {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseImageArtifact();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.reference = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.digest = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ImageArtifact {
+    return {
+      reference: isSet(object.reference) ? globalThis.String(object.reference) : "",
+      digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
+    };
+  },
+
+  toJSON(message: ImageArtifact): unknown {
+    const obj: any = {};
+    if (message.reference !== "") {
+      obj.reference = message.reference;
+    }
+    if (message.digest !== "") {
+      obj.digest = message.digest;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<ImageArtifact>, I>>(base?: I): ImageArtifact {
+    return ImageArtifact.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<ImageArtifact>, I>>(object: I): ImageArtifact {
+    const message = createBaseImageArtifact();
+    message.reference = object.reference ?? "";
+    message.digest = object.digest ?? "";
+    return message;
+  },
+};
+
+function createBaseFileArtifact(): FileArtifact {
+  return { output: 0, available: false, sizeBytes: 0, expiresAtMs: 0 };
+}
+
+export const FileArtifact: MessageFns<FileArtifact> = {
+  encode(message: FileArtifact, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.output !== 0) {
+      writer.uint32(8).uint32(message.output);
+    }
+    if (message.available !== false) {
+      writer.uint32(16).bool(message.available);
+    }
+    if (message.sizeBytes !== 0) {
+      writer.uint32(24).uint64(message.sizeBytes);
+    }
+    if (message.expiresAtMs !== 0) {
+      writer.uint32(32).int64(message.expiresAtMs);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): FileArtifact {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseFileArtifact();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.output = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.available = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.sizeBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.expiresAtMs = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): FileArtifact {
+    return {
+      output: isSet(object.output) ? globalThis.Number(object.output) : 0,
+      available: isSet(object.available) ? globalThis.Boolean(object.available) : false,
+      sizeBytes: isSet(object.sizeBytes)
+        ? globalThis.Number(object.sizeBytes)
+        : isSet(object.size_bytes)
+        ? globalThis.Number(object.size_bytes)
+        : 0,
+      expiresAtMs: isSet(object.expiresAtMs)
+        ? globalThis.Number(object.expiresAtMs)
+        : isSet(object.expires_at_ms)
+        ? globalThis.Number(object.expires_at_ms)
+        : 0,
+    };
+  },
+
+  toJSON(message: FileArtifact): unknown {
+    const obj: any = {};
+    if (message.output !== 0) {
+      obj.output = Math.round(message.output);
+    }
+    if (message.available !== false) {
+      obj.available = message.available;
+    }
+    if (message.sizeBytes !== 0) {
+      obj.sizeBytes = Math.round(message.sizeBytes);
+    }
+    if (message.expiresAtMs !== 0) {
+      obj.expiresAtMs = Math.round(message.expiresAtMs);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<FileArtifact>, I>>(base?: I): FileArtifact {
+    return FileArtifact.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<FileArtifact>, I>>(object: I): FileArtifact {
+    const message = createBaseFileArtifact();
+    message.output = object.output ?? 0;
+    message.available = object.available ?? false;
+    message.sizeBytes = object.sizeBytes ?? 0;
+    message.expiresAtMs = object.expiresAtMs ?? 0;
+    return message;
+  },
+};
+
+function createBaseSubassemblyArtifact(): SubassemblyArtifact {
+  return { reference: "" };
+}
+
+export const SubassemblyArtifact: MessageFns<SubassemblyArtifact> = {
+  encode(message: SubassemblyArtifact, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.reference !== "") {
+      writer.uint32(10).string(message.reference);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SubassemblyArtifact {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSubassemblyArtifact();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.reference = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SubassemblyArtifact {
+    return { reference: isSet(object.reference) ? globalThis.String(object.reference) : "" };
+  },
+
+  toJSON(message: SubassemblyArtifact): unknown {
+    const obj: any = {};
+    if (message.reference !== "") {
+      obj.reference = message.reference;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<SubassemblyArtifact>, I>>(base?: I): SubassemblyArtifact {
+    return SubassemblyArtifact.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<SubassemblyArtifact>, I>>(object: I): SubassemblyArtifact {
+    const message = createBaseSubassemblyArtifact();
+    message.reference = object.reference ?? "";
     return message;
   },
 };
@@ -1150,7 +3611,22 @@ export const CancelBuildResponse: MessageFns<CancelBuildResponse> = {
 };
 
 function createBaseBuild(): Build {
-  return { buildId: "", phase: 0, ref: "", baseRef: "", startedAtMs: 0, digest: "", message: "" };
+  return {
+    buildId: "",
+    phase: 0,
+    ref: "",
+    baseRef: "",
+    startedAtMs: 0,
+    digest: "",
+    message: "",
+    endedAtMs: 0,
+    failure: undefined,
+    triggeredBy: "",
+    requestLabels: {},
+    purpose: 0,
+    nRun: 0,
+    nCached: 0,
+  };
 }
 
 export const Build: MessageFns<Build> = {
@@ -1175,6 +3651,27 @@ export const Build: MessageFns<Build> = {
     }
     if (message.message !== "") {
       writer.uint32(58).string(message.message);
+    }
+    if (message.endedAtMs !== 0) {
+      writer.uint32(64).int64(message.endedAtMs);
+    }
+    if (message.failure !== undefined) {
+      BuildFailure.encode(message.failure, writer.uint32(74).fork()).join();
+    }
+    if (message.triggeredBy !== "") {
+      writer.uint32(82).string(message.triggeredBy);
+    }
+    globalThis.Object.entries(message.requestLabels).forEach(([key, value]: [string, string]) => {
+      Build_RequestLabelsEntry.encode({ key: key as any, value }, writer.uint32(90).fork()).join();
+    });
+    if (message.purpose !== 0) {
+      writer.uint32(96).int32(message.purpose);
+    }
+    if (message.nRun !== 0) {
+      writer.uint32(104).uint32(message.nRun);
+    }
+    if (message.nCached !== 0) {
+      writer.uint32(112).uint32(message.nCached);
     }
     return writer;
   },
@@ -1248,6 +3745,65 @@ export const Build: MessageFns<Build> = {
             message.message = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.endedAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.failure = BuildFailure.decode(reader, reader.uint32());
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.triggeredBy = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            const entry11 = Build_RequestLabelsEntry.decode(reader, reader.uint32());
+            if (entry11.value !== undefined) {
+              message.requestLabels[entry11.key] = entry11.value;
+            }
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.purpose = reader.int32() as any;
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.nRun = reader.uint32();
+            continue;
+          }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.nCached = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1281,6 +3837,55 @@ export const Build: MessageFns<Build> = {
         : 0,
       digest: isSet(object.digest) ? globalThis.String(object.digest) : "",
       message: isSet(object.message) ? globalThis.String(object.message) : "",
+      endedAtMs: isSet(object.endedAtMs)
+        ? globalThis.Number(object.endedAtMs)
+        : isSet(object.ended_at_ms)
+        ? globalThis.Number(object.ended_at_ms)
+        : 0,
+      failure: isSet(object.failure) ? BuildFailure.fromJSON(object.failure) : undefined,
+      triggeredBy: isSet(object.triggeredBy)
+        ? globalThis.String(object.triggeredBy)
+        : isSet(object.triggered_by)
+        ? globalThis.String(object.triggered_by)
+        : "",
+      requestLabels: isObject(object.requestLabels)
+        ? (globalThis.Object.entries(object.requestLabels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : isObject(object.request_labels)
+        ? (globalThis.Object.entries(object.request_labels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      purpose: isSet(object.purpose) ? buildPurposeFromJSON(object.purpose) : 0,
+      nRun: isSet(object.nRun)
+        ? globalThis.Number(object.nRun)
+        : isSet(object.n_run)
+        ? globalThis.Number(object.n_run)
+        : 0,
+      nCached: isSet(object.nCached)
+        ? globalThis.Number(object.nCached)
+        : isSet(object.n_cached)
+        ? globalThis.Number(object.n_cached)
+        : 0,
     };
   },
 
@@ -1307,6 +3912,33 @@ export const Build: MessageFns<Build> = {
     if (message.message !== "") {
       obj.message = message.message;
     }
+    if (message.endedAtMs !== 0) {
+      obj.endedAtMs = Math.round(message.endedAtMs);
+    }
+    if (message.failure !== undefined) {
+      obj.failure = BuildFailure.toJSON(message.failure);
+    }
+    if (message.triggeredBy !== "") {
+      obj.triggeredBy = message.triggeredBy;
+    }
+    if (message.requestLabels) {
+      const entries = globalThis.Object.entries(message.requestLabels) as [string, string][];
+      if (entries.length > 0) {
+        obj.requestLabels = {};
+        entries.forEach(([k, v]) => {
+          obj.requestLabels[k] = v;
+        });
+      }
+    }
+    if (message.purpose !== 0) {
+      obj.purpose = buildPurposeToJSON(message.purpose);
+    }
+    if (message.nRun !== 0) {
+      obj.nRun = Math.round(message.nRun);
+    }
+    if (message.nCached !== 0) {
+      obj.nCached = Math.round(message.nCached);
+    }
     return obj;
   },
 
@@ -1322,6 +3954,249 @@ export const Build: MessageFns<Build> = {
     message.startedAtMs = object.startedAtMs ?? 0;
     message.digest = object.digest ?? "";
     message.message = object.message ?? "";
+    message.endedAtMs = object.endedAtMs ?? 0;
+    message.failure = (object.failure !== undefined && object.failure !== null)
+      ? BuildFailure.fromPartial(object.failure)
+      : undefined;
+    message.triggeredBy = object.triggeredBy ?? "";
+    message.requestLabels = (globalThis.Object.entries(object.requestLabels ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.purpose = object.purpose ?? 0;
+    message.nRun = object.nRun ?? 0;
+    message.nCached = object.nCached ?? 0;
+    return message;
+  },
+};
+
+function createBaseBuild_RequestLabelsEntry(): Build_RequestLabelsEntry {
+  return { key: "", value: "" };
+}
+
+export const Build_RequestLabelsEntry: MessageFns<Build_RequestLabelsEntry> = {
+  encode(message: Build_RequestLabelsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Build_RequestLabelsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBuild_RequestLabelsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Build_RequestLabelsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: Build_RequestLabelsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== "") {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<Build_RequestLabelsEntry>, I>>(base?: I): Build_RequestLabelsEntry {
+    return Build_RequestLabelsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<Build_RequestLabelsEntry>, I>>(object: I): Build_RequestLabelsEntry {
+    const message = createBaseBuild_RequestLabelsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseBuildFailure(): BuildFailure {
+  return { reason: 0, message: "", step: 0, exitCode: undefined, isUsers: false };
+}
+
+export const BuildFailure: MessageFns<BuildFailure> = {
+  encode(message: BuildFailure, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.reason !== 0) {
+      writer.uint32(8).int32(message.reason);
+    }
+    if (message.message !== "") {
+      writer.uint32(18).string(message.message);
+    }
+    if (message.step !== 0) {
+      writer.uint32(24).uint32(message.step);
+    }
+    if (message.exitCode !== undefined) {
+      writer.uint32(32).int32(message.exitCode);
+    }
+    if (message.isUsers !== false) {
+      writer.uint32(40).bool(message.isUsers);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BuildFailure {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBuildFailure();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.reason = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.step = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.exitCode = reader.int32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.isUsers = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): BuildFailure {
+    return {
+      reason: isSet(object.reason) ? failureReasonFromJSON(object.reason) : 0,
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+      step: isSet(object.step) ? globalThis.Number(object.step) : 0,
+      exitCode: isSet(object.exitCode)
+        ? globalThis.Number(object.exitCode)
+        : isSet(object.exit_code)
+        ? globalThis.Number(object.exit_code)
+        : undefined,
+      isUsers: isSet(object.isUsers)
+        ? globalThis.Boolean(object.isUsers)
+        : isSet(object.is_users)
+        ? globalThis.Boolean(object.is_users)
+        : false,
+    };
+  },
+
+  toJSON(message: BuildFailure): unknown {
+    const obj: any = {};
+    if (message.reason !== 0) {
+      obj.reason = failureReasonToJSON(message.reason);
+    }
+    if (message.message !== "") {
+      obj.message = message.message;
+    }
+    if (message.step !== 0) {
+      obj.step = Math.round(message.step);
+    }
+    if (message.exitCode !== undefined) {
+      obj.exitCode = Math.round(message.exitCode);
+    }
+    if (message.isUsers !== false) {
+      obj.isUsers = message.isUsers;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<BuildFailure>, I>>(base?: I): BuildFailure {
+    return BuildFailure.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<BuildFailure>, I>>(object: I): BuildFailure {
+    const message = createBaseBuildFailure();
+    message.reason = object.reason ?? 0;
+    message.message = object.message ?? "";
+    message.step = object.step ?? 0;
+    message.exitCode = object.exitCode ?? undefined;
+    message.isUsers = object.isUsers ?? false;
     return message;
   },
 };
@@ -2563,6 +5438,9 @@ function createBaseStartBuildRequest(): StartBuildRequest {
     cacheFrom: [],
     cacheTo: [],
     cacheFromLayouts: [],
+    requestLabels: {},
+    stepTimeoutS: 0,
+    stepIdleTimeoutS: 0,
   };
 }
 
@@ -2660,6 +5538,15 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     }
     for (const v of message.cacheFromLayouts) {
       NamedLayout.encode(v!, writer.uint32(250).fork()).join();
+    }
+    globalThis.Object.entries(message.requestLabels).forEach(([key, value]: [string, string]) => {
+      StartBuildRequest_RequestLabelsEntry.encode({ key: key as any, value }, writer.uint32(258).fork()).join();
+    });
+    if (message.stepTimeoutS !== 0) {
+      writer.uint32(264).uint64(message.stepTimeoutS);
+    }
+    if (message.stepIdleTimeoutS !== 0) {
+      writer.uint32(272).uint64(message.stepIdleTimeoutS);
     }
     return writer;
   },
@@ -2940,6 +5827,33 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
             message.cacheFromLayouts.push(NamedLayout.decode(reader, reader.uint32()));
             continue;
           }
+          case 32: {
+            if (tag !== 258) {
+              break;
+            }
+
+            const entry32 = StartBuildRequest_RequestLabelsEntry.decode(reader, reader.uint32());
+            if (entry32.value !== undefined) {
+              message.requestLabels[entry32.key] = entry32.value;
+            }
+            continue;
+          }
+          case 33: {
+            if (tag !== 264) {
+              break;
+            }
+
+            message.stepTimeoutS = longToNumber(reader.uint64());
+            continue;
+          }
+          case 34: {
+            if (tag !== 272) {
+              break;
+            }
+
+            message.stepIdleTimeoutS = longToNumber(reader.uint64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3131,6 +6045,43 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
         : globalThis.Array.isArray(object?.cache_from_layouts)
         ? object.cache_from_layouts.map((e: any) => NamedLayout.fromJSON(e))
         : [],
+      requestLabels: isObject(object.requestLabels)
+        ? (globalThis.Object.entries(object.requestLabels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : isObject(object.request_labels)
+        ? (globalThis.Object.entries(object.request_labels) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      stepTimeoutS: isSet(object.stepTimeoutS)
+        ? globalThis.Number(object.stepTimeoutS)
+        : isSet(object.step_timeout_s)
+        ? globalThis.Number(object.step_timeout_s)
+        : 0,
+      stepIdleTimeoutS: isSet(object.stepIdleTimeoutS)
+        ? globalThis.Number(object.stepIdleTimeoutS)
+        : isSet(object.step_idle_timeout_s)
+        ? globalThis.Number(object.step_idle_timeout_s)
+        : 0,
     };
   },
 
@@ -3259,6 +6210,21 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     if (message.cacheFromLayouts?.length) {
       obj.cacheFromLayouts = message.cacheFromLayouts.map((e) => NamedLayout.toJSON(e));
     }
+    if (message.requestLabels) {
+      const entries = globalThis.Object.entries(message.requestLabels) as [string, string][];
+      if (entries.length > 0) {
+        obj.requestLabels = {};
+        entries.forEach(([k, v]) => {
+          obj.requestLabels[k] = v;
+        });
+      }
+    }
+    if (message.stepTimeoutS !== 0) {
+      obj.stepTimeoutS = Math.round(message.stepTimeoutS);
+    }
+    if (message.stepIdleTimeoutS !== 0) {
+      obj.stepIdleTimeoutS = Math.round(message.stepIdleTimeoutS);
+    }
     return obj;
   },
 
@@ -3342,6 +6308,17 @@ export const StartBuildRequest: MessageFns<StartBuildRequest> = {
     message.cacheFrom = object.cacheFrom?.map((e) => e) || [];
     message.cacheTo = object.cacheTo?.map((e) => CacheTarget.fromPartial(e)) || [];
     message.cacheFromLayouts = object.cacheFromLayouts?.map((e) => NamedLayout.fromPartial(e)) || [];
+    message.requestLabels = (globalThis.Object.entries(object.requestLabels ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.stepTimeoutS = object.stepTimeoutS ?? 0;
+    message.stepIdleTimeoutS = object.stepIdleTimeoutS ?? 0;
     return message;
   },
 };
@@ -3783,6 +6760,95 @@ export const StartBuildRequest_SecretsEntry: MessageFns<StartBuildRequest_Secret
     const message = createBaseStartBuildRequest_SecretsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseStartBuildRequest_RequestLabelsEntry(): StartBuildRequest_RequestLabelsEntry {
+  return { key: "", value: "" };
+}
+
+export const StartBuildRequest_RequestLabelsEntry: MessageFns<StartBuildRequest_RequestLabelsEntry> = {
+  encode(message: StartBuildRequest_RequestLabelsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartBuildRequest_RequestLabelsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartBuildRequest_RequestLabelsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): StartBuildRequest_RequestLabelsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: StartBuildRequest_RequestLabelsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value !== "") {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<StartBuildRequest_RequestLabelsEntry>, I>>(
+    base?: I,
+  ): StartBuildRequest_RequestLabelsEntry {
+    return StartBuildRequest_RequestLabelsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<StartBuildRequest_RequestLabelsEntry>, I>>(
+    object: I,
+  ): StartBuildRequest_RequestLabelsEntry {
+    const message = createBaseStartBuildRequest_RequestLabelsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
     return message;
   },
 };
@@ -5989,7 +9055,7 @@ export const KilnService = {
     responseSerialize: (value: GetVersionResponse): Buffer => Buffer.from(GetVersionResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetVersionResponse => GetVersionResponse.decode(value),
   },
-  /** Returns a build, running or ended. */
+  /** Returns a build, running or ended, and what its journal tells of it. */
   getBuild: {
     path: "/kiln.v1.Kiln/GetBuild" as const,
     requestStream: false as const,
@@ -5998,6 +9064,37 @@ export const KilnService = {
     requestDeserialize: (value: Buffer): GetBuildRequest => GetBuildRequest.decode(value),
     responseSerialize: (value: GetBuildResponse): Buffer => Buffer.from(GetBuildResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetBuildResponse => GetBuildResponse.decode(value),
+  },
+  /** Returns builds, the newest first: those that run, and those that have ended, as long as they are kept. */
+  listBuilds: {
+    path: "/kiln.v1.Kiln/ListBuilds" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListBuildsRequest): Buffer => Buffer.from(ListBuildsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListBuildsRequest => ListBuildsRequest.decode(value),
+    responseSerialize: (value: ListBuildsResponse): Buffer => Buffer.from(ListBuildsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListBuildsResponse => ListBuildsResponse.decode(value),
+  },
+  /** Sends the text of a build's log, or of one of its steps, from any byte on. */
+  getLog: {
+    path: "/kiln.v1.Kiln/GetLog" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: GetLogRequest): Buffer => Buffer.from(GetLogRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): GetLogRequest => GetLogRequest.decode(value),
+    responseSerialize: (value: GetLogResponse): Buffer => Buffer.from(GetLogResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GetLogResponse => GetLogResponse.decode(value),
+  },
+  /** Returns what a build has made: images, files, subassemblies. */
+  listArtifacts: {
+    path: "/kiln.v1.Kiln/ListArtifacts" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListArtifactsRequest): Buffer => Buffer.from(ListArtifactsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListArtifactsRequest => ListArtifactsRequest.decode(value),
+    responseSerialize: (value: ListArtifactsResponse): Buffer =>
+      Buffer.from(ListArtifactsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListArtifactsResponse => ListArtifactsResponse.decode(value),
   },
   /** Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing. */
   cancelBuild: {
@@ -6075,8 +9172,14 @@ export const KilnService = {
 export interface KilnServer extends UntypedServiceImplementation {
   /** Returns the version of the server. */
   getVersion: handleUnaryCall<GetVersionRequest, GetVersionResponse>;
-  /** Returns a build, running or ended. */
+  /** Returns a build, running or ended, and what its journal tells of it. */
   getBuild: handleUnaryCall<GetBuildRequest, GetBuildResponse>;
+  /** Returns builds, the newest first: those that run, and those that have ended, as long as they are kept. */
+  listBuilds: handleUnaryCall<ListBuildsRequest, ListBuildsResponse>;
+  /** Sends the text of a build's log, or of one of its steps, from any byte on. */
+  getLog: handleServerStreamingCall<GetLogRequest, GetLogResponse>;
+  /** Returns what a build has made: images, files, subassemblies. */
+  listArtifacts: handleUnaryCall<ListArtifactsRequest, ListArtifactsResponse>;
   /** Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing. */
   cancelBuild: handleUnaryCall<CancelBuildRequest, CancelBuildResponse>;
   /**
@@ -6115,7 +9218,7 @@ export interface KilnClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetVersionResponse) => void,
   ): ClientUnaryCall;
-  /** Returns a build, running or ended. */
+  /** Returns a build, running or ended, and what its journal tells of it. */
   getBuild(
     request: GetBuildRequest,
     callback: (error: ServiceError | null, response: GetBuildResponse) => void,
@@ -6130,6 +9233,45 @@ export interface KilnClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetBuildResponse) => void,
+  ): ClientUnaryCall;
+  /** Returns builds, the newest first: those that run, and those that have ended, as long as they are kept. */
+  listBuilds(
+    request: ListBuildsRequest,
+    callback: (error: ServiceError | null, response: ListBuildsResponse) => void,
+  ): ClientUnaryCall;
+  listBuilds(
+    request: ListBuildsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListBuildsResponse) => void,
+  ): ClientUnaryCall;
+  listBuilds(
+    request: ListBuildsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListBuildsResponse) => void,
+  ): ClientUnaryCall;
+  /** Sends the text of a build's log, or of one of its steps, from any byte on. */
+  getLog(request: GetLogRequest, options?: Partial<CallOptions>): ClientReadableStream<GetLogResponse>;
+  getLog(
+    request: GetLogRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<GetLogResponse>;
+  /** Returns what a build has made: images, files, subassemblies. */
+  listArtifacts(
+    request: ListArtifactsRequest,
+    callback: (error: ServiceError | null, response: ListArtifactsResponse) => void,
+  ): ClientUnaryCall;
+  listArtifacts(
+    request: ListArtifactsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListArtifactsResponse) => void,
+  ): ClientUnaryCall;
+  listArtifacts(
+    request: ListArtifactsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListArtifactsResponse) => void,
   ): ClientUnaryCall;
   /** Ends a build that is running; returns once the wish is recorded. Ending a build that has ended changes nothing. */
   cancelBuild(
