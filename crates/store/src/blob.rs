@@ -11,20 +11,18 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use oci::digest::Algorithm;
 use oci::{Digest, Hasher};
-use rustix::fs::{FileType, Mode};
+use rustix::fs::FileType;
 
 use crate::Store;
+use crate::commit::{CommitError, Place};
 use crate::dir::Dir;
 use crate::growth::Growth;
 
 /// How much is read at a time to hash a file.
 const READ_BYTES: usize = 1 << 18;
-/// How often a blob whose place is taken by something broken is linked again.
-const PUBLISH_ATTEMPTS_MAX: usize = 3;
 
 /// Tells why a blob could not be read or begun.
 #[derive(Debug, thiserror::Error)]
@@ -79,49 +77,6 @@ pub enum BlobError {
     },
 }
 
-/// Tells why written bytes did not become a blob. Nothing is visible then.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The bytes are not what the caller expected.
-    #[error("verify blob {expected}: the bytes have digest {actual}")]
-    DigestMismatch {
-        /// What the caller expected.
-        expected: Digest,
-        /// What was written.
-        actual: Digest,
-    },
-    /// A write had failed before.
-    #[error("commit a blob of which a write failed")]
-    Incomplete,
-    /// There is no file to write to.
-    #[error("begin a blob")]
-    Begin(#[source] io::Error),
-    /// The bytes could not be written.
-    #[error("write a blob")]
-    Write(#[source] io::Error),
-    /// The bytes could not be read back for another hash function.
-    #[error("hash a blob again")]
-    Rehash(#[source] io::Error),
-    /// The bytes could not be made durable.
-    #[error("make blob {digest} durable")]
-    Sync {
-        /// The blob.
-        digest: Digest,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The blob could not be given its name.
-    #[error("publish blob {digest}")]
-    Publish {
-        /// The blob.
-        digest: Digest,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// A blob that is being written. Dropped without [`Ingest::commit`] it leaves nothing.
 ///
 /// Every write goes to the file at once; wrap it in a `BufWriter` for many small ones.
@@ -135,12 +90,6 @@ pub struct Ingest {
     failed: bool,
     /// Whoever reads along.
     growth: Option<Arc<Growth>>,
-}
-
-/// Where the bytes to publish are until they have their name.
-pub(crate) enum Place<'a> {
-    Unnamed,
-    Named(&'a Dir, &'a str),
 }
 
 impl Store {
@@ -309,55 +258,9 @@ impl Store {
         Ok(ingest.commit(Some(expected))?.0)
     }
 
-    fn blobs(&self, digest: &Digest) -> io::Result<Dir> {
+    pub(crate) fn blobs(&self, digest: &Digest) -> io::Result<Dir> {
         self.root()
             .sub(&format!("blobs/{}", digest.algorithm().name()))
-    }
-
-    /// Makes verified bytes durable and visible. When the blob is there already, the new copy is left to the caller to drop.
-    pub(crate) fn publish(
-        &self,
-        file: &File,
-        place: &Place<'_>,
-        digest: &Digest,
-    ) -> Result<(), CommitError> {
-        rustix::fs::fchmod(file, Mode::from_raw_mode(0o444))
-            .map_err(io::Error::from)
-            .and_then(|()| file.sync_all())
-            .map_err(|source| CommitError::Sync {
-                digest: digest.clone(),
-                source,
-            })?;
-        self.link(file, place, digest)
-            .map_err(|source| CommitError::Publish {
-                digest: digest.clone(),
-                source,
-            })
-    }
-
-    fn link(&self, file: &File, place: &Place<'_>, digest: &Digest) -> io::Result<()> {
-        let blobs = self.blobs(digest)?;
-        let size_bytes = file.metadata()?.len();
-        // Making it durable may have taken so long that a collector would find it unused.
-        file.set_modified(SystemTime::now())?;
-        for _ in 0..PUBLISH_ATTEMPTS_MAX {
-            let linked = match place {
-                Place::Unnamed => blobs.link_unnamed(file, digest.hex())?,
-                Place::Named(dir, name) => dir.rename_new(name, &blobs, digest.hex())?,
-            };
-            if linked {
-                return blobs.sync().inspect_err(|_| {
-                    // Not known to be durable, so it must not look as if it were.
-                    let _ = blobs.unlink(digest.hex());
-                });
-            }
-            // Somebody else was first. Their link may not be durable yet, and we are about to promise that it is.
-            if self.size_of(digest).map_err(io::Error::other)? == Some(size_bytes) {
-                return blobs.sync();
-            }
-            self.quarantine(digest).map_err(io::Error::other)?;
-        }
-        Err(io::Error::other("its place is taken by something else"))
     }
 }
 
@@ -376,21 +279,36 @@ impl Ingest {
 
     /// Verifies the bytes against `expected`, if given, and makes them a blob. Returns its digest and size.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), CommitError> {
+        let size_bytes = self.hasher.size_bytes();
+        let digest = self.verified(expected)?;
+        self.store.publish(&self.file, &self.place(), &digest)?;
+        Ok((digest, size_bytes))
+    }
+
+    /// Returns the digest of what was written, if it is what is `expected`.
+    pub(crate) fn verified(&self, expected: Option<&Digest>) -> Result<Digest, CommitError> {
         if self.failed {
             return Err(CommitError::Incomplete);
         }
-        let size_bytes = self.hasher.size_bytes();
         let digest = verify(&self.file, self.hasher.clone(), expected)?;
         if let Some(growth) = &self.growth {
             // Before the bytes are durable: that is a matter of the blob, and not of who reads along.
             growth.verified();
         }
-        let place = match &self.name {
+        Ok(digest)
+    }
+
+    /// Returns what was written.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns where it is until it has its name.
+    pub(crate) fn place(&self) -> Place<'_> {
+        match &self.name {
             None => Place::Unnamed,
             Some(name) => Place::Named(self.store.session().dir(), name),
-        };
-        self.store.publish(&self.file, &place, &digest)?;
-        Ok((digest, size_bytes))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`blob`] | [`Ingest`]: write → verify → fsync → link → fsync the directory; reading with verification |
+//! | [`commit`] | the same for many at once, and what both have in common |
 //! | [`growth`] | [`Growth`]: a blob that is read while it is written |
 //! | [`upload`] | [`Upload`]: a blob that arrives over several requests |
 //! | [`repository`] | links from repositories to blobs and manifests, and tags |
@@ -32,6 +33,7 @@ pub mod blob;
 pub mod cache_mount;
 pub mod check;
 pub mod collect;
+pub mod commit;
 pub mod context;
 mod dir;
 pub mod growth;
@@ -49,8 +51,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use blob::{BlobError, CommitError, Ingest};
+pub use blob::{BlobError, Ingest};
 pub use cache_mount::{CacheMountError, CacheMountGuard, CacheUse};
+pub use commit::CommitError;
 pub use growth::{Growth, GrowthReader};
 pub use lock::{LockError, LockGuard};
 pub use record::RecordError;

@@ -17,7 +17,8 @@ use oci::{Digest, Hasher};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::blob::{Place, cut, hash_file, verify};
+use crate::blob::{cut, hash_file, verify};
+use crate::commit::Place;
 use crate::dir::Dir;
 use crate::{CommitError, Store, session};
 

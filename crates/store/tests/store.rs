@@ -494,6 +494,35 @@ fn snapshots_of_another_boot_are_dropped_unless_they_were_made_durable() {
 }
 
 #[test]
+fn many_blobs_are_committed_together_and_a_bad_one_costs_no_other() {
+    let (_dir, store) = open_new();
+    let there = store.put(b"there").unwrap();
+    let mut all = Vec::new();
+    let mut add = |content: &[u8], digest| {
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(content).unwrap();
+        all.push((ingest, digest));
+    };
+    for n in 0..40_u32 {
+        add(&n.to_be_bytes(), Digest::sha256(&n.to_be_bytes()));
+    }
+    add(b"there", there.clone());
+    let lie = Digest::sha256(b"something else");
+    add(b"a lie", lie.clone());
+    // The same twice.
+    add(b"twice", Digest::sha256(b"twice"));
+    add(b"twice", Digest::sha256(b"twice"));
+    let digests: Vec<_> = all.iter().map(|(_, digest)| digest.clone()).collect();
+    let done = store.commit_all(&all);
+    drop(all);
+    for (one, digest) in done.iter().zip(&digests) {
+        let is_lie = *digest == lie;
+        assert_eq!(one.is_err(), is_lie, "{one:?}");
+        assert_eq!(store.verify_blob(digest).unwrap(), !is_lie, "{digest}");
+    }
+}
+
+#[test]
 fn a_second_opening_leaves_the_work_of_the_first_alone() {
     let (dir, store) = open_new();
     let draft = store.new_snapshot().unwrap();

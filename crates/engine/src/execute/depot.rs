@@ -21,6 +21,7 @@ use store::{Growth, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::commit::Committer;
 use super::layers::Layer;
 use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
@@ -48,6 +49,8 @@ pub(crate) struct Work {
     unpacking: Mutex<HashMap<Digest, Unpacking>>,
     /// Pulls whose bytes have been read along already.
     pulling: Mutex<Vec<JoinHandle<Result<(), Failure>>>>,
+    /// Layers of steps that become durable.
+    pub(crate) committer: Arc<Committer>,
 }
 
 impl std::fmt::Debug for Work {
@@ -73,10 +76,10 @@ impl Depot {
         }
     }
 
-    /// Waits until everything that was pulled is in the store. Called when no step is run any more.
+    /// Waits until everything that was pulled or made is in the store. Called when no step is run any more.
     pub(crate) async fn settle(&self) -> Result<(), Failure> {
         let pulls = std::mem::take(&mut *lock(&self.work.pulling));
-        let mut settled = Ok(());
+        let mut settled = self.work.committer.settle().await;
         // All of them, also after one has failed.
         for pull in pulls {
             settled = settled.and(joined(pull).await);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci::layer::{Flavour, LayerWriter};
+use store::Ingest;
 
 use super::Execution;
 use super::cache::{CachedLayer, CachedStep, Hit, OperationKeys};
@@ -34,7 +35,8 @@ pub(super) async fn write(
 ) -> Result<Option<LayerRef>, Failure> {
     let shared = Arc::clone(&execution);
     let written = tokio::task::spawn_blocking(move || write_layer(&shared, &directory)).await;
-    let layer = written.unwrap_or_else(|e| Err(platform("write a layer", &e)))?;
+    let written = written.unwrap_or_else(|e| Err(platform("write a layer", &e)))?;
+    let (layer, ingest) = written.unzip();
     let parent = content(&parents).await?;
     let step = CachedStep {
         layer: layer.as_ref().map(|layer| CachedLayer {
@@ -45,13 +47,30 @@ pub(super) async fn write(
         }),
         created,
     };
-    execution.cache.keep(&key, &parent, &step);
-    let hit = Hit { step, origin: None };
+    let hit = Hit {
+        step: step.clone(),
+        origin: None,
+    };
     execution.cache.learn(&position, &key, &parent, &hit);
+    match (&layer, ingest) {
+        (Some(layer), Some(ingest)) => {
+            // The next step needs to know what the layer is, and not that it is durable: only then may later builds find it.
+            let blob = (ingest, layer.descriptor.digest.clone());
+            let depot = &execution.depot;
+            let (committer, store) = (&depot.work.committer, &depot.store);
+            let shared = Arc::clone(&execution);
+            committer.add(store, blob, move || shared.cache.keep(&key, &parent, &step));
+        }
+        _ => execution.cache.keep(&key, &parent, &step),
+    }
     Ok(layer)
 }
 
-fn write_layer(execution: &Execution, directory: &Directory) -> Result<Option<LayerRef>, Failure> {
+/// Returns the layer, and the bytes that are to become its blob; nothing when nothing changed.
+fn write_layer(
+    execution: &Execution,
+    directory: &Directory,
+) -> Result<Option<(LayerRef, Ingest)>, Failure> {
     let attempt = "write a layer";
     let ingest = execution
         .depot
@@ -79,9 +98,6 @@ fn write_layer(execution: &Execution, directory: &Directory) -> Result<Option<La
         return Ok(None);
     }
     let (layer, ingest) = writer.finish().map_err(|e| platform(attempt, &e))?;
-    ingest
-        .commit(Some(&layer.digest))
-        .map_err(|e| platform(attempt, &e))?;
     execution.recorder.event(&Event::LayerWritten {
         step: directory.step,
         digest: layer.digest.clone(),
@@ -92,9 +108,10 @@ fn write_layer(execution: &Execution, directory: &Directory) -> Result<Option<La
         MediaTypes::Oci => Flavour::Oci,
         MediaTypes::Docker => Flavour::Docker,
     };
-    Ok(Some(LayerRef {
+    let layer = LayerRef {
         descriptor: layer.descriptor(flavour),
         diff_id: layer.diff_id,
         origin: None,
-    }))
+    };
+    Ok(Some((layer, ingest)))
 }

@@ -6,6 +6,7 @@
 
 mod allowed;
 pub(crate) mod cache;
+mod commit;
 mod copy;
 pub(crate) mod depot;
 mod export;

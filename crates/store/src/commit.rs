@@ -1,0 +1,184 @@
+//! How written bytes become a blob: verify → fsync → link → fsync the directory, for one or for many at once.
+
+use std::fs::File;
+use std::io;
+use std::thread::ScopedJoinHandle;
+use std::time::SystemTime;
+
+use oci::Digest;
+use oci::digest::Algorithm;
+use rustix::fs::Mode;
+
+use crate::Store;
+use crate::blob::Ingest;
+use crate::dir::Dir;
+
+/// How often a name is tried that turns out to be taken by something else.
+const PUBLISH_ATTEMPTS_MAX: usize = 3;
+/// Files that are waited for at the same time: a file system makes them durable together.
+const SYNCED_AT_ONCE_MAX: usize = 16;
+const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+/// Tells why written bytes did not become a blob. Nothing is visible then.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The bytes are not what the caller expected.
+    #[error("verify blob {expected}: the bytes have digest {actual}")]
+    DigestMismatch {
+        /// What the caller expected.
+        expected: Digest,
+        /// What was written.
+        actual: Digest,
+    },
+    /// A write had failed before.
+    #[error("commit a blob of which a write failed")]
+    Incomplete,
+    /// There is no file to write to.
+    #[error("begin a blob")]
+    Begin(#[source] io::Error),
+    /// The bytes could not be written.
+    #[error("write a blob")]
+    Write(#[source] io::Error),
+    /// The bytes could not be read back for another hash function.
+    #[error("hash a blob again")]
+    Rehash(#[source] io::Error),
+    /// The bytes could not be made durable.
+    #[error("make blob {digest} durable")]
+    Sync {
+        /// The blob.
+        digest: Digest,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The blob could not be given its name.
+    #[error("publish blob {digest}")]
+    Publish {
+        /// The blob.
+        digest: Digest,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where the bytes to publish are until they have their name.
+pub(crate) enum Place<'a> {
+    Unnamed,
+    Named(&'a Dir, &'a str),
+}
+
+impl Store {
+    /// Makes verified bytes durable and visible. When the blob is there already, the new copy is left to the caller to drop.
+    pub(crate) fn publish(
+        &self,
+        file: &File,
+        place: &Place<'_>,
+        digest: &Digest,
+    ) -> Result<(), CommitError> {
+        make_durable(file, digest)?;
+        let publish = || {
+            let is_ours = self.link(file, place, digest)?;
+            sync_names(&self.blobs(digest)?, is_ours.then_some(digest))
+        };
+        publish().map_err(|source| CommitError::Publish {
+            digest: digest.clone(),
+            source,
+        })
+    }
+
+    /// Makes many blobs of what was written, as [`Ingest::commit`] does with one, and waits for the disk for all of them together.
+    /// Returns, in the same order, what became of each.
+    pub fn commit_all(&self, all: &[(Ingest, Digest)]) -> Vec<Result<(), CommitError>> {
+        let mut done = Vec::with_capacity(all.len());
+        for some in all.chunks(SYNCED_AT_ONCE_MAX) {
+            std::thread::scope(|scope| {
+                let syncing: Vec<_> = some
+                    .iter()
+                    .map(|one| scope.spawn(|| make_ready(one)))
+                    .collect();
+                let ended = syncing.into_iter().map(ScopedJoinHandle::join);
+                done.extend(ended.map(|ended| ended.unwrap_or(Err(CommitError::Incomplete))));
+            });
+        }
+        let mut ours = Vec::new();
+        for (one, (ingest, digest)) in done.iter_mut().zip(all) {
+            if one.is_err() {
+                continue;
+            }
+            match self.link(ingest.file(), &ingest.place(), digest) {
+                Ok(true) => ours.push(digest),
+                Ok(false) => {}
+                Err(source) => {
+                    let digest = digest.clone();
+                    *one = Err(CommitError::Publish { digest, source });
+                }
+            }
+        }
+        let synced = ALGORITHMS.iter().try_for_each(|algorithm| {
+            let of_it = |digest: &&&Digest| digest.algorithm() == *algorithm;
+            if !all.iter().any(|(_, digest)| of_it(&&digest)) {
+                return Ok(());
+            }
+            let blobs = self.root().sub(&format!("blobs/{}", algorithm.name()))?;
+            sync_names(&blobs, ours.iter().copied().filter(|digest| of_it(&digest)))
+        });
+        if let Err(error) = synced {
+            for (one, (_, digest)) in done.iter_mut().zip(all).filter(|(one, _)| one.is_ok()) {
+                let (digest, source) = (digest.clone(), io::Error::from(error.kind()));
+                *one = Err(CommitError::Publish { digest, source });
+            }
+        }
+        done
+    }
+
+    /// Gives durable bytes their name, which is not durable yet. Returns false when the blob was there.
+    fn link(&self, file: &File, place: &Place<'_>, digest: &Digest) -> io::Result<bool> {
+        let blobs = self.blobs(digest)?;
+        let size_bytes = file.metadata()?.len();
+        // Making it durable may have taken so long that a collector would find it unused.
+        file.set_modified(SystemTime::now())?;
+        for _ in 0..PUBLISH_ATTEMPTS_MAX {
+            let linked = match place {
+                Place::Unnamed => blobs.link_unnamed(file, digest.hex())?,
+                Place::Named(dir, name) => dir.rename_new(name, &blobs, digest.hex())?,
+            };
+            if linked {
+                return Ok(true);
+            }
+            // Somebody else was first. Their link may not be durable yet, and we are about to promise that it is.
+            if self.size_of(digest).map_err(io::Error::other)? == Some(size_bytes) {
+                return Ok(false);
+            }
+            self.quarantine(digest).map_err(io::Error::other)?;
+        }
+        Err(io::Error::other("its place is taken by something else"))
+    }
+}
+
+/// Makes the names in `blobs` durable, those that we have given and those that we have found.
+fn sync_names<'a>(blobs: &Dir, ours: impl IntoIterator<Item = &'a Digest>) -> io::Result<()> {
+    blobs.sync().inspect_err(|_| {
+        // Not known to be durable, so they must not look as if they were.
+        for digest in ours {
+            let _ = blobs.unlink(digest.hex());
+        }
+    })
+}
+
+/// Makes the bytes of a blob durable.
+fn make_durable(file: &File, digest: &Digest) -> Result<(), CommitError> {
+    rustix::fs::fchmod(file, Mode::from_raw_mode(0o444))
+        .map_err(io::Error::from)
+        .and_then(|()| file.sync_all())
+        .map_err(|source| CommitError::Sync {
+            digest: digest.clone(),
+            source,
+        })
+}
+
+/// Verifies what was written and makes it durable.
+fn make_ready((ingest, digest): &(Ingest, Digest)) -> Result<(), CommitError> {
+    ingest.verified(Some(digest))?;
+    make_durable(ingest.file(), digest)
+}
