@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use store::Store;
 
 use super::failure::Failure;
+use super::route::Route;
 use super::{Call, Registry, json as answer, with_headers};
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -19,9 +20,35 @@ const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied
 /// Answers `/v2/_catalog`.
 pub(super) async fn catalog(registry: &Arc<Registry>, call: &Call) -> Result<Response, Failure> {
     let page = Page::parse(registry, call)?;
-    let all = registry.blocking(Store::repositories).await?;
+    let mut all = registry.blocking(Store::repositories).await?;
+    all.retain(|repository| registry.may_pull(call, repository));
     let (names, link) = page.cut(all, "/v2/_catalog");
     Ok(linked(&json!({ "repositories": names }), link))
+}
+
+/// Answers what is asked about something that the caller must not see: as if it were not there.
+pub(super) fn hidden(route: &Route) -> Result<Response, Failure> {
+    match route {
+        Route::Referrers { .. } => {
+            let index = index_of(&[]);
+            let headers = [(CONTENT_TYPE, media_type::OCI_INDEX.to_owned())];
+            Ok(with_headers(answer(StatusCode::OK, &index), &headers))
+        }
+        Route::Manifest { .. } => Err(Failure::manifest_unknown()),
+        Route::Blob { .. } => Err(Failure::blob_unknown()),
+        Route::Upload { .. } => Err(Failure::upload_unknown()),
+        Route::Base | Route::Catalog | Route::Tags { .. } | Route::Uploads { .. } => {
+            Err(Failure::name_unknown())
+        }
+    }
+}
+
+fn index_of(manifests: &[Referrer]) -> Value {
+    json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": manifests,
+    })
 }
 
 /// Answers `/v2/<name>/tags/list`.
@@ -67,11 +94,7 @@ pub(super) async fn referrers(
         Ok((found, link))
     };
     let (manifests, link) = registry.blocking(list).await?;
-    let index = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type::OCI_INDEX,
-        "manifests": manifests,
-    });
+    let index = index_of(&manifests);
     let mut headers = vec![(CONTENT_TYPE, media_type::OCI_INDEX.to_owned())];
     if is_filtered {
         headers.push((FILTERS_APPLIED, "artifactType".to_owned()));

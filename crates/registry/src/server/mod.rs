@@ -65,6 +65,15 @@ struct Call {
     method: Method,
     query: Vec<(String, String)>,
     headers: HeaderMap,
+    extensions: http::Extensions,
+}
+
+/// Whether the caller is told what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Is,
+    /// Nothing is there, as far as the caller learns.
+    Not,
 }
 
 /// Returns the routes of a registry below `/v2/`.
@@ -96,13 +105,18 @@ async fn handle(registry: &Arc<Registry>, request: Request) -> Result<Response, 
     // The raw path: nothing that the specification allows needs to be escaped, so nothing is unescaped on the way to a name.
     let parsed = Route::parse(parts.uri.path());
     let repository = parsed.as_ref().ok().and_then(Route::repository);
-    registry.authorize(&Access {
+    let access = Access {
+        extensions: &parts.extensions,
         method: &parts.method,
         repository,
         action: action(&parts.method, parsed.as_ref().ok()),
         authorization: parts.headers.get(AUTHORIZATION),
-    })?;
+    };
+    let seen = registry.authorize(&access)?;
     let route = parsed?;
+    if seen == Seen::Not {
+        return lists::hidden(&route);
+    }
     let query = parts.uri.query().unwrap_or_default();
     let call = Call {
         query: url::form_urlencoded::parse(query.as_bytes())
@@ -110,6 +124,7 @@ async fn handle(registry: &Arc<Registry>, request: Request) -> Result<Response, 
             .collect(),
         method: parts.method,
         headers: parts.headers,
+        extensions: parts.extensions,
     };
     match route {
         Route::Base => match call.method {
@@ -147,14 +162,27 @@ fn action(method: &Method, route: Option<&Route>) -> Action {
 }
 
 impl Registry {
-    fn authorize(&self, access: &Access<'_>) -> Result<(), Failure> {
+    fn authorize(&self, access: &Access<'_>) -> Result<Seen, Failure> {
         match self.options.authorize.as_ref().map(|ask| ask(access)) {
-            None | Some(Decision::Allow) => Ok(()),
+            None | Some(Decision::Allow) => Ok(Seen::Is),
+            Some(Decision::Hide) => Ok(Seen::Not),
             Some(Decision::Deny {
                 status,
                 www_authenticate,
             }) => Err(Failure::denied(status, www_authenticate.as_deref())),
         }
+    }
+
+    /// Tells whether whoever makes `call` may pull from a repository.
+    fn may_pull(&self, call: &Call, repository: &str) -> bool {
+        let access = Access {
+            extensions: &call.extensions,
+            method: &call.method,
+            repository: Some(repository),
+            action: Action::Pull,
+            authorization: call.headers.get(AUTHORIZATION),
+        };
+        matches!(self.authorize(&access), Ok(Seen::Is))
     }
 
     /// Runs disk work on a blocking thread.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, StatusCode};
+use http::{Extensions, HeaderValue, Method, StatusCode};
 
 /// Decides about one request. Called on every request before anything else is looked at; must not block.
 pub type Authorize = Arc<dyn Fn(&Access<'_>) -> Decision + Send + Sync>;
@@ -78,11 +78,14 @@ pub enum Action {
 /// What is known of a request when access is decided.
 #[derive(Debug, Clone, Copy)]
 pub struct Access<'a> {
+    /// What whoever serves the connection has put to the request.
+    pub extensions: &'a Extensions,
     /// The request's method.
     pub method: &'a Method,
     /// The repository, when the path names one.
     pub repository: Option<&'a str>,
-    /// What the request wants to do. Mounting asks twice: to push here, to pull there.
+    /// What the request wants to do. Mounting asks twice: to push here, to pull there. A list of repositories asks for each in it whether it
+    /// may be pulled from.
     pub action: Action,
     /// The `Authorization` header.
     pub authorization: Option<&'a HeaderValue>,
@@ -93,6 +96,8 @@ pub struct Access<'a> {
 pub enum Decision {
     /// Go on.
     Allow,
+    /// Answer as if there were no such thing.
+    Hide,
     /// Answer with an error.
     Deny {
         /// The answer's status: 401, 403, 429.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderName, LOCATION, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderName, LOCATION, RANGE};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use oci::Digest;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::route::parse_digest;
-use super::{Access, Action, CONTENT_DIGEST, Call, Registry, ServerOptions, empty};
+use super::{CONTENT_DIGEST, Call, Registry, ServerOptions, empty};
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 /// How much is gathered until it is written.
@@ -135,13 +135,7 @@ async fn mount_blob(
     let Some(from) = call.query("from").filter(|from| is_repository(from)) else {
         return Ok(false);
     };
-    let access = Access {
-        method: &call.method,
-        repository: Some(from),
-        action: Action::Pull,
-        authorization: call.headers.get(AUTHORIZATION),
-    };
-    if registry.authorize(&access).is_err() {
+    if !registry.may_pull(call, from) {
         return Ok(false);
     }
     let (from, to, digest) = (from.to_owned(), repository.to_owned(), digest.clone());
