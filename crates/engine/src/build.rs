@@ -182,7 +182,7 @@ async fn build_dockerfile(
     let from = (&spec.cache_from[..], &uploads);
     let (resolved, imported) = tokio::join!(
         resolve::resolve(&workspace, spec, library, recorder),
-        share::read::read_all(from, platform, &library.pull, recorder),
+        share::read::read_all(from, platform, library, recorder),
     );
     let resolved = resolved?;
     let learning = if spec.cache_to.is_empty() {

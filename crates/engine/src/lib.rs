@@ -28,6 +28,7 @@ pub mod follow;
 pub mod id;
 pub mod journal;
 mod publish;
+mod readable;
 pub mod recorder;
 pub mod redact;
 pub mod render;

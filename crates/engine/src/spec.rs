@@ -18,6 +18,7 @@ use source::git::{FetchOptions, GitSource};
 use source::initializer::Initializer;
 
 use crate::id::BuildId;
+pub use crate::readable::{Readable, is_below};
 use crate::sandbox::SecretBytes;
 pub use crate::sandbox::{Ulimit, UlimitName};
 pub use crate::share::{CacheFrom, CacheTo, CachedSteps, OnCacheError};
@@ -442,6 +443,9 @@ pub struct Registries {
     pub egress: egress::Policy,
     /// Hosts that mean the embedded registry.
     pub embedded: Vec<String>,
+    /// Which of its repositories the build may read.
+    #[serde(default)]
+    pub readable: Readable,
     /// Whether a base may be an image that was kept here under its name ([`Output::Keep`]). For one user's own builds only.
     pub use_kept: bool,
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use engine::follow::follow;
 use engine::id::BuildId;
-use engine::spec::{BuildOptions, BuildSpec, Context, Limits, Purpose, Record, Registries, Source};
+use engine::spec::{
+    BuildOptions, BuildSpec, Context, Limits, Purpose, Readable, Record, Registries, Source,
+};
 use engine::state::BuildState;
 use futures_util::StreamExt;
 use rustix::process::{Pid, Signal};
@@ -213,6 +215,7 @@ pub(crate) fn registries(found: &Found) -> Outcome<Registries> {
         proxy: place::client_options().proxy,
         egress: found.config.egress_policy(egress::Reach::Private),
         embedded: Vec::new(),
+        readable: Readable::default(),
         use_kept: true,
     })
 }

@@ -72,11 +72,11 @@ impl Library {
         if let Some(name) = layout {
             return self.read_layout(name, reference, platform).await;
         }
-        let is_ours = self
-            .registries
-            .embedded
-            .iter()
-            .any(|host| host == reference.host());
+        let is_ours = self.is_embedded(reference);
+        // In the same words as for one that is not there: nobody learns what others have.
+        if is_ours && !self.registries.readable.allows(reference.repository()) {
+            return Err(missing(reference));
+        }
         if is_ours || self.is_kept(reference) {
             let (library, reference, platform) =
                 (self.clone(), reference.clone(), platform.clone());
@@ -122,6 +122,12 @@ impl Library {
             .unwrap_or_else(|e| Err(platform_failure("read an OCI layout", &e)))
     }
 
+    /// Tells whether `reference` is a name in the embedded registry.
+    pub(crate) fn is_embedded(&self, reference: &Reference) -> bool {
+        let mut hosts = self.registries.embedded.iter();
+        hosts.any(|host| host == reference.host())
+    }
+
     /// Tells whether `reference` names an image that was built here and kept under that name.
     fn is_kept(&self, reference: &Reference) -> bool {
         self.registries.use_kept && is_kept(&self.store, reference)
@@ -143,15 +149,17 @@ pub fn kept_config(
     is_kept(store, reference).then(read)
 }
 
+fn missing(reference: &Reference) -> Failure {
+    let message = format!("base image does not exist: {}", reference.familiar());
+    failure(FailureKind::BaseImageMissing, message)
+}
+
 fn read_from_store(
     store: &Store,
     reference: &Reference,
     platform: &Platform,
 ) -> Result<BaseImage, Failure> {
-    let missing = || {
-        let message = format!("base image does not exist: {}", reference.familiar());
-        failure(FailureKind::BaseImageMissing, message)
-    };
+    let missing = || missing(reference);
     let broken = |error: &(dyn std::error::Error + 'static)| {
         platform_failure(&format!("read image {}", reference.familiar()), error)
     };

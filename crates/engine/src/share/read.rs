@@ -13,6 +13,7 @@ use super::document::{DOCUMENT_MAX_BYTES, Document, MEDIA_TYPE};
 use super::table::{Imported, Origin};
 use crate::failure::chain;
 use crate::recorder::Recorder;
+use crate::resolve::bases::Library;
 use crate::resolve::layout;
 use crate::rootfs::root::Root;
 use crate::spec::LayoutImage;
@@ -29,7 +30,7 @@ pub(crate) type Uploads = BTreeMap<String, Result<PathBuf, String>>;
 pub(crate) async fn read_all(
     (from, uploads): (&[CacheFrom], &Uploads),
     platform: &Platform,
-    client: &Client,
+    library: &Library,
     recorder: &Recorder,
 ) -> Vec<Imported> {
     let read = from.iter().map(|from| async move {
@@ -37,7 +38,12 @@ pub(crate) async fn read_all(
         let step = recorder.begin(&format!("[internal] read cache {name}"), None);
         let read = async {
             match from {
-                CacheFrom::Registry { reference } => of_registry(reference, platform, client).await,
+                CacheFrom::Registry { reference } if library.is_embedded(reference) => {
+                    of_store(reference, platform, library).await
+                }
+                CacheFrom::Registry { reference } => {
+                    of_registry(reference, platform, &library.pull).await
+                }
                 CacheFrom::Folder { path, image } => of_folder(path, image, platform).await,
                 CacheFrom::Uploaded { context, image } => {
                     let path = uploads.get(context).cloned();
@@ -103,6 +109,42 @@ async fn of_registry(
         return Ok(Imported::new(Origin::Registry(reference.clone()), document));
     }
     Err("its indexes nest too deep".to_owned())
+}
+
+/// Of the embedded registry: it is in the store, and nothing has to be connected to.
+async fn of_store(
+    reference: &Reference,
+    platform: &Platform,
+    library: &Library,
+) -> Result<Imported, String> {
+    let missing = || "it is not in the embedded registry".to_owned();
+    if !library.registries.readable.allows(reference.repository()) {
+        return Err(missing());
+    }
+    let (store, reference, platform) = (library.store.clone(), reference.clone(), platform.clone());
+    let read = move || {
+        let mut key = reference.manifest_key();
+        for _ in 0..DEPTH_MAX {
+            let found = store.manifest(reference.repository(), &key);
+            let (_, bytes) = found.map_err(|e| chain(&e))?.ok_or_else(missing)?;
+            let manifest = match OciDocument::parse(None, &bytes).map_err(|e| chain(&e))? {
+                OciDocument::Manifest(manifest) => manifest,
+                OciDocument::Index(index) => {
+                    let entry = index.for_platform(&platform);
+                    let entry = entry.ok_or_else(|| format!("it has nothing for {platform}"))?;
+                    key = entry.digest.to_string();
+                    continue;
+                }
+            };
+            let config = store.read_blob(&manifest.config.digest, DOCUMENT_MAX_BYTES);
+            let config = config.map_err(|e| chain(&e))?.ok_or_else(missing)?;
+            let document = document(&manifest.config.media_type, &config)?;
+            return Ok(Imported::new(Origin::Registry(reference), document));
+        }
+        Err("its indexes nest too deep".to_owned())
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or_else(|e| Err(e.to_string()))
 }
 
 async fn of_folder(
