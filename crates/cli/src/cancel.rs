@@ -11,6 +11,7 @@ use engine::state::{self, BuildState};
 
 use crate::args::CancelArgs;
 use crate::builds;
+use crate::client::Target;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::{client, place, terminal};
 
@@ -21,14 +22,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// `kiln cancel`.
 pub(crate) async fn run(args: CancelArgs) -> Outcome {
-    match &args.server.server {
-        Some(address) => on_server(address, &args.build).await,
+    match args.server.target() {
+        Some(server) => on_server(&server, &args.build).await,
         None => here(&args).await,
     }
 }
 
-async fn on_server(address: &str, id: &BuildId) -> Outcome {
-    let mut client = client::connect(address).await?;
+async fn on_server(server: &Target, id: &BuildId) -> Outcome {
+    let mut client = client::connect(server).await?;
     let request = CancelBuildRequest {
         build_id: id.to_string(),
     };

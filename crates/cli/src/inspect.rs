@@ -10,9 +10,9 @@ use crate::{client, place, terminal};
 
 /// `kiln resolve`.
 pub(crate) async fn resolve(args: ResolveArgs) -> Outcome {
-    let resolved = match &args.server.server {
-        Some(address) => {
-            let mut client = client::connect(address).await?;
+    let resolved = match args.server.target() {
+        Some(server) => {
+            let mut client = client::connect(&server).await?;
             client::resolve(&mut client, &args.reference.to_string()).await?
         }
         None => resolve_image(&args.place, &args.reference)

@@ -11,7 +11,8 @@
 //! | [`builds`] | the table of builds, logs, what is known of names |
 //! | [`images`] | what registries are asked by the service itself |
 //! | [`agents`] | SSH agents that callers lend to builds |
-//! | [`access`] | who may use which credential; pure |
+//! | [`identity`] | who calls: a certificate or a token becomes a caller |
+//! | [`access`] | who may do what, whose a repository is, who may use which credential; pure |
 //! | [`names`] | names of images, identities of requests; pure |
 //! | [`failure`] | whose fault it is, and what the caller is told; the one place |
 //! | [`web`] | log streams, metrics, liveness |
@@ -30,6 +31,7 @@ pub mod executor;
 pub mod failure;
 pub mod grpc;
 mod housekeeping;
+pub mod identity;
 pub mod images;
 pub mod lifecycle;
 pub mod names;

@@ -23,7 +23,7 @@ use registry::hosts::Hosts;
 use source::git::FetchOptions;
 use source::initializer::Initializer;
 
-use crate::access::{Rights, Tenant};
+use crate::access::{Repositories, Rights, Tenant};
 use crate::agents::Agents;
 use crate::builds::build::Build;
 use crate::builds::provenance::Claim;
@@ -52,7 +52,9 @@ pub struct Settings {
     pub base_repository: Reference,
     /// Where workspace images are published.
     pub workspace_repository: Reference,
-    /// What names that callers choose begin with, in the embedded registry; there are none when not given.
+    /// Whose each repository of the embedded registry is.
+    pub repositories: Repositories,
+    /// What names that callers of the default tenant choose begin with, in the embedded registry; there are none when not given.
     pub build_namespace: Option<String>,
     /// How workers reach registries; files read already.
     pub hosts: Hosts,
@@ -137,7 +139,7 @@ impl Service {
     /// Sees to it that the image of a source is built.
     pub async fn build(&self, tenant: &Tenant, mut call: BuildCall) -> Result<Admitted, Failure> {
         if let (Some(base), Rebuild::IfMissing) = (call.resolved_base.take(), call.rebuild) {
-            let workspace = workspace_ref(&self.settings.workspace_repository, &base);
+            let workspace = workspace_ref(&self.workspace_repository(tenant), &base);
             if self
                 .is_resolved_base_done(&workspace, &base, tenant, &call)
                 .await?
@@ -177,15 +179,31 @@ impl Service {
         }
     }
 
+    /// Returns where a tenant's base images are published.
+    pub(crate) fn base_repository(&self, tenant: &Tenant) -> Reference {
+        let settings = &self.settings;
+        settings
+            .repositories
+            .part_of(&settings.base_repository, tenant)
+    }
+
+    /// Returns where a tenant's workspace images are published.
+    pub(crate) fn workspace_repository(&self, tenant: &Tenant) -> Reference {
+        let settings = &self.settings;
+        settings
+            .repositories
+            .part_of(&settings.workspace_repository, tenant)
+    }
+
     fn names(&self, tenant: &Tenant, source: &Source) -> Names {
         let base = match source {
             Source::Image(reference) => reference.to_string(),
             Source::File(file) => {
                 let tag = base_tag(&file.fields, tenant, &Inputs::of(source));
-                format!("{}:{tag}", self.settings.base_repository.name())
+                format!("{}:{tag}", self.base_repository(tenant).name())
             }
         };
-        let workspace = workspace_ref(&self.settings.workspace_repository, &base);
+        let workspace = workspace_ref(&self.workspace_repository(tenant), &base);
         Names { base, workspace }
     }
 
@@ -250,7 +268,7 @@ impl Service {
             return Ok(None);
         };
         // A tag in our own base repository may hold what other inputs made.
-        let is_ours = reference.name() == self.settings.base_repository.name();
+        let is_ours = reference.name() == self.base_repository(tenant).name();
         if is_ours && reference.digest().is_none() {
             let inputs = Inputs::of(&call.source);
             if !self.may_reuse(base, tenant, &inputs).await? {
@@ -306,7 +324,7 @@ impl Service {
             source: spec_source(call.source),
             options: self.options(call.rebuild),
             outputs,
-            registries: self.registries(keychains),
+            registries: self.registries(tenant, keychains),
             fetch: settings.fetch.clone(),
             limits: settings.limits.clone(),
         };
@@ -330,8 +348,8 @@ impl Service {
         })
     }
 
-    /// Returns how a worker reaches registries.
-    pub(crate) fn registries(&self, keychains: Keychains) -> Registries {
+    /// Returns how a worker reaches registries for a tenant.
+    pub(crate) fn registries(&self, tenant: &Tenant, keychains: Keychains) -> Registries {
         let settings = &self.settings;
         Registries {
             hosts: settings.hosts.clone(),
@@ -340,6 +358,7 @@ impl Service {
             proxy: settings.proxy.clone(),
             egress: settings.egress.clone(),
             embedded: self.images.embedded_hosts().to_vec(),
+            readable: settings.repositories.readable(tenant),
             use_kept: false,
         }
     }

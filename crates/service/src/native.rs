@@ -133,7 +133,7 @@ impl Service {
             return same_request(build, &fingerprint);
         }
         spec.id = id.clone();
-        spec.registries = self.registries(keychains);
+        spec.registries = self.registries(tenant, keychains);
         let record = Record {
             id,
             tenant: tenant.as_str().to_owned(),
@@ -242,7 +242,9 @@ impl Service {
         let settings = &self.settings;
         let own = [&settings.base_repository, &settings.workspace_repository];
         if let Output::Publish { reference } = &output
-            && own.iter().any(|own| self.is_same(own, reference))
+            && (own.iter().any(|own| own.name() == reference.name())
+                || (self.is_embedded(reference)
+                    && settings.repositories.is_services(reference.repository())))
         {
             let text = format!("{}: this repository is the server's own", reference.name());
             return Err(Failure::new(Blame::Forbidden, text));
@@ -250,22 +252,18 @@ impl Service {
         Ok(output)
     }
 
-    /// Tells whether two names are of one repository: the embedded registry has several hosts.
-    fn is_same(&self, one: &Reference, other: &Reference) -> bool {
+    /// Tells whether a name is one in the embedded registry, which has several hosts.
+    fn is_embedded(&self, name: &Reference) -> bool {
         let embedded = self.images.embedded_hosts();
-        let is_embedded = |name: &Reference| embedded.iter().any(|host| host == name.host());
-        let is_same_host = one.host() == other.host() || (is_embedded(one) && is_embedded(other));
-        is_same_host && one.repository() == other.repository()
+        embedded.iter().any(|host| host == name.host())
     }
 
     fn named(&self, tenant: &Tenant, wish: &Wish) -> Result<Output, Failure> {
         let hosts = self.images.embedded_hosts();
         match wish {
-            Wish::Publish(reference) if !hosts.iter().any(|host| host == reference.host()) => {
-                Ok(Output::Publish {
-                    reference: reference.clone(),
-                })
-            }
+            Wish::Publish(reference) if !self.is_embedded(reference) => Ok(Output::Publish {
+                reference: reference.clone(),
+            }),
             Wish::Publish(reference) => {
                 let prefix = self.namespace(tenant)?;
                 if !reference.repository().starts_with(&format!("{prefix}/")) {
@@ -305,14 +303,15 @@ impl Service {
 
     /// Returns what the tenant's names in the embedded registry begin with.
     fn namespace(&self, tenant: &Tenant) -> Result<String, Failure> {
-        let Some(namespace) = &self.settings.build_namespace else {
+        let settings = &self.settings;
+        let Some(namespace) = &settings.build_namespace else {
             let text = "this server keeps no images under names of builds (build_namespace)";
             return Err(Failure::new(Blame::Forbidden, text));
         };
-        Ok(if tenant.is_default() {
-            namespace.clone()
-        } else {
-            format!("{namespace}/{}", tenant.as_str())
+        let tenants = settings.repositories.tenants.as_ref();
+        Ok(match tenants.filter(|_| !tenant.is_default()) {
+            Some(tenants) => format!("{tenants}/{}", tenant.as_str()),
+            None => namespace.clone(),
         })
     }
 }

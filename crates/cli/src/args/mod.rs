@@ -107,8 +107,27 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Server {
     /// Ask the server at this address (`host:port` or a URL) and do nothing here
-    #[arg(long, value_name = "ADDR", env = "KILN_SERVER")]
-    pub(crate) server: Option<String>,
+    #[arg(id = "server", long, value_name = "ADDR", env = "KILN_SERVER")]
+    pub(crate) address: Option<String>,
+    /// File with the token that says to the server who we are
+    #[arg(long, value_name = "FILE", env = "KILN_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// File with the certificate that says so, in PEM form
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KILN_CLIENT_CERT",
+        requires = "client_key"
+    )]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// File with the private key of that certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KILN_CLIENT_KEY",
+        requires = "client_cert"
+    )]
+    pub(crate) client_key: Option<PathBuf>,
 }
 
 /// Arguments of `kiln serve`.

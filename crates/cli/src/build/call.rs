@@ -174,7 +174,7 @@ struct Library {
 /// Returns the store, if there is one that this user may read, and it is the one that the build would use.
 fn kept(args: &BuildArgs, found: &Found) -> Option<Store> {
     let folder = found.state.join(worker::folder::STORE);
-    let is_elsewhere = args.server.server.is_some();
+    let is_elsewhere = args.server.address.is_some();
     if is_elsewhere || args.earlier.pull || !folder.is_dir() {
         return None;
     }

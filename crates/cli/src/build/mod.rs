@@ -29,8 +29,8 @@ pub(crate) async fn run(args: BuildArgs) -> Outcome {
     if let Some(call) = args.look.asked() {
         return call::run(&args, call).await;
     }
-    match &args.server.server {
-        Some(address) => remote::run(address, &args).await,
+    match args.server.target() {
+        Some(server) => remote::run(&server, &args).await,
         None => local::run(&args).await,
     }
 }

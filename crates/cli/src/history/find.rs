@@ -24,8 +24,8 @@ pub(super) async fn list(
     filter: &Filter,
     limit: usize,
 ) -> Outcome<Vec<wire::Build>> {
-    match &server.server {
-        Some(address) => list_of_server(&mut client::connect(address).await?, filter, limit).await,
+    match server.target() {
+        Some(server) => list_of_server(&mut client::connect(&server).await?, filter, limit).await,
         None => list_here(place, filter, limit),
     }
 }
@@ -145,9 +145,9 @@ pub(super) struct Known {
 
 /// Returns the build that `wanted` names.
 pub(super) async fn one((server, place): (&Server, &Place), wanted: &str) -> Outcome<Known> {
-    match &server.server {
-        Some(address) => {
-            let mut client = client::connect(address).await?;
+    match server.target() {
+        Some(server) => {
+            let mut client = client::connect(&server).await?;
             let build_id = id(&mut client, wanted).await?;
             one_of_server(&mut client, build_id).await
         }

@@ -26,8 +26,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// `kiln logs`.
 pub(crate) async fn logs(args: LogsArgs) -> Outcome {
-    if let Some(address) = &args.server.server {
-        let mut client = client::connect(address).await?;
+    if let Some(server) = args.server.target() {
+        let mut client = client::connect(&server).await?;
         let build_id = find::id(&mut client, &args.build).await?;
         return of_server(&mut client, request(&args, build_id)).await;
     }

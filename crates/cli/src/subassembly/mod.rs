@@ -15,12 +15,12 @@ use crate::terminal;
 /// Carries the command out.
 pub(crate) async fn run(command: SubassemblyCommand) -> Outcome {
     match command {
-        SubassemblyCommand::Create(args) => match args.server.server.clone() {
-            Some(address) => server::create(&address, &args).await,
+        SubassemblyCommand::Create(args) => match args.server.target() {
+            Some(server) => server::create(&server, &args).await,
             None => here::create(&args).await,
         },
-        SubassemblyCommand::Get(args) => match args.server.server.clone() {
-            Some(address) => server::get(&address, &args).await,
+        SubassemblyCommand::Get(args) => match args.server.target() {
+            Some(server) => server::get(&server, &args).await,
             None => here::get(&args).await,
         },
         SubassemblyCommand::Mount(args) => mount::run(&args),

@@ -8,7 +8,7 @@ use api::builder::{
 
 use super::{Found, Shape, download, not_there};
 use crate::args::subassembly::{CreateArgs, GetArgs};
-use crate::client::{self, Client};
+use crate::client::{self, Client, Target};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::terminal;
 
@@ -16,8 +16,8 @@ use crate::terminal;
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// `kiln subassembly create --server`.
-pub(super) async fn create(address: &str, args: &CreateArgs) -> Outcome {
-    let mut client = client::connect(address).await?;
+pub(super) async fn create(server: &Target, args: &CreateArgs) -> Outcome {
+    let mut client = client::connect(server).await?;
     let request = CreateSubassemblyRequest {
         oci_reference: args.reference.to_string(),
     };
@@ -38,8 +38,8 @@ pub(super) async fn create(address: &str, args: &CreateArgs) -> Outcome {
 }
 
 /// `kiln subassembly get --server`.
-pub(super) async fn get(address: &str, args: &GetArgs) -> Outcome {
-    let mut client = client::connect(address).await?;
+pub(super) async fn get(server: &Target, args: &GetArgs) -> Outcome {
+    let mut client = client::connect(server).await?;
     let status = ask(&mut client, &args.reference.to_string()).await?;
     if let (Some(path), SubassemblyPhase::Available) = (&args.output, status.phase()) {
         download::fetch(&status.url, &status.digest, path).await?;

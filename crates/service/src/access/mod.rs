@@ -1,4 +1,5 @@
-//! Who may use which registry credential. Pure: a table and three parsers, no socket and no file.
+//! Who may do what: [`caller`]s and their rights, whose a repository is ([`repositories`]), and here, who may use which registry
+//! credential. Pure: tables and parsers, no socket and no file. Who is at the other end of a connection, [`crate::identity`] says.
 //!
 //! | the request says | credentials of the service that it may pull with |
 //! |---|---|
@@ -14,33 +15,48 @@
 //! What the service does on its own account (does the image exist, publish it) is done with [`publish_keychain`], whatever the
 //! request says; a request can neither widen nor narrow that.
 
+pub mod caller;
+pub mod repositories;
+
 use std::collections::BTreeSet;
 
-use oci::reference::canonical_host;
+use engine::spec::Readable;
+use oci::reference::{canonical_host, is_repository};
 use registry::keychain::Keychain;
+use serde::Deserialize;
+
+pub use self::caller::{Caller, Right};
+pub use self::repositories::Repositories;
 
 /// Longest name of a tenant, in bytes.
 const TENANT_MAX_BYTES: usize = 128;
 
 /// Whose request it is: comes from the channel, never from a field of the request.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Tenant(String);
 
 /// A text that names no tenant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tenant must be 1 to {TENANT_MAX_BYTES} characters of a-z, 0-9, `-`, `_` and `.`")]
+#[error(
+    "tenant must be 1 to {TENANT_MAX_BYTES} characters: words of a-z and 0-9, joined by `-`, `_` or `.`"
+)]
 pub struct TenantError;
 
 impl Tenant {
     /// Returns the tenant of this name.
     pub fn new(name: &str) -> Result<Self, TenantError> {
-        let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
-        let fits = (1..=TENANT_MAX_BYTES).contains(&name.len());
-        if fits && name.bytes().all(is_word) {
+        // It is a part of the names of repositories, whole and unchanged.
+        if name.len() <= TENANT_MAX_BYTES && is_repository(name) && !name.contains('/') {
             Ok(Self(name.to_owned()))
         } else {
             Err(TenantError)
         }
+    }
+
+    /// Returns the tenant that nobody is, and that has nothing.
+    pub(crate) fn nobody() -> Self {
+        Self(String::new())
     }
 
     /// Returns the name.
@@ -51,6 +67,14 @@ impl Tenant {
     /// Tells whether this is the trusted caller whose images have the published names.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+impl TryFrom<String> for Tenant {
+    type Error = TenantError;
+
+    fn try_from(name: String) -> Result<Self, TenantError> {
+        Self::new(&name)
     }
 }
 
@@ -102,6 +126,8 @@ pub struct Rights {
     pub grant: Grant,
     /// Of its own.
     pub additional: Keychain,
+    /// What of the embedded registry it may read.
+    pub readable: Readable,
 }
 
 /// The hosts of the service's own repositories, canonical.
@@ -114,6 +140,20 @@ pub struct OwnHosts {
 }
 
 impl Rights {
+    /// Returns what is left of these for `caller`: what a request asks for is never more than its caller has.
+    #[must_use]
+    pub fn of(self, caller: &Caller, repositories: &Repositories) -> Self {
+        Self {
+            grant: if caller.may(Right::Credentials) {
+                self.grant
+            } else {
+                Grant::Nothing
+            },
+            additional: self.additional,
+            readable: repositories.readable(&caller.tenant),
+        }
+    }
+
     /// Tells whether the service's credential of the canonical `host` may be used.
     pub fn may_use(&self, host: &str, own: &OwnHosts) -> bool {
         match &self.grant {

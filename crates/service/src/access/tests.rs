@@ -43,7 +43,11 @@ fn selective([base, workspace]: [bool; 2], any_of: &[&str]) -> Grant {
 
 /// Returns whose credential each of the five hosts is pulled with: `s`ervice's, `r`equest's, or `-` none.
 fn row(grant: Grant, additional: Keychain) -> String {
-    let rights = Rights { grant, additional };
+    let rights = Rights {
+        grant,
+        additional,
+        ..Rights::default()
+    };
     // The service has a credential for everything but the host that only the request knows.
     let service = keychain("service", &[BASE, WORKSPACE, ECR, OTHER]);
     let pull = pull_keychain(&rights, &own(), &service);
@@ -138,6 +142,7 @@ fn hosts_are_compared_in_the_form_that_is_dialled() {
             &["INDEX.docker.io", "Registry.Example:5000"],
         ),
         additional: Keychain::empty(),
+        ..Rights::default()
     };
     assert!(rights.may_use("docker.io", &own()));
     assert!(rights.may_use("registry.example:5000", &own()));
@@ -201,7 +206,19 @@ fn only_amazons_own_hosts_are_ecr() {
 fn a_tenant_is_a_plain_word() {
     assert!(Tenant::default().is_default());
     assert!(Tenant::new("team-a.1").is_ok());
-    for bad in ["", "a/b", "A", "a\n", &"a".repeat(129)] {
+    for bad in [
+        "",
+        "a/b",
+        "A",
+        "a\n",
+        "a..b",
+        "-a",
+        "a.",
+        ".",
+        "..",
+        "ä",
+        &"a".repeat(129),
+    ] {
         assert!(Tenant::new(bad).is_err(), "{bad:?}");
     }
 }

@@ -1,11 +1,16 @@
-//! Which requests are gRPC and which are not, and what is counted of the former.
+//! Who sends a request, whether it is gRPC or not, and what is counted of the former.
+//!
+//! Every request is given its caller here, before anything else is looked at: what is below finds it among the request's extensions, and
+//! where it is not there, nobody knows who calls.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
+use axum::middleware::Next;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -17,7 +22,9 @@ use tonic_web::GrpcWebLayer;
 use tower::ServiceExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::access::Caller;
 use crate::grpc::{self, Calls};
+use crate::identity::{Callers, PeerNames};
 use crate::telemetry::{CallName, Metrics};
 
 const GRPC_STATUS: &str = "grpc-status";
@@ -40,12 +47,26 @@ pub(super) fn grpc(
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
     let prepared = routes.routes().prepare();
-    Ok(prepared.into_axum_router().layer(GrpcWebLayer::new()))
+    let checked = prepared
+        .into_axum_router()
+        .layer(axum::middleware::from_fn(admission));
+    // Outside: what is refused is refused in the words of gRPC-web too.
+    Ok(checked.layer(GrpcWebLayer::new()))
+}
+
+/// Lets a call through whose caller may make it.
+async fn admission(request: Request<Body>, next: Next) -> Response<Body> {
+    let caller = request.extensions().get::<Arc<Caller>>();
+    match grpc::check(request.uri().path(), caller.map(AsRef::as_ref)) {
+        Ok(()) => next.run(request).await,
+        Err(failure) => failure.status().into_http(),
+    }
 }
 
 /// Answers every request of the port. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Handler {
+    callers: Callers,
     grpc: Router,
     web: Router,
     metrics: Metrics,
@@ -53,16 +74,24 @@ pub(super) struct Handler {
 
 impl Handler {
     /// Returns what answers gRPC with `grpc` and everything else with `web`.
-    pub(super) fn new(grpc: Router, web: Router, metrics: Metrics) -> Self {
+    pub(super) fn new(callers: Callers, (grpc, web): (Router, Router), metrics: Metrics) -> Self {
         Self {
+            callers,
             grpc: grpc.layer(CatchPanicLayer::new()),
             web: web.layer(CatchPanicLayer::new()),
             metrics,
         }
     }
 
-    /// Answers one request.
-    pub(super) async fn handle(&self, request: Request<Body>) -> Response<Body> {
+    /// Answers one request of a peer with these names.
+    pub(super) async fn handle(
+        &self,
+        mut request: Request<Body>,
+        peer: Option<&PeerNames>,
+    ) -> Response<Body> {
+        if let Some(caller) = self.callers.identify(request.headers(), peer) {
+            request.extensions_mut().insert(caller);
+        }
         if !is_grpc(request.headers()) {
             return answer(self.web.clone(), request).await;
         }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::calls::Handler;
+use crate::identity::PeerNames;
 use crate::telemetry::Metrics;
 
 /// Time for a TLS handshake.
@@ -153,11 +154,16 @@ impl Connection {
             tracing::debug!(%error, "TCP_NODELAY is not set");
         }
         match self.acceptor.clone() {
-            None => self.serve_http(stream).await,
+            None => self.serve_http(stream, None).await,
             Some(acceptor) => {
                 let handshake = acceptor.accept(stream);
                 match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                    Ok(Ok(stream)) => self.serve_http(stream).await,
+                    Ok(Ok(stream)) => {
+                        let (_, session) = stream.get_ref();
+                        let certificate = session.peer_certificates().and_then(|all| all.first());
+                        let peer = certificate.map(|own| Arc::new(PeerNames::of(own)));
+                        self.serve_http(stream, peer).await;
+                    }
                     Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                     Err(_) => tracing::debug!("TLS handshake took too long"),
                 }
@@ -168,11 +174,15 @@ impl Connection {
     async fn serve_http(
         self,
         stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+        peer: Option<Arc<PeerNames>>,
     ) {
         let handler = self.handler;
         let service = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            let handler = handler.clone();
-            async move { Ok::<_, Infallible>(handler.handle(request.map(Body::new)).await) }
+            let (handler, peer) = (handler.clone(), peer.clone());
+            async move {
+                let answer = handler.handle(request.map(Body::new), peer.as_deref());
+                Ok::<_, Infallible>(answer.await)
+            }
         });
         let connection = self
             .builder

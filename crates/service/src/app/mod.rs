@@ -13,6 +13,7 @@ mod calls;
 mod connections;
 mod names;
 mod readiness;
+mod registry;
 mod tls;
 
 use std::fs::DirBuilder;
@@ -23,9 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::StatusCode;
-use registry::client::{Client, Options as ClientOptions};
-use registry::server::{Access, Action, Decision, ServerOptions};
+use ::registry::client::{Client, Options as ClientOptions};
 use source::git::FetchOptions;
 use store::{Owner, Store};
 use tokio::net::TcpListener;
@@ -33,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::names::Addresses;
+use crate::access::Repositories;
 use crate::builds::provenance::{Provenance, ProvenanceError};
 use crate::builds::{Builds, Limits, RecoverError};
 use crate::config::{Config, ConfigError};
@@ -41,6 +41,7 @@ use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::grpc::Calls;
 use crate::housekeeping::Housekeeping;
+use crate::identity::{Callers, TokenFileError};
 use crate::images::{
     Embedded, Images,
     credentials::{Credentials, Ecr},
@@ -118,15 +119,26 @@ pub enum RunError {
     /// The builds of earlier processes cannot be found.
     #[error("find earlier builds")]
     Recover(#[source] RecoverError),
+    /// Everybody would be let in from everywhere.
+    #[error(
+        "listen on {address}, which is not this machine's alone, without callers: configure [[callers]] or tls.client_ca, or say open_to_network = true"
+    )]
+    Open {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Who may call cannot be found out.
+    #[error("find out who may call")]
+    Callers(#[source] TokenFileError),
     /// Certificates or keys cannot be used.
     #[error("set up TLS")]
     Tls(#[source] tls::TlsError),
     /// The settings of registries cannot be used.
     #[error("set up the registry client")]
-    Client(#[source] registry::client::Error),
+    Client(#[source] ::registry::client::Error),
     /// The files named in the settings of registries cannot be read.
     #[error("read the files of registry settings")]
-    Hosts(#[source] registry::hosts::HostsError),
+    Hosts(#[source] ::registry::hosts::HostsError),
     /// A name made of the address is not one of a repository.
     #[error("name repositories after address {address:?}")]
     Address {
@@ -159,8 +171,15 @@ pub async fn run(
     let bound = listener.local_addr();
     let addresses = Addresses::new(&config, bound.map_err(|e| in_state(&state, e))?)?;
     let acceptor = tls::acceptor(config.tls.as_ref()).map_err(RunError::Tls)?;
+    let callers = callers(&config, &addresses)?;
     let opened = open(&config, &setup, &state).await?;
-    let service = Arc::new(service(&config, &setup, &addresses, &opened)?);
+    let repositories = registry::repositories(&config, &addresses, &callers);
+    let service = Arc::new(service(
+        &config,
+        &setup,
+        (&addresses, repositories),
+        &opened,
+    )?);
     let Opened {
         store,
         builds,
@@ -171,19 +190,9 @@ pub async fn run(
     } = &opened;
 
     let (readiness, health) = readiness::watch(&setup, &opened.folder, tasks, stop).await;
-    keep_at_hand(&config, &service, tasks, stop);
-    expire_uploads(store, tasks, stop);
-    let housekeeping = Housekeeping {
-        executor: Arc::clone(&setup.executor),
-        state: state.clone(),
-        cache: config.cache.clone(),
-    };
-    tasks.spawn(housekeeping.run(stop.clone()));
-    let downloads = Downloads {
-        tokens: opened.tokens.clone(),
-        lifetime: config.subassembly.url_lifetime,
-        now_ms: setup.environment.now_ms,
-    };
+    callers.keep_read(tasks, stop);
+    go_about(&config, &setup, &service, &opened);
+    let downloads = downloads(&config, &setup, &opened);
     let bucket = subassembly::Shelf::new(&config, &setup.ambient).map_err(RunError::Bucket)?;
     let subassemblies = subassemblies(&config, &service, &opened, bucket);
     let subassemblies = subassemblies.map_err(RunError::Subassemblies)?;
@@ -207,14 +216,15 @@ pub async fn run(
         readiness,
         shutdown: stop.clone(),
     });
-    let registry = registry::server::router(store.clone(), registry_options(&addresses));
+    let options = registry::options(service.settings.repositories.clone());
+    let registry = ::registry::server::router(store.clone(), options);
     let grpc = calls::grpc(&calls, health, config.server.max_request_bytes);
     let grpc = grpc.map_err(RunError::Reflection)?;
 
     announce(&opened.folder, &addresses).map_err(|e| in_state(&state, e))?;
     tracing::info!(address = %addresses.bound, state = %state.display(), "serving");
     let server = connections::Server {
-        handler: calls::Handler::new(grpc, web.merge(registry), metrics.clone()),
+        handler: calls::Handler::new(callers, (grpc, web.merge(registry)), metrics.clone()),
         acceptor,
         metrics: metrics.clone(),
         max_connections: config.server.max_connections,
@@ -228,6 +238,8 @@ pub async fn run(
 
 /// What is open as long as the service runs.
 struct Opened {
+    /// The state directory.
+    state: PathBuf,
     /// Keys, and what is known of names. Nobody but us may look into it.
     folder: PathBuf,
     store: Store,
@@ -237,6 +249,24 @@ struct Opened {
     tasks: TaskTracker,
     /// Cancelled when the service is about to stop.
     stop: CancellationToken,
+}
+
+/// Returns who may call. Where that is everybody, the network must be one that everybody on it is trusted.
+fn callers(config: &Config, addresses: &Addresses) -> Result<Callers, RunError> {
+    let callers = Callers::open(&config.callers).map_err(RunError::Callers)?;
+    let tls = config.tls.as_ref();
+    let needs_certificate = tls.is_some_and(|tls| tls.client_ca.is_some());
+    let bound = addresses.bound;
+    let is_open = !callers.are_listed() && !needs_certificate && !bound.ip().is_loopback();
+    if is_open && !config.open_to_network {
+        return Err(RunError::Open { address: bound });
+    }
+    if is_open {
+        tracing::warn!(%bound, "whoever reaches this address may do everything: no [[callers]] are configured");
+    } else if callers.are_listed() && tls.is_none() && !bound.ip().is_loopback() {
+        tracing::warn!(%bound, "tokens come in plain text: no [tls] is configured");
+    }
+    Ok(callers)
 }
 
 /// Steps 2 and 3.
@@ -265,6 +295,7 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
     Ok(Opened {
         builds: builds.await.map_err(RunError::Recover)?,
         tasks: TaskTracker::new(),
+        state: state.to_owned(),
         folder,
         store,
         tokens,
@@ -297,14 +328,14 @@ async fn let_go(opened: &Opened, patience: Duration) {
 fn service(
     config: &Config,
     setup: &Setup,
-    addresses: &Addresses,
+    (addresses, repositories): (&Addresses, Repositories),
     opened: &Opened,
 ) -> Result<Service, RunError> {
     let hosts = config.registry.with_files_read().map_err(RunError::Hosts)?;
     let egress = egress_policy(config, setup);
     let client = Client::new(
         hosts.clone(),
-        registry::keychain::Keychain::empty(),
+        ::registry::keychain::Keychain::empty(),
         ClientOptions {
             egress: egress.clone(),
             ..setup.client.clone()
@@ -334,6 +365,7 @@ fn service(
         settings: Settings {
             base_repository: addresses.base_repository.clone(),
             workspace_repository: addresses.workspace_repository.clone(),
+            repositories,
             build_namespace: Some(config.build_namespace.clone()).filter(|name| !name.is_empty()),
             hosts,
             fetch: FetchOptions {
@@ -389,6 +421,14 @@ fn subassemblies(
     Subassemblies::open(parts, &opened.folder.join("subassemblies"))
 }
 
+fn downloads(config: &Config, setup: &Setup, opened: &Opened) -> Downloads {
+    Downloads {
+        tokens: opened.tokens.clone(),
+        lifetime: config.subassembly.url_lifetime,
+        now_ms: setup.environment.now_ms,
+    }
+}
+
 /// Returns the contexts, of which old ones are forgotten from now on.
 fn contexts(config: &Config, setup: &Setup, opened: &Opened) -> Contexts {
     let contexts = Contexts::new(contexts::Parts {
@@ -402,34 +442,17 @@ fn contexts(config: &Config, setup: &Setup, opened: &Opened) -> Contexts {
     contexts
 }
 
-/// Returns the embedded registry's options: what builds publish there is written by workers, through the store, and by nobody else.
-fn registry_options(addresses: &Addresses) -> ServerOptions {
-    let own: Vec<String> = [&addresses.base_repository, &addresses.workspace_repository]
-        .into_iter()
-        .filter(|repository| {
-            addresses
-                .embedded
-                .iter()
-                .any(|host| host == repository.host())
-        })
-        .map(|repository| repository.repository().to_owned())
-        .collect();
-    let authorize = move |access: &Access<'_>| {
-        let is_own = access
-            .repository
-            .is_some_and(|name| own.iter().any(|own| own == name));
-        match access.action {
-            Action::Push | Action::Delete if is_own => Decision::Deny {
-                status: StatusCode::FORBIDDEN,
-                www_authenticate: None,
-            },
-            _ => Decision::Allow,
-        }
+/// Starts what is done from time to time, until the service stops.
+fn go_about(config: &Config, setup: &Setup, service: &Arc<Service>, opened: &Opened) {
+    let Opened { tasks, stop, .. } = opened;
+    keep_at_hand(config, service, tasks, stop);
+    expire_uploads(&opened.store, tasks, stop);
+    let housekeeping = Housekeeping {
+        executor: Arc::clone(&setup.executor),
+        state: opened.state.clone(),
+        cache: config.cache.clone(),
     };
-    ServerOptions {
-        authorize: Some(Arc::new(authorize)),
-        ..ServerOptions::default()
-    }
+    tasks.spawn(housekeeping.run(stop.clone()));
 }
 
 /// Looks configured images up at start and every interval, until the service stops.

@@ -9,7 +9,7 @@ use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::Tls;
+use crate::config::{Tls, TlsClients};
 
 /// Tells why TLS cannot be offered.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,11 @@ pub(super) fn acceptor(tls: Option<&Tls>) -> Result<Option<TlsAcceptor>, TlsErro
     let builder = match &tls.client_ca {
         Some(path) => {
             let roots = Arc::new(roots(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            let verifier = match tls.clients {
+                TlsClients::NeedCertificate => verifier.build(),
+                TlsClients::MayHaveCertificate => verifier.allow_unauthenticated().build(),
+            };
             let verifier = verifier.map_err(|error| TlsError::Verifier {
                 path: path.clone(),
                 source: Box::new(error),

@@ -21,9 +21,19 @@ listen = "127.0.0.1:8080"
 #base_image_repository = "registry.example.com/base-images"
 #workspace_image_repository = "registry.example.com/workspace-images"
 
-# What names begin with that callers of kiln.v1 (kiln build --server -t) give to images in the embedded registry: host/builds/NAME, for
-# other tenants than the default one host/builds/TENANT/NAME. Empty: images are kept under no such names.
+# Without [[callers]] (below), whoever reaches the port may do everything. So it is only served on this machine's loopback addresses, unless
+# clients need certificates (tls.client_ca) or this is true.
+open_to_network = false
+
+# What names begin with that callers of kiln.v1 (kiln build --server -t) give to images in the embedded registry: host/builds/NAME.
+# Empty: images are kept under no such names.
 build_namespace = "builds"
+
+# What all names of other tenants than the default one begin with in the embedded registry: host/tenants/TENANT/NAME.
+tenant_namespace = "tenants"
+
+# Repositories of the embedded registry that every tenant may pull, each with what is below it.
+shared_repositories = []
 
 # A docker config.json (or .dockerconfigjson) with the service's registry credentials: auths, credHelpers, credsStore.
 # Read again when it changes.
@@ -40,11 +50,33 @@ network = "default"
 # How new layers are compressed: "gzip", which everything reads, or "zstd".
 compression = "gzip"
 
-# Certificates, in PEM form. Plain text without them. With client_ca, clients without a certificate it signed are refused.
+# Certificates, in PEM form. Plain text without them. With client_ca, clients without a certificate it signed are refused before they have
+# said anything: clients = "need-certificate". With "may-have-certificate" they need a token instead ([[callers]]).
 #[tls]
 #cert = "/etc/kiln/server.pem"
 #key = "/etc/kiln/server.key"
 #client_ca = "/etc/kiln/clients.pem"
+#clients = "need-certificate"
+
+# Who may call, one table each. With any, nobody else may: every call needs a token or a certificate of one of them. A token is sent as
+# `authorization: Bearer TOKEN`, or as the password of any user (docker login). A caller is of one tenant, and reaches what is that
+# tenant's; builds, logs, contexts, caches, cache mounts, subassemblies and repositories of others are not there for it.
+#[[callers]]
+# What the log calls it.
+#name = "ci"
+# Whose it is: a word of a-z, 0-9, `-`, `_` and `.`. "default" when not given, whose images have the published names.
+#tenant = "team-a"
+# "pull": pull from the embedded registry. "read": look at builds, logs and images, and pull. "build": build, cancel, upload, push, and
+# read. "credentials": have the service's registry credentials used for what its requests say (auth); without it, only those that a request
+# brings. "metrics": /metrics. "admin": all of these, and every tenant's repositories in the embedded registry.
+#rights = ["build"]
+# A file with its tokens, one a line, of 24 or more characters each: `openssl rand -hex 32`. Read again when it changes, so that a token can
+# be replaced, or taken back, while the server runs.
+#token_file = "/etc/kiln/tokens/ci"
+# Or the SHA-256 of tokens, in hexadecimal: `printf %s TOKEN | sha256sum`.
+#token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
+# Or what its certificate, signed by tls.client_ca, says: cn:NAME, dns:NAME, uri:URI or email:ADDRESS. Compared whole.
+#certificates = ["cn:ci", "uri:spiffe://example.com/ci"]
 
 # Images whose digests are looked up ahead of time, and again every interval.
 [ref_cache]

@@ -4,6 +4,7 @@
 //! depends on those ([`Config::state`]). Every key is explained by [`print_documented`].
 
 mod cache;
+mod callers;
 mod contexts;
 mod document;
 mod duration;
@@ -26,6 +27,7 @@ use serde::Deserialize;
 use source::git::{FetchOptions, Lfs, Submodules};
 
 pub use self::cache::Cache;
+pub use self::callers::{Caller, CertificateName, CertificateNameError, TokenHash, TokenHashError};
 pub use self::contexts::Contexts;
 pub use self::document::print_documented;
 pub use self::duration::parse as parse_duration;
@@ -51,8 +53,14 @@ pub struct Config {
     /// Where workspace images are published; `<address>/workspace-images` when not given.
     #[serde(deserialize_with = "repository")]
     pub workspace_image_repository: Option<Reference>,
+    /// Whether everybody on the network may call, where no callers are configured.
+    pub open_to_network: bool,
     /// What names that callers of `kiln.v1` choose begin with, in the embedded registry; none when empty.
     pub build_namespace: String,
+    /// What the names of other tenants than the default one begin with there.
+    pub tenant_namespace: String,
+    /// Repositories of the embedded registry that every tenant may pull, each with what is below it.
+    pub shared_repositories: Vec<String>,
     /// A docker configuration with the service's registry credentials; read again when it changes.
     pub pull_secret_file: Option<PathBuf>,
     /// Whether tokens for Amazon's registries are fetched, by `docker-credential-ecr-login`.
@@ -85,6 +93,8 @@ pub struct Config {
     pub worker: Worker,
     /// How each registry is reached.
     pub registry: Hosts,
+    /// Who may call; everybody who reaches the port when there are none.
+    pub callers: Vec<Caller>,
 }
 
 impl Default for Config {
@@ -96,7 +106,10 @@ impl Default for Config {
             tls: None,
             base_image_repository: None,
             workspace_image_repository: None,
+            open_to_network: false,
             build_namespace: "builds".to_owned(),
+            tenant_namespace: "tenants".to_owned(),
+            shared_repositories: Vec::new(),
             pull_secret_file: None,
             enable_additional_ecr_auth: false,
             network: NetworkMode::Default,
@@ -113,6 +126,7 @@ impl Default for Config {
             objects: Objects::default(),
             worker: Worker::default(),
             registry: Hosts::default(),
+            callers: Vec::new(),
         }
     }
 }
@@ -125,8 +139,22 @@ pub struct Tls {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// Who signs clients' certificates. When given, a client without one is refused.
+    /// Who signs clients' certificates.
     pub client_ca: Option<PathBuf>,
+    /// Whether clients need one of these certificates.
+    #[serde(default)]
+    pub clients: TlsClients,
+}
+
+/// Whether clients need a certificate, where there is somebody who signs them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsClients {
+    /// A client without one is refused before it has said anything.
+    #[default]
+    NeedCertificate,
+    /// A client without one needs a token.
+    MayHaveCertificate,
 }
 
 /// Images whose digests are kept at hand.
@@ -446,10 +474,8 @@ impl Config {
         if self.network == NetworkMode::Host && !self.limits.allow_host_network {
             return value("network", "\"host\" needs limits.allow_host_network = true");
         }
-        let namespace = self.build_namespace.as_str();
-        if !namespace.is_empty() && !oci::reference::is_repository(namespace) {
-            return value("build_namespace", "must be a name such as builds, or empty");
-        }
+        self.check_namespaces()?;
+        self.check_callers()?;
         let address = self.address.as_deref();
         if let Some(address) = address
             && oci::reference::canonical_host(address).is_none()

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Config, ConfigError, Parsed, Tls, duration, parse_repository};
+use super::{Config, ConfigError, Parsed, Tls, TlsClients, duration, parse_repository};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -108,6 +108,8 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ConfigError> {
             .pull_secret_file
             .filter(|path| !path.as_os_str().is_empty()),
         enable_additional_ecr_auth: from.enable_additional_ecr_auth,
+        // As there: who reaches it is decided by the network, and by certificates.
+        open_to_network: true,
         ..Config::default()
     };
     set_bucket(&mut config, bucket, prefix.as_deref())?;
@@ -169,6 +171,7 @@ fn set_grpc(config: &mut Config, grpc: Grpc) -> Result<(), ConfigError> {
         cert: tls.cert,
         key: tls.key,
         client_ca: tls.ca.filter(|path| !path.as_os_str().is_empty()),
+        clients: TlsClients::default(),
     });
     Ok(())
 }

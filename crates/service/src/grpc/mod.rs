@@ -1,6 +1,7 @@
 //! The calls: decode, ask [`crate::lifecycle`], encode. One short function each.
 //!
-//! Only this module and what is below it name the wire's types. A stream that a client stops reading is dropped with its
+//! Only this module and what is below it name the wire's types. Who calls is found out before ([`crate::identity`]), and whether it may make
+//! the call at all is decided by [`check`]; what it may make it on is what is its tenant's. A stream that a client stops reading is dropped with its
 //! connection; the build that it showed goes on, and is not known to this module any more.
 
 mod agent;
@@ -14,6 +15,7 @@ pub mod told;
 mod upload;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::builder as wire;
@@ -26,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic::{Request, Response, Status};
 
-use crate::access::Tenant;
+use crate::access::{Caller, Right, Rights, Tenant};
 use crate::builds::build::Build;
 use crate::builds::log::{self, Names as LogNames, Wanted};
 use crate::contexts::Contexts;
@@ -106,6 +108,20 @@ impl Calls {
         &self.inner.service
     }
 
+    /// Returns what is left of `rights` for a caller.
+    fn bounded(&self, caller: &Caller, rights: Rights) -> Rights {
+        rights.of(caller, &self.service().settings.repositories)
+    }
+
+    /// Returns what a request of a caller may pull with.
+    fn rights(
+        &self,
+        caller: &Caller,
+        auth: Option<wire::BuildRegistryAuth>,
+    ) -> Result<Rights, Failure> {
+        Ok(self.bounded(caller, convert::rights(auth)?))
+    }
+
     fn log_info(&self, build: &Build) -> wire::LogInfo {
         let inner = &self.inner;
         convert::log_info(inner.tokens.grant(&inner.log_base_url, &build.record.id))
@@ -135,9 +151,55 @@ impl Calls {
     }
 }
 
-/// Returns whose request it is. There is one tenant until tenants are configured: the trusted caller.
-fn tenant_of<T>(_request: &Request<T>) -> Tenant {
-    Tenant::default()
+/// What calls begin with that everybody may make: who asks whether a service is there has no token.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+/// What calls begin with that every known caller may make: they say what is published anyway.
+const REFLECTION: &str = "/grpc.reflection.";
+/// What the names of calls begin with that change nothing. A call of another name needs the right to build.
+const READING: [&str; 6] = ["Get", "List", "Watch", "Logs", "Resolve", "Download"];
+
+/// Decides whether a caller may make the call of this path at all.
+pub(crate) fn check(path: &str, caller: Option<&Caller>) -> Result<(), Failure> {
+    if path.starts_with(HEALTH) {
+        return Ok(());
+    }
+    let Some(caller) = caller else {
+        let text = "this server needs a token or a certificate of one of its callers";
+        return Err(Failure::new(Blame::Credentials, text));
+    };
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let right = if READING.iter().any(|word| name.starts_with(word)) {
+        Right::Read
+    } else {
+        Right::Build
+    };
+    if path.starts_with(REFLECTION) || caller.may(right) {
+        return Ok(());
+    }
+    let text = match right {
+        Right::Read => "this caller may not look at builds: it has not the right \"read\"",
+        _ => "this caller may not build: it has not the right \"build\"",
+    };
+    Err(Failure::new(Blame::Forbidden, text))
+}
+
+/// Returns who sent a request.
+fn caller_of<T>(request: &Request<T>) -> Arc<Caller> {
+    let known = request.extensions().get::<Arc<Caller>>();
+    // Nobody comes so far without one. If somebody does, there is nothing for them.
+    let nobody = || {
+        Arc::new(Caller {
+            name: String::new(),
+            tenant: Tenant::nobody(),
+            rights: BTreeSet::new(),
+        })
+    };
+    known.map_or_else(nobody, Arc::clone)
+}
+
+/// Returns whose request it is.
+fn tenant_of<T>(request: &Request<T>) -> Tenant {
+    caller_of(request).tenant.clone()
 }
 
 #[tonic::async_trait]
@@ -146,9 +208,10 @@ impl ImageBuilder for Calls {
         &self,
         request: Request<wire::ResolveBaseImageRequest>,
     ) -> Result<Response<wire::ResolveBaseImageResponse>, Status> {
+        let caller = caller_of(&request);
         let request = request.into_inner();
         let decoded = convert::reference(&request.r#ref)
-            .and_then(|r| Ok((r, convert::rights(request.auth)?)));
+            .and_then(|r| Ok((r, self.rights(&caller, request.auth)?)));
         let (reference, rights) = decoded.map_err(|failure| failure.status())?;
         let resolved = self.service().resolve_base(&reference, &rights).await;
         let resolved = resolved.map_err(|failure| failure.status())?;
@@ -161,13 +224,14 @@ impl ImageBuilder for Calls {
         &self,
         request: Request<wire::ResolveWorkspaceImageRequest>,
     ) -> Result<Response<wire::ResolveWorkspaceImageResponse>, Status> {
-        let tenant = tenant_of(&request);
+        let caller = caller_of(&request);
         let request = request.into_inner();
         let service = self.service();
         let decoded = convert::source(request.source, &service.settings.fetch)
-            .and_then(|source| Ok((source, convert::rights(request.auth)?)));
+            .and_then(|source| Ok((source, self.rights(&caller, request.auth)?)));
         let (source, rights) = decoded.map_err(|failure| failure.status())?;
-        let resolved = service.resolve_workspace(&tenant, &source, &rights).await;
+        let resolved = service.resolve_workspace(&caller.tenant, &source, &rights);
+        let resolved = resolved.await;
         let (names, standing) = resolved.map_err(|failure| failure.status())?;
         let status = match standing {
             Standing::Exists => wire::BuildStatus::DoneSuccess,
@@ -187,12 +251,13 @@ impl ImageBuilder for Calls {
         &self,
         request: Request<wire::BuildRequest>,
     ) -> Result<Response<Self::BuildStream>, Status> {
-        let tenant = tenant_of(&request);
-        let call = convert::build_call(request.into_inner(), &self.service().settings.fetch)
+        let caller = caller_of(&request);
+        let mut call = convert::build_call(request.into_inner(), &self.service().settings.fetch)
             .map_err(|failure| failure.status())?;
+        call.rights = self.bounded(&caller, call.rights);
         let service = Arc::clone(self.service());
         let admitted = self
-            .to_its_end(async move { service.build(&tenant, call).await })
+            .to_its_end(async move { service.build(&caller.tenant, call).await })
             .await?;
         Ok(Response::new(match admitted {
             Admitted::Exists(names) => stream::exists(names),
@@ -242,4 +307,48 @@ impl ImageBuilder for Calls {
 /// Returns routes with nothing in them yet.
 pub fn routes() -> RoutesBuilder {
     Routes::builder()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_needs_a_caller_and_what_changes_something_the_right_to_build() {
+        let with = |right| Caller {
+            rights: BTreeSet::from([right]),
+            ..Caller::trusted()
+        };
+        let (reads, builds, pulls) = (with(Right::Read), with(Right::Build), with(Right::Pull));
+        for (path, needs_build) in [
+            ("/builder.ImageBuilder/Build", true),
+            ("/builder.ImageBuilder/Logs", false),
+            ("/builder.ImageBuilder/ListBuilds", false),
+            ("/builder.ImageBuilder/ResolveBaseImage", false),
+            ("/builder.ImageBuilder/ResolveWorkspaceImage", false),
+            ("/builder.SubassemblyService/CreateSubassembly", true),
+            ("/builder.SubassemblyService/GetSubassembly", false),
+            ("/kiln.v1.Kiln/GetVersion", false),
+            ("/kiln.v1.Kiln/GetBuild", false),
+            ("/kiln.v1.Kiln/WatchBuild", false),
+            ("/kiln.v1.Kiln/DownloadOutput", false),
+            ("/kiln.v1.Kiln/CancelBuild", true),
+            ("/kiln.v1.Kiln/StartBuild", true),
+            ("/kiln.v1.Kiln/CreateContext", true),
+            ("/kiln.v1.Kiln/ForwardAgent", true),
+            ("/kiln.v1.Kiln/Whatever", true),
+            ("/", true),
+            ("", true),
+        ] {
+            let blame = |caller| check(path, caller).err().map(|failure| failure.blame());
+            assert_eq!(blame(None), Some(Blame::Credentials), "{path}");
+            assert_eq!(blame(Some(&builds)), None, "{path}");
+            assert_eq!(blame(Some(&pulls)), Some(Blame::Forbidden), "{path}");
+            let refused = needs_build.then_some(Blame::Forbidden);
+            assert_eq!(blame(Some(&reads)), refused, "{path}");
+        }
+        let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        assert!(check(reflection, Some(&pulls)).is_ok() && check(reflection, None).is_err());
+        assert!(check("/grpc.health.v1.Health/Check", None).is_ok());
+    }
 }

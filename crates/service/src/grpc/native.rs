@@ -7,7 +7,7 @@ use api::kiln::v1::kiln_server::Kiln;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Calls, agent, convert, history, output, tenant_of, upload, watch};
+use super::{Calls, agent, caller_of, convert, history, output, tenant_of, upload, watch};
 use crate::access::Tenant;
 use crate::builds::Joined;
 use crate::builds::build::Build;
@@ -29,10 +29,12 @@ impl Kiln for Calls {
         &self,
         request: Request<wire::StartBuildRequest>,
     ) -> Result<Response<wire::StartBuildResponse>, Status> {
-        let tenant = tenant_of(&request);
+        let caller = caller_of(&request);
+        let tenant = caller.tenant.clone();
         let service = Arc::clone(self.service());
         let call = convert::native_call(request.into_inner(), &service.settings.fetch);
-        let call = call.map_err(|failure| failure.status())?;
+        let mut call = call.map_err(|failure| failure.status())?;
+        call.rights = self.bounded(&caller, call.rights);
         let (contexts, tasks) = (self.inner.contexts.clone(), self.inner.tasks.clone());
         let started = async move {
             let mut leases = Vec::new();

@@ -4,7 +4,7 @@ use api::builder as wire;
 use api::builder::subassembly_service_server::SubassemblyService;
 use tonic::{Request, Response, Status};
 
-use super::{Calls, convert, tenant_of};
+use super::{Calls, caller_of, convert};
 use crate::subassembly::Standing;
 
 #[tonic::async_trait]
@@ -13,13 +13,13 @@ impl SubassemblyService for Calls {
         &self,
         request: Request<wire::CreateSubassemblyRequest>,
     ) -> Result<Response<wire::CreateSubassemblyResponse>, Status> {
-        let tenant = tenant_of(&request);
+        let caller = caller_of(&request);
         let image = convert::image_name("oci_reference", &request.into_inner().oci_reference)
             .map_err(|failure| failure.status())?;
         let all = self.inner.subassemblies.clone();
         // Goes on when the caller has gone: what was asked for is made.
         let standing = self
-            .to_its_end(async move { all.create(&tenant, &image).await })
+            .to_its_end(async move { all.create(&caller, &image).await })
             .await?;
         Ok(Response::new(wire::CreateSubassemblyResponse {
             status: Some(self.subassembly_status(standing)),
@@ -30,10 +30,10 @@ impl SubassemblyService for Calls {
         &self,
         request: Request<wire::GetSubassemblyRequest>,
     ) -> Result<Response<wire::GetSubassemblyResponse>, Status> {
-        let tenant = tenant_of(&request);
+        let caller = caller_of(&request);
         let image = convert::image_name("oci_reference", &request.into_inner().oci_reference)
             .map_err(|failure| failure.status())?;
-        let standing = self.inner.subassemblies.get(&tenant, &image).await;
+        let standing = self.inner.subassemblies.get(&caller, &image).await;
         Ok(Response::new(wire::GetSubassemblyResponse {
             status: Some(self.subassembly_status(standing.map_err(|failure| failure.status())?)),
         }))

@@ -102,6 +102,10 @@ impl Images {
         reference: &Reference,
         rights: &Rights,
     ) -> Result<Reference, Failure> {
+        // In the same words as for one that is not there: nobody learns what others have.
+        if self.is_embedded(reference) && !rights.readable.allows(reference.repository()) {
+            return Err(missing(reference, NOT_EMBEDDED));
+        }
         if let Some((resolved, audience)) = self.cache.get(reference, (self.now_ms)())
             && (audience == Audience::Everybody || rights.may_use(reference.host(), &self.own))
         {
@@ -173,7 +177,7 @@ impl Images {
             .map_err(|error| Failure::platform("cannot resolve image", error))?
             .map_err(|error| Failure::platform("cannot resolve image", error))?;
         let Some((digest, bytes)) = found else {
-            return Err(missing(reference, "it is not in the embedded registry"));
+            return Err(missing(reference, NOT_EMBEDDED));
         };
         let document = Document::parse(None, &bytes)
             .map_err(|error| Failure::platform("cannot resolve image", error))?;
@@ -226,6 +230,9 @@ fn missing(reference: &Reference, why: &str) -> Failure {
     );
     Failure::new(Blame::Missing, text)
 }
+
+/// Why an image of the embedded registry is missing.
+const NOT_EMBEDDED: &str = "it is not in the embedded registry";
 
 struct TooLong;
 

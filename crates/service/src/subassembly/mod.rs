@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::bucket::Opened;
-use self::wishes::{Wish, Wishes};
-use crate::access::{Grant, Rights, Tenant};
+use self::wishes::{Pulling, Wish, Wishes};
+use crate::access::{Caller, Tenant};
 use crate::agents::Agents;
 use crate::builds::Order;
 use crate::builds::build::Build;
@@ -122,15 +122,17 @@ impl Subassemblies {
     /// Sees to it that the subassembly of an image is made: once, however many ask. One that failed is tried again.
     pub async fn create(
         &self,
-        tenant: &Tenant,
+        caller: &Caller,
         reference: &Reference,
     ) -> Result<Standing, Failure> {
-        let image = self.resolve(reference).await?;
+        let tenant = &caller.tenant;
+        let image = self.resolve(caller, reference).await?;
         match self.stands(tenant, &image).await? {
             Standing::Unavailable(_) => {
                 let wish = Wish {
                     tenant: tenant.as_str().to_owned(),
                     image,
+                    pulls_as: Pulling::of(caller),
                 };
                 self.start(wish).await?;
                 Ok(Standing::Creating)
@@ -140,9 +142,9 @@ impl Subassemblies {
     }
 
     /// Returns where the subassembly of an image stands.
-    pub async fn get(&self, tenant: &Tenant, reference: &Reference) -> Result<Standing, Failure> {
-        let image = self.resolve(reference).await?;
-        self.stands(tenant, &image).await
+    pub async fn get(&self, caller: &Caller, reference: &Reference) -> Result<Standing, Failure> {
+        let image = self.resolve(caller, reference).await?;
+        self.stands(&caller.tenant, &image).await
     }
 
     /// Starts what was asked for in an earlier process and has no end yet.
@@ -179,19 +181,19 @@ impl Subassemblies {
         self.start(wish).await
     }
 
-    /// With the service's own credentials: there are none in the request.
-    async fn resolve(&self, reference: &Reference) -> Result<Reference, Failure> {
-        self.inner
-            .service
-            .images
-            .resolve(reference, &rights())
-            .await
+    /// With the service's own credentials, if the caller may use them: there are none in the request.
+    async fn resolve(&self, caller: &Caller, reference: &Reference) -> Result<Reference, Failure> {
+        let service = &self.inner.service;
+        let rights = Pulling::of(caller).rights();
+        let rights = rights.of(caller, &service.settings.repositories);
+        service.images.resolve(reference, &rights).await
     }
 
     async fn stands(&self, tenant: &Tenant, image: &Reference) -> Result<Standing, Failure> {
         let wish = Wish {
             tenant: tenant.as_str().to_owned(),
             image: image.clone(),
+            pulls_as: Pulling::Nobody,
         };
         let key = wish.key(self.inner.format);
         // In this order: a build that has ended well has left its record before.
@@ -238,7 +240,9 @@ impl Subassemblies {
         let environment = service.settings.environment;
         let id = (environment.new_id)()
             .map_err(|error| Failure::platform("cannot make a build id", error))?;
-        let keychains = service.images.keychains(&rights()).await?;
+        let keychains = service.images.keychains(&wish.pulls_as.rights()).await?;
+        let tenant = Tenant::new(&wish.tenant)
+            .map_err(|error| Failure::platform("the tenant of a subassembly is unknown", error))?;
         let spec = BuildSpec {
             cache_from: Vec::new(),
             cache_to: Vec::new(),
@@ -255,7 +259,7 @@ impl Subassemblies {
                 tenant: wish.tenant.clone(),
                 bucket: self.bucket().await?.map(|opened| Box::new(opened.bucket)),
             }],
-            registries: service.registries(keychains),
+            registries: service.registries(&tenant, keychains),
             contexts: BTreeMap::new(),
             fetch: service.settings.fetch.clone(),
             limits: service.settings.limits.clone(),
@@ -372,12 +376,5 @@ impl Subassemblies {
         let done = tokio::task::spawn_blocking(move || work(&inner)).await;
         done.map_err(|error| Failure::platform(FAILED, error))?
             .map_err(|error| Failure::platform(FAILED, error))
-    }
-}
-
-fn rights() -> Rights {
-    Rights {
-        grant: Grant::Everything,
-        ..Rights::default()
     }
 }

@@ -10,6 +10,8 @@ use engine::subassembly::{self, Format};
 use oci::{Digest, Reference};
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Caller, Grant, Right, Rights};
+
 /// What keys of builds that make subassemblies begin with: those of images are other texts.
 pub(super) const KEY_PREFIX: &str = "subassembly-";
 /// Most wishes that are read after a restart.
@@ -44,6 +46,41 @@ pub(super) struct Wish {
     pub(super) tenant: String,
     /// The image, with its digest.
     pub(super) image: Reference,
+    /// What it is pulled with.
+    #[serde(default)]
+    pub(super) pulls_as: Pulling,
+}
+
+/// What an image is pulled with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Pulling {
+    /// The service's credentials, as all were while there was one tenant.
+    #[default]
+    Service,
+    /// Nothing.
+    Nobody,
+}
+
+impl Pulling {
+    /// Returns what a caller may pull with.
+    pub(super) fn of(caller: &Caller) -> Self {
+        if caller.may(Right::Credentials) {
+            Self::Service
+        } else {
+            Self::Nobody
+        }
+    }
+
+    pub(super) fn rights(self) -> Rights {
+        Rights {
+            grant: match self {
+                Self::Service => Grant::Everything,
+                Self::Nobody => Grant::Nothing,
+            },
+            ..Rights::default()
+        }
+    }
 }
 
 impl Wish {
@@ -149,6 +186,7 @@ mod tests {
         let wish = Wish {
             tenant: "default".to_owned(),
             image,
+            pulls_as: Pulling::Nobody,
         };
         let wishes = Wishes::open(folder.path()).unwrap();
         wishes.add(&wish, Format::TarZstd).unwrap();
@@ -168,6 +206,7 @@ mod tests {
             image: format!("registry.example/a@{}", Digest::sha256(content))
                 .parse()
                 .unwrap(),
+            pulls_as: Pulling::Service,
         };
         let keys = [
             wish("a", b"1").key(Format::TarZstd),

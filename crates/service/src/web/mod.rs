@@ -2,9 +2,9 @@
 //!
 //! | path | answers |
 //! |---|---|
-//! | `GET /logs/<build id>?offset=N&censored=true` | the log as text from byte N on, until the build ends; needs the token of [`tokens`] |
+//! | `GET /logs/<build id>?offset=N&censored=true` | the log as text from byte N on, until the build ends; needs the token of [`tokens`], which only callers of the build's tenant are given |
 //! | `GET /subassemblies/<digest>?expires=T&signature=S` | the file, or a range of it; see [`download`] |
-//! | `GET /metrics` | everything that is counted |
+//! | `GET /metrics` | everything that is counted; needs a caller with that right |
 //! | `GET /healthz` | 200 when builds can be started, else 503 and why |
 
 pub mod download;
@@ -12,13 +12,15 @@ pub mod tokens;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use engine::id::BuildId;
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use store::Store;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::download::{Downloads, Signed};
 use self::tokens::LogTokens;
+use crate::access::{Caller, Right};
 use crate::builds::Builds;
 use crate::builds::log::{self, Names, Wanted};
 use crate::telemetry::Metrics;
@@ -116,7 +119,22 @@ async fn subassembly(
     download::answer(&parts.store, &parts.downloads, &digest, &signed, &headers).await
 }
 
-async fn metrics(State(parts): State<Arc<Parts>>) -> Response {
+async fn metrics(
+    State(parts): State<Arc<Parts>>,
+    caller: Option<Extension<Arc<Caller>>>,
+) -> Response {
+    match caller {
+        Some(Extension(caller)) if caller.may(Right::Metrics) => {}
+        Some(_) => {
+            let text = "this caller has not the right \"metrics\"\n";
+            return (StatusCode::FORBIDDEN, text).into_response();
+        }
+        None => {
+            let challenge = [(WWW_AUTHENTICATE, "Bearer realm=\"kiln\"")];
+            let text = "a token is needed\n";
+            return (StatusCode::UNAUTHORIZED, challenge, text).into_response();
+        }
+    }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], parts.metrics.text()).into_response()
 }

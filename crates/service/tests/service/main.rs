@@ -24,6 +24,7 @@ mod registries;
 mod resolving;
 mod restart;
 mod reuse;
+mod tenants;
 mod tls;
 mod web;
 

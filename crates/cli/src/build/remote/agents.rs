@@ -15,10 +15,10 @@ use engine::id::BuildId;
 use futures_util::stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::build::agent;
+use crate::client::Wire;
 use crate::terminal;
 
 /// How often a broken connection is made again without a request in between, and how long is waited each time.
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Lends `agents` to a build, until the returned set is dropped.
 pub(super) fn lend(
-    client: &KilnClient<Channel>,
+    client: &KilnClient<Wire>,
     build: &BuildId,
     agents: BTreeMap<String, PathBuf>,
 ) -> JoinSet<()> {
@@ -42,7 +42,7 @@ pub(super) fn lend(
     lending
 }
 
-async fn keep_lending(client: KilnClient<Channel>, offer: wire::AgentOffer, path: PathBuf) {
+async fn keep_lending(client: KilnClient<Wire>, offer: wire::AgentOffer, path: PathBuf) {
     let mut n_failed = 0;
     loop {
         let mut n_asked = 0;
@@ -85,7 +85,7 @@ fn may_pass(code: Code) -> bool {
 
 /// Answers requests until the stream ends: well, when the build has ended.
 async fn lend_once(
-    mut client: KilnClient<Channel>,
+    mut client: KilnClient<Wire>,
     offer: wire::AgentOffer,
     path: &Path,
     n_asked: &mut u64,

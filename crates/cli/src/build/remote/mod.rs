@@ -14,21 +14,21 @@ use super::context::{self, Input};
 use super::outputs;
 use super::{download, options, report};
 use crate::args::BuildArgs;
-use crate::client;
+use crate::client::{self, Target};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::git;
 use crate::progress::{self, Style};
 use service::config::Config;
 use source::git::TargetMode;
 
-/// Builds on the server at `address`.
-pub(crate) async fn run(address: &str, args: &BuildArgs) -> Outcome {
+/// Builds on a server.
+pub(crate) async fn run(server: &Target, args: &BuildArgs) -> Outcome {
     // What the server's configuration decides is not said in the request.
     let mut options = options::decide(args, &Config::default())?;
     let outputs = outputs::decide(args, &mut options)?;
     let input = pinned(context::read(&args.context, args.file.as_deref())?).await?;
     let found = agent::find(&args.steps.ssh)?;
-    let mut client = client::connect(address).await?;
+    let mut client = client::connect(server).await?;
     let style = if args.quiet {
         Style::Quiet
     } else {

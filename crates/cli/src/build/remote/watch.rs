@@ -9,10 +9,9 @@ use engine::id::BuildId;
 use engine::journal::{Body, Record};
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-use crate::client;
+use crate::client::{self, Wire};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 
 /// How often a broken connection is made again without a record in between, and how long is waited each time.
@@ -20,7 +19,7 @@ const TRIES_MAX: u32 = 30;
 const PAUSE: Duration = Duration::from_secs(1);
 
 struct Watching {
-    client: KilnClient<Channel>,
+    client: KilnClient<Wire>,
     id: BuildId,
     records: Option<Streaming<WatchBuildResponse>>,
     n_received: u64,
@@ -30,7 +29,7 @@ struct Watching {
 
 /// Returns the records of a build, to its end.
 pub(super) fn records(
-    client: KilnClient<Channel>,
+    client: KilnClient<Wire>,
     id: BuildId,
 ) -> impl Stream<Item = Outcome<Record>> {
     let watching = Watching {

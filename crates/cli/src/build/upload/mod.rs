@@ -23,16 +23,15 @@ use futures_util::stream;
 use oci::Hasher;
 use tokio::sync::mpsc;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use crate::build::context::FolderInput;
 use crate::build::import;
-use crate::client;
+use crate::client::{self, Wire};
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::tree::{Content, Listed, Listing};
 
 /// A server's `kiln.v1`.
-pub(crate) type Client = wire::kiln_client::KilnClient<Channel>;
+pub(crate) type Client = wire::kiln_client::KilnClient<Wire>;
 
 /// Name of an archive in the context that is uploaded for it.
 pub(crate) const ARCHIVE: &str = "context.tar";

@@ -85,7 +85,10 @@ impl Server {
             let _dropped = stopped.await;
         }));
         Self {
-            client: crate::client::connect(&address).await.unwrap().kiln,
+            client: crate::client::connect(&crate::client::Target::open(&address))
+                .await
+                .unwrap()
+                .kiln,
             folder,
             stop,
             running,

@@ -151,6 +151,7 @@ pub(super) fn rights(auth: Option<wire::BuildRegistryAuth>) -> Result<Rights, Fa
     Ok(Rights {
         grant,
         additional: additional(&auth.additional)?,
+        ..Rights::default()
     })
 }
 
