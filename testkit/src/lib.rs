@@ -5,6 +5,7 @@
 //! | [`scratch`] | a directory that vanishes, and says so when something is still mounted in it |
 //! | [`process`] | tools by Debian package, and child processes that end with their owner |
 //! | [`background`] | an http server on a thread of its own, so that a test may block |
+//! | [`faults`] | a process that is killed, or whose calls fail, at each point in turn |
 //! | [`git_server`] | `git http-backend` behind a CGI server, and repositories with fixed dates |
 //! | [`docker_registry`] | Debian's `docker-registry`, plain or with basic authentication |
 //! | [`proxy`] | a front for any registry that misbehaves by rule, or that asks for bearer tokens |
@@ -25,6 +26,7 @@
 pub mod background;
 pub mod bases;
 pub mod docker_registry;
+pub mod faults;
 pub mod git_server;
 pub mod kiln;
 pub mod process;

@@ -1,0 +1,239 @@
+//! A process that is killed, or whose system calls fail, at each point of what it does in turn: `strace` does it.
+//!
+//! The process must have one thread and do the same every time. Where its work begins it looks for [`BEGIN`], which is not there; what it
+//! did before (being loaded) counts for nothing.
+
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use crate::process::tool;
+
+/// What the process looks for where its work begins.
+pub const BEGIN: &str = "/kiln-faults-begin-here";
+
+/// The system calls that change what is on disk, or open what is.
+pub const CALLS: &[&str] = &[
+    "write",
+    "pwrite64",
+    "writev",
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "fallocate",
+    "ftruncate",
+    "open",
+    "openat",
+    "openat2",
+    "mkdir",
+    "mkdirat",
+    "link",
+    "linkat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "fchmod",
+    "fchmodat",
+    "utimensat",
+    "flock",
+    "copy_file_range",
+    "getdents64",
+];
+
+/// A call of the process: the n-th of its kind, from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    /// Which system call.
+    pub call: String,
+    /// Which one of that kind, those before the work began included.
+    pub nth: usize,
+}
+
+/// What happens at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed.
+    Kill,
+    /// The call fails, with the name of the error.
+    Error(&'static str),
+    /// This call and every later one of its kind fail.
+    ErrorFrom(&'static str),
+}
+
+/// How the process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this code.
+    Code(i32),
+    /// It was killed.
+    Killed,
+}
+
+impl std::fmt::Display for Point {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} number {}", self.call, self.nth)
+    }
+}
+
+/// A program that is run again and again.
+#[derive(Debug, Clone)]
+pub struct Victim {
+    program: PathBuf,
+    arguments: Vec<String>,
+    strace: PathBuf,
+}
+
+impl Victim {
+    /// Makes it of a program and its arguments, to which the folder to work in is added.
+    #[must_use]
+    pub fn new(program: &Path, arguments: &[&str]) -> Self {
+        Self {
+            program: program.to_path_buf(),
+            arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+            strace: tool("strace", "strace"),
+        }
+    }
+
+    /// Returns every call of [`CALLS`] that it makes in `folder`.
+    #[must_use]
+    pub fn points(&self, folder: &Path) -> Vec<Point> {
+        let log = folder.with_extension("strace");
+        let mut options = vec!["-qq".to_owned(), "-o".to_owned(), log.display().to_string()];
+        options.extend([
+            "-e".to_owned(),
+            format!("trace=?{},stat,statx,newfstatat", CALLS.join(",?")),
+        ]);
+        let status = self.run(&options, folder);
+        assert_eq!(
+            status.code(),
+            Some(0),
+            "without any fault it has to succeed"
+        );
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let mut counts = HashMap::<&str, usize>::new();
+        let (mut points, mut has_begun) = (Vec::new(), false);
+        for line in text.lines() {
+            has_begun |= line.contains(BEGIN);
+            let call = line.split('(').next().unwrap_or_default();
+            let Some(call) = CALLS.iter().find(|known| **known == call) else {
+                continue;
+            };
+            let nth = counts.entry(call).or_default();
+            *nth += 1;
+            if has_begun {
+                points.push(Point {
+                    call: (*call).to_owned(),
+                    nth: *nth,
+                });
+            }
+        }
+        assert!(has_begun, "it never began");
+        points
+    }
+
+    /// Runs it in `folder` with a fault at a point.
+    #[must_use]
+    pub fn suffer(&self, folder: &Path, point: &Point, fault: Fault) -> Ended {
+        let Point { call, nth } = point;
+        let inject = match fault {
+            Fault::Kill => format!("inject={call}:signal=KILL:when={nth}"),
+            Fault::Error(error) => format!("inject={call}:error={error}:when={nth}"),
+            Fault::ErrorFrom(error) => format!("inject={call}:error={error}:when={nth}+"),
+        };
+        let options = [
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            &format!("trace={call}"),
+            "-e",
+            &inject,
+        ];
+        let status = self.run(&options.map(str::to_owned), folder);
+        match (status.signal(), status.code()) {
+            (Some(9), _) | (_, Some(137)) => Ended::Killed,
+            (_, Some(code)) => Ended::Code(code),
+            _ => panic!("{call} number {nth}: it ended with {status}"),
+        }
+    }
+
+    fn run(&self, options: &[String], folder: &Path) -> ExitStatus {
+        Command::new(&self.strace)
+            .args(options)
+            .arg(&self.program)
+            .args(&self.arguments)
+            .arg(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap_or_else(|error| panic!("start strace: {error}"))
+    }
+}
+
+/// Returns where folders are best put in which the process works many times: in memory, where there is a file system for that.
+#[must_use]
+pub fn quick_folder() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let probe = memory.join(format!("kiln-test-{}", std::process::id()));
+    let is_usable = std::fs::create_dir(&probe)
+        .and_then(|()| std::fs::remove_dir(&probe))
+        .is_ok();
+    if is_usable {
+        memory.to_path_buf()
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+/// Looks for [`BEGIN`]: the process calls it where its work begins.
+pub fn begin() {
+    let _absent = std::fs::metadata(BEGIN);
+}
+
+/// Returns how long a soak lasts, by `$KILN_SOAK_SECONDS`; `None` in an ordinary run of the tests.
+#[must_use]
+pub fn soak_time() -> Option<Duration> {
+    let text = std::env::var("KILN_SOAK_SECONDS").ok()?;
+    let seconds = text.parse();
+    Some(Duration::from_secs(seconds.unwrap_or_else(|error| {
+        panic!("KILN_SOAK_SECONDS={text:?}: {error}")
+    })))
+}
+
+/// Returns numbers that look random and are the same for the same seed.
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// Makes them of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns the next number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        // SplitMix64: every seed is good, and one state of 64 bits is all there is.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+}
+
+/// Prints a line of figures: name, then `key=value`.
+#[expect(clippy::print_stdout, reason = "what it is for")]
+pub fn figure(name: &str, values: &[(&str, String)]) {
+    let values: Vec<String> = values
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    println!("{name} {}", values.join(" "));
+}
