@@ -21,12 +21,16 @@ pub(crate) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure 
 
 /// Returns the failure of something that we, or the machine, did not manage.
 pub(crate) fn platform(attempt: &str, error: &(dyn Error + 'static)) -> Failure {
-    let kind = if is_disk_full(error) {
+    failure(blame(error), format!("{attempt}: {}", chain(error)))
+}
+
+/// Returns whose fault it is that we, or the machine, did not manage something.
+pub fn blame(error: &(dyn Error + 'static)) -> FailureKind {
+    if is_disk_full(error) {
         FailureKind::OutOfDisk
     } else {
         FailureKind::Platform
-    };
-    failure(kind, format!("{attempt}: {}", chain(error)))
+    }
 }
 
 /// Returns the failure of a file operation that the context or the image caused.

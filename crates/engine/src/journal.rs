@@ -2,7 +2,11 @@
 //!
 //! The worker appends, in one `write` per record, before anyone is told; readers go by offset and never touch the writer. A record
 //! is framed as `length: u32 | crc32: u32 | kind: u8 | unix milliseconds: u64 | payload`, little-endian; the checksum covers
-//! what follows it. A torn tail, left by a power cut, ends reading at the last whole record.
+//! what follows it. A torn tail, left by a power cut, ends reading at the last whole record. A record of which only a part could be
+//! written, because the disk is full, is taken back, so that what follows it can be read.
+//!
+//! Beside a journal that has no end yet lies its *reserve*: room on the disk that is given up for the last record, so that a build
+//! that fails because the disk is full can say so.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -19,6 +23,10 @@ pub const RECORD_MAX_BYTES: usize = 1 << 20;
 pub const OUTPUT_MAX_BYTES: usize = 64 << 10;
 /// Name of the file within a build's folder.
 pub const FILE_NAME: &str = "journal";
+
+/// Name of the file that keeps room for the last record, and how much.
+pub const RESERVE: &str = "reserve";
+const RESERVE_BYTES: u64 = 64 << 10;
 
 /// How much of the file is read at a time: by who wants everything, and by who wants events only.
 const READ_BYTES: usize = 128 << 10;
@@ -103,6 +111,10 @@ fn plainly() -> OpenOptions {
 #[derive(Debug)]
 pub struct Writer {
     file: File,
+    /// Where the next record begins.
+    end: u64,
+    /// The file that keeps room for the last one.
+    reserve: PathBuf,
 }
 
 impl Writer {
@@ -120,7 +132,39 @@ impl Writer {
             .map_err(open)?;
         file.write_all(FORMAT_VERSION)
             .map_err(JournalError::Append)?;
-        Ok(Self { file })
+        Ok(Self {
+            file,
+            end: FORMAT_VERSION.len() as u64,
+            reserve: folder.join(RESERVE),
+        })
+    }
+
+    /// Keeps room on the disk for the last record, for whoever will write it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn reserve(&self) -> Result<PathBuf, JournalError> {
+        let failed = |source| JournalError::Open {
+            path: self.reserve.clone(),
+            source,
+        };
+        let mut file = plainly()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&self.reserve)
+            .map_err(failed)?;
+        let flags = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&file, flags, 0, RESERVE_BYTES) {
+            Ok(()) => {}
+            // A file system that cannot: what is written takes room.
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                let size = usize::try_from(RESERVE_BYTES).unwrap_or_default();
+                file.write_all(&vec![0; size]).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        Ok(self.reserve.clone())
     }
 
     /// Opens an existing journal to go on with it; a torn tail is cut off first.
@@ -137,13 +181,34 @@ impl Writer {
             file.set_len(reader.offset())
                 .map_err(JournalError::Append)?;
         }
-        Ok(Self { file })
+        Ok(Self {
+            file,
+            end: reader.offset(),
+            reserve: folder.join(RESERVE),
+        })
     }
 
-    /// Appends one record in one write.
+    /// Appends one record in one write. What is appended after the last record of a build is appended without a reserve.
+    ///
+    /// # Errors
+    /// When it could not be written. Nothing of it is left then.
     pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
         let frame = encode(record)?;
-        self.file.write_all(&frame).map_err(JournalError::Append)
+        if matches!(&record.body, Body::Event(event) if event.is_terminal()) {
+            // One that cannot be removed keeps its room, which may not be needed.
+            let _kept = std::fs::remove_file(&self.reserve);
+        }
+        match self.file.write_all(&frame) {
+            Ok(()) => {
+                self.end += frame.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // Else the next record would follow a part of this one, and nobody could read on.
+                let _torn = self.file.set_len(self.end);
+                Err(JournalError::Append(error))
+            }
+        }
     }
 
     /// Makes what was appended durable.
@@ -291,6 +356,23 @@ impl Reader {
         reason = "None is not the end here: more may come"
     )]
     pub fn next(&mut self) -> Result<Option<Record>, JournalError> {
+        match self.next_as_read() {
+            Err(JournalError::Damaged { .. }) => {
+                // Half of it may have been read before it was taken back, and the other half after.
+                self.forget();
+                self.next_as_read()
+            }
+            next => next,
+        }
+    }
+
+    /// Forgets what was read ahead.
+    fn forget(&mut self) {
+        self.buffer.clear();
+        self.start = 0;
+    }
+
+    fn next_as_read(&mut self) -> Result<Option<Record>, JournalError> {
         let offset = self.offset;
         let damaged = || JournalError::Damaged { offset };
         let Some(frame) = self.peek(0, FRAME_BYTES)? else {
@@ -335,6 +417,8 @@ impl Reader {
             self.buffer
                 .truncate(have + n.as_ref().copied().unwrap_or(0));
             if n.map_err(JournalError::Read)? == 0 {
+                // The beginning of a record may be taken back: it is read again with the rest.
+                self.forget();
                 return Ok(None);
             }
         }
@@ -460,6 +544,40 @@ mod tests {
                 "cut at {cut}"
             );
         }
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_written_whole_is_taken_back_and_readers_go_on() {
+        // Whoever reads sees the beginning of the record, then the one that is written in its place.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE_NAME);
+        let mut writer = Writer::create(folder.path()).unwrap();
+        writer.append(&records()[0]).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let (large, small) = (&records()[200], &records()[3]);
+        for cut in [1, 7, 8, 9, 20, 1000] {
+            std::fs::write(&path, &whole).unwrap();
+            let mut reader = Reader::open(folder.path()).unwrap();
+            assert_eq!(reader.next().unwrap().as_ref(), Some(&records()[0]));
+            let begun = encode(large).unwrap();
+            std::fs::write(&path, [&whole[..], &begun[..cut]].concat()).unwrap();
+            assert_eq!(reader.next().unwrap(), None, "cut at {cut}");
+            std::fs::write(&path, [&whole[..], &encode(small).unwrap()].concat()).unwrap();
+            assert_eq!(reader.next().unwrap().as_ref(), Some(small), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_is_given_up_for_the_last_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(folder.path()).unwrap();
+        let reserve = writer.reserve().unwrap();
+        assert!(reserve.metadata().unwrap().len() >= 64 << 10);
+        writer.append(&records()[0]).unwrap();
+        assert!(reserve.exists());
+        let body = Body::Event(Event::Cancelled);
+        writer.append(&Record { at_ms: 1, body }).unwrap();
+        assert!(!reserve.exists());
     }
 
     #[test]

@@ -42,6 +42,6 @@ pub mod subassembly;
 pub mod summary;
 
 pub use build::{Rig, build};
-pub use failure::chain;
+pub use failure::{blame, chain};
 pub use publish::{NAMED_RECORDS, kept_image};
 pub use resolve::{kept_config, layout_config};

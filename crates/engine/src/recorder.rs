@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::event::{Event, StepId, Stream};
 use crate::journal::{Body, JournalError, OUTPUT_MAX_BYTES, Record, Writer};
 use crate::redact::{Redactor, StreamRedactor};
@@ -53,12 +55,16 @@ struct Shared {
     step_log_bytes: u64,
     next_step: AtomicU32,
     inner: Mutex<Inner>,
+    broken: CancellationToken,
 }
 
 #[derive(Debug)]
 struct Inner {
     writer: Writer,
     error: Option<JournalError>,
+    /// Whether something could not be written: nothing more is then, but the end.
+    is_broken: bool,
+    broken: CancellationToken,
     steps: HashMap<StepId, StepLog>,
     ended: bool,
 }
@@ -142,8 +148,10 @@ impl Recorder {
         step_log_bytes: u64,
         environment: Environment,
     ) -> Self {
+        let broken = CancellationToken::new();
         Self {
             shared: Arc::new(Shared {
+                broken: broken.clone(),
                 environment,
                 redactor,
                 step_log_bytes,
@@ -151,6 +159,8 @@ impl Recorder {
                 inner: Mutex::new(Inner {
                     writer,
                     error: None,
+                    is_broken: false,
+                    broken,
                     steps: HashMap::new(),
                     ended: false,
                 }),
@@ -215,6 +225,11 @@ impl Recorder {
             recorder: self.clone(),
             started: Instant::now(),
         }
+    }
+
+    /// Waits until something could not be written: a build whose log is lost had better end.
+    pub async fn broken(&self) {
+        self.shared.broken.cancelled().await;
     }
 
     /// Returns the first error that the journal gave, if it gave one.
@@ -340,7 +355,13 @@ impl Shared {
 
 impl Inner {
     fn append(&mut self, record: &Record) {
+        // Else it would take the room that the end needs, and a log with a hole would look whole.
+        if self.is_broken && !self.ended {
+            return;
+        }
         if let Err(error) = self.writer.append(record) {
+            self.is_broken = true;
+            self.broken.cancel();
             self.error.get_or_insert(error);
         }
     }

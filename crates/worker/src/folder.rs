@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use engine::id::BuildId;
@@ -43,6 +43,25 @@ pub fn read_small(folder: &Path, name: &str) -> io::Result<String> {
     let mut text = String::new();
     file.take(SMALL_MAX_BYTES).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// As many characters as a process id has at most.
+const PID_CHARACTERS: usize = 10;
+
+/// Returns what is in the file of a lock before its worker has come: as much as its process id takes, so that it can be written on a full
+/// disk.
+pub(crate) fn no_pid() -> String {
+    " ".repeat(PID_CHARACTERS)
+}
+
+/// Says in the lock of the build in `folder` which process its worker is.
+pub(crate) fn write_pid(folder: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .write(true)
+        .open(folder.join(LOCK))?;
+    let text = format!("{:<PID_CHARACTERS$}", std::process::id());
+    file.write_all_at(text.as_bytes(), 0)
 }
 
 /// The lock of a build that is held.

@@ -85,8 +85,7 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
     let folder = folder::of(state, &args.id);
     let held = folder::try_lock(&folder).map_err(|e| format!("lock the build: {e}"))?;
     let _held = held.ok_or("another worker carries out this build")?;
-    fs::write(folder.join(folder::LOCK), std::process::id().to_string())
-        .map_err(|e| format!("write the lock: {e}"))?;
+    folder::write_pid(&folder).map_err(|e| format!("write the lock: {e}"))?;
     let sandbox_options = SandboxOptions {
         image: entered.image,
         host_network: spec.limits.allow_host_network.into(),
@@ -148,13 +147,20 @@ async fn carry_out(
             wind_down(build).await;
             Event::Cancelled
         }
+        () = recorder.broken() => {
+            cancel.cancel();
+            wind_down(build).await;
+            failed(FailureKind::Platform, "the log could not be written".to_owned())
+        }
     };
     let end = match (recorder.take_error(), end) {
-        (Some(error), Event::Succeeded { .. }) => failed(
-            FailureKind::OutOfDisk,
-            format!("the log was lost: {}", chain(&error)),
+        (_, Event::Cancelled) => Event::Cancelled,
+        // Whatever else went wrong: what is told of it has a hole.
+        (Some(error), _) => failed(
+            engine::blame(&error),
+            format!("the log could not be written: {}", chain(&error)),
         ),
-        (_, end) => end,
+        (None, end) => end,
     };
     sandbox.shut_down().await;
     let removed =
@@ -215,14 +221,14 @@ impl Job {
     async fn build(self, spec: BuildSpec) -> Result<BuiltImage, Failure> {
         let opened = Store::open(&self.state.join(folder::STORE), None);
         let store = opened.map_err(|e| Failure {
-            kind: FailureKind::Platform,
+            kind: engine::blame(&e),
             message: chain(&e),
             step: None,
             exit_code: None,
         })?;
         // What this build finds in the store stays there until it has ended.
         store.lease().map_err(|e| Failure {
-            kind: FailureKind::Platform,
+            kind: engine::blame(&e),
             message: format!("hold what the build needs: {e}"),
             step: None,
             exit_code: None,

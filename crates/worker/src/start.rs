@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -26,6 +26,9 @@ use crate::userns::Owner;
 /// How often, and after which pauses, cgroups of a dead worker are tried to be removed.
 const TIDY_TRIES_MAX: u32 = 40;
 const TIDY_PAUSE: Duration = Duration::from_millis(50);
+
+/// How the system says that there is no room, or no more for this user.
+const DISK_FULL: [&str; 2] = ["(os error 28)", "(os error 122)"];
 
 /// How a worker is started.
 #[derive(Debug, Clone)]
@@ -236,15 +239,24 @@ pub fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, Star
     }
     let text = serde_json::to_vec_pretty(record).map_err(StartError::Encode)?;
     fs::write(path.join(folder::RECORD), text).map_err(failed)?;
-    drop(Writer::create(&path).map_err(StartError::Journal)?);
+    let journal = Writer::create(&path).map_err(StartError::Journal)?;
+    journal.reserve().map_err(StartError::Journal)?;
     let lock = path.join(folder::LOCK);
-    OpenOptions::new()
+    let mut lock = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&lock)
         .map_err(failed)?;
-    for file in [journal::FILE_NAME, folder::LOCK, folder::RECORD] {
+    lock.write_all(folder::no_pid().as_bytes())
+        .map_err(failed)?;
+    let files = [
+        journal::FILE_NAME,
+        journal::RESERVE,
+        folder::LOCK,
+        folder::RECORD,
+    ];
+    for file in files {
         own(&path.join(file)).map_err(failed)?;
     }
     // Last: from now on only the data plane and root may look inside.
@@ -351,8 +363,14 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
             tail(said)
         ),
     };
+    // What the worker says when it cannot write its journal.
+    let is_full = DISK_FULL.iter().any(|words| said.contains(words));
     let failure = Failure {
-        kind: FailureKind::WorkerLost,
+        kind: if is_full {
+            FailureKind::OutOfDisk
+        } else {
+            FailureKind::WorkerLost
+        },
         message,
         step: None,
         exit_code: None,

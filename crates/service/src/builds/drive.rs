@@ -38,7 +38,7 @@ async fn carry_through(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) {
     };
     match start(builds, build, spec).await {
         Ok(running) => follow(builds, build, running).await,
-        Err(problem) => end(builds, build, &failed(FailureKind::Platform, problem)),
+        Err((kind, problem)) => end(builds, build, &failed(kind, problem)),
     }
     drop(turn);
 }
@@ -57,7 +57,11 @@ async fn wait_for_turn(builds: &Builds, build: &Build) -> Option<OwnedSemaphoreP
     }
 }
 
-async fn start(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) -> Result<Running, String> {
+async fn start(
+    builds: &Builds,
+    build: &Arc<Build>,
+    spec: BuildSpec,
+) -> Result<Running, (FailureKind, String)> {
     let (known, record) = (builds.clone(), build.record.clone());
     let remembered = tokio::task::spawn_blocking(move || {
         names_of(&record).try_for_each(|name| {
@@ -69,14 +73,14 @@ async fn start(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) -> Result<R
     });
     match remembered.await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(chain(&error)),
-        Err(error) => return Err(chain(&error)),
+        Ok(Err(error)) => return Err((engine::blame(&error), chain(&error))),
+        Err(error) => return Err((FailureKind::Platform, chain(&error))),
     }
     let (executor, record) = (&builds.inner.executor, build.record.clone());
     let started = executor.start(record, spec, build.agents.ids());
     started.await.map_err(|error| {
         tracing::error!(error = chain(&error), build = %build.record.id, "a build could not be started");
-        chain(&error)
+        (engine::blame(&error), chain(&error))
     })
 }
 
@@ -124,8 +128,7 @@ async fn read_to_end(
         }
     }
     if !build.has_ended() {
-        let lost = "the worker that carried out this build is gone and left no word".to_owned();
-        end(builds, build, &failed(FailureKind::WorkerLost, lost));
+        end(builds, build, &lost());
     }
     // The turn is over when the worker is gone, not when it has said its last word.
     tokio::select! {
@@ -194,6 +197,12 @@ fn end_at(builds: &Builds, build: &Build, event: &Event, at_ms: u64) {
         builds.inner.metrics.build_done(outcome, duration);
     }
     tracing::info!(build = %build.record.id, ?outcome, duration_ms, "build ended");
+}
+
+/// Returns the end of a build whose worker is dead.
+pub(super) fn lost() -> Event {
+    let problem = "the worker that carried out this build is gone and left no word".to_owned();
+    failed(FailureKind::WorkerLost, problem)
 }
 
 fn failed(kind: FailureKind, message: String) -> Event {

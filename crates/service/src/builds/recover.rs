@@ -91,6 +91,10 @@ async fn recover_one(builds: &Builds, id: BuildId, folder: PathBuf) -> Result<()
         };
         if running.is_none() {
             (_, progress) = read(&folder).await?;
+            if !progress.state.is_terminal() {
+                // Its end could not be written down: the disk is full, say. It has ended nevertheless, and nobody may wait for it.
+                progress.take(&drive::lost(), builds.now_ms());
+            }
         }
     }
     progress.folder = Some(folder);
