@@ -199,10 +199,10 @@ pub fn begin() {
 /// Returns how long a soak lasts, by `$KILN_SOAK_SECONDS`; `None` in an ordinary run of the tests.
 #[must_use]
 pub fn soak_time() -> Option<Duration> {
-    let text = std::env::var("KILN_SOAK_SECONDS").ok()?;
-    let seconds = text.parse();
+    let text = std::env::var_os("KILN_SOAK_SECONDS")?;
+    let seconds = text.to_string_lossy().parse();
     Some(Duration::from_secs(seconds.unwrap_or_else(|error| {
-        panic!("KILN_SOAK_SECONDS={text:?}: {error}")
+        panic!("KILN_SOAK_SECONDS={}: {error}", text.display())
     })))
 }
 

@@ -78,8 +78,10 @@ impl Store {
     ) -> Result<(), CommitError> {
         make_durable(file, digest)?;
         let publish = || {
+            // Opened first: a name that cannot be made durable must not be given.
+            let blobs = self.blobs(digest)?;
             let is_ours = self.link(file, place, digest)?;
-            sync_names(&self.blobs(digest)?, is_ours.then_some(digest))
+            sync_names(&blobs, is_ours.then_some(digest))
         };
         publish().map_err(|source| CommitError::Publish {
             digest: digest.clone(),
@@ -102,27 +104,37 @@ impl Store {
             });
         }
         let mut ours = Vec::new();
-        for (one, (ingest, digest)) in done.iter_mut().zip(all) {
-            if one.is_err() {
-                continue;
-            }
-            match self.link(ingest.file(), &ingest.place(), digest) {
-                Ok(true) => ours.push(digest),
-                Ok(false) => {}
-                Err(source) => {
-                    let digest = digest.clone();
-                    *one = Err(CommitError::Publish { digest, source });
+        let mut name_all = || {
+            // Opened first: names that cannot be made durable must not be given.
+            let mut folders = Vec::new();
+            for algorithm in ALGORITHMS {
+                if all
+                    .iter()
+                    .any(|(_, digest)| digest.algorithm() == algorithm)
+                {
+                    let folder = format!("blobs/{}", algorithm.name());
+                    folders.push((algorithm, self.root().sub(&folder)?));
                 }
             }
-        }
-        let synced = ALGORITHMS.iter().try_for_each(|algorithm| {
-            let of_it = |digest: &&&Digest| digest.algorithm() == *algorithm;
-            if !all.iter().any(|(_, digest)| of_it(&&digest)) {
-                return Ok(());
+            for (one, (ingest, digest)) in done.iter_mut().zip(all) {
+                if one.is_err() {
+                    continue;
+                }
+                match self.link(ingest.file(), &ingest.place(), digest) {
+                    Ok(true) => ours.push(digest),
+                    Ok(false) => {}
+                    Err(source) => {
+                        let digest = digest.clone();
+                        *one = Err(CommitError::Publish { digest, source });
+                    }
+                }
             }
-            let blobs = self.root().sub(&format!("blobs/{}", algorithm.name()))?;
-            sync_names(&blobs, ours.iter().copied().filter(|digest| of_it(&digest)))
-        });
+            folders.iter().try_for_each(|(algorithm, blobs)| {
+                let of_it = |digest: &&Digest| digest.algorithm() == *algorithm;
+                sync_names(blobs, ours.iter().copied().filter(of_it))
+            })
+        };
+        let synced: io::Result<()> = name_all();
         if let Err(error) = synced {
             for (one, (_, digest)) in done.iter_mut().zip(all).filter(|(one, _)| one.is_ok()) {
                 let (digest, source) = (digest.clone(), io::Error::from(error.kind()));

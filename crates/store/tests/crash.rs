@@ -1,5 +1,7 @@
 //! A process that is killed, or whose system calls fail, at any point of what it does with a store.
 //!
+//! Waits for the disk that several threads do for [`Store::commit_all`] are not among the calls: their errors are those of one.
+//!
 //! This binary is also that process: with `work FOLDER` it does a bit of everything in the store `FOLDER/store`, one piece of work after the
 //! other, tries each once more when it fails, and leaves a file in `FOLDER/done` for each that was done. Otherwise it runs itself under
 //! `strace`, with a fault at each call in turn, and looks after each: `check` finds nothing wrong, what was done is there, what was there
@@ -58,6 +60,18 @@ const WORK: &[Piece] = &[
         ingest.write_all(b"sted")?;
         let (digest, _) = ingest.commit(None)?;
         Ok(store.link_blob(REPOSITORY, &digest)?)
+    }),
+    Piece("many", |store| {
+        let begin = |content: &[u8]| -> Result<_, Box<dyn Error>> {
+            let mut ingest = store.ingest()?;
+            ingest.write_all(content)?;
+            Ok((ingest, Digest::sha256(content)))
+        };
+        let all = [begin(b"many one")?, begin(b"many two")?];
+        for one in store.commit_all(&all) {
+            one?;
+        }
+        Ok(())
     }),
     Piece("upload", |store| {
         let id = store.create_upload(REPOSITORY)?;
@@ -322,6 +336,9 @@ fn problems(folder: &Path) -> Vec<String> {
             .is_some(),
     );
     expect("the old layer", has(b"old layer"));
+    for content in [b"many one", b"many two"] {
+        expect("one of many", !done("many") || has(content));
+    }
     expect("the new layer", !done("push") || has(b"new layer"));
     let referrers = store
         .referrers(REPOSITORY, &Digest::sha256(b"subject"))
