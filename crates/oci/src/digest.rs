@@ -65,6 +65,37 @@ impl Digest {
         hasher.finish()
     }
 
+    /// Returns the SHA-256 hash of `content`, as bytes.
+    pub fn sha256_hash(content: &[u8]) -> [u8; 32] {
+        let hash = lc::digest(&lc::SHA256, content);
+        hash.as_ref().first_chunk().copied().unwrap_or_default()
+    }
+
+    /// Returns the digest that a SHA-256 hash is.
+    pub fn of_sha256(hash: &[u8; 32]) -> Self {
+        Self {
+            algorithm: Algorithm::Sha256,
+            hex: hex(hash).into(),
+        }
+    }
+
+    /// Returns the hash as bytes; `None` for other algorithms than SHA-256.
+    pub fn to_sha256(&self) -> Option<[u8; 32]> {
+        let value = |digit: u8| match digit {
+            b'0'..=b'9' => digit - b'0',
+            _ => digit - b'a' + 10,
+        };
+        let mut hash = [0; 32];
+        let digits = self.hex.as_bytes().as_chunks::<2>().0;
+        if self.algorithm != Algorithm::Sha256 || digits.len() != hash.len() {
+            return None;
+        }
+        for (byte, [high, low]) in hash.iter_mut().zip(digits) {
+            *byte = value(*high) << 4 | value(*low);
+        }
+        Some(hash)
+    }
+
     /// Returns the hash function.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -167,25 +198,24 @@ impl Hasher {
 
     /// Returns the digest of everything that was added.
     pub fn finish(self) -> Digest {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let hash = self.context.finish();
-        let mut hex = String::with_capacity(self.algorithm.n_hex());
-        for byte in hash.as_ref() {
-            for nibble in [byte >> 4, byte & 15] {
-                hex.push(
-                    DIGITS
-                        .get(usize::from(nibble))
-                        .copied()
-                        .unwrap_or(b'0')
-                        .into(),
-                );
-            }
-        }
+        let hex = hex(self.context.finish().as_ref());
         Digest {
             algorithm: self.algorithm,
             hex: hex.into(),
         }
     }
+}
+
+/// Returns bytes as lower-case hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
+    let mut hex = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        hex.push(digit(byte >> 4).into());
+        hex.push(digit(byte & 15).into());
+    }
+    hex
 }
 
 /// Hashes what is read through it.

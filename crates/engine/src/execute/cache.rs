@@ -6,6 +6,7 @@
 //! that there is no result.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci::Digest;
@@ -17,13 +18,14 @@ use crate::share::document::SharedStep;
 use crate::share::table::{Learnt, Origin, Table};
 
 /// Changes whenever results of older versions must not be reused.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Most input files whose digests are kept to explain the next miss.
 const EXPLAINED_FILES_MAX: usize = 20_000;
 
 const STEPS: &str = "step";
 const OPERATIONS: &str = "operation";
 const LAST: &str = "last";
+const LAST_FILES: &str = "last-files";
 const SOURCES: &str = "sources";
 
 /// Everything that decides a step's result but its parent.
@@ -35,8 +37,16 @@ pub(crate) struct Operation {
     pub(crate) variables: BTreeMap<String, String>,
     /// User, working directory, network, ownership and the like, in a fixed form.
     pub(crate) settings: BTreeMap<String, String>,
-    /// Input files by name, with digests.
+    /// Input files by name, with digests; many files that come together are one, [`Operation::MANY`].
     pub(crate) files: Vec<(String, Digest)>,
+    /// The files of which [`Operation::MANY`] is the digest, to explain a miss.
+    #[serde(skip)]
+    pub(crate) many: Arc<Vec<(PathBuf, Digest)>>,
+}
+
+impl Operation {
+    /// The name of files that are told apart only in explanations. No file is called so.
+    pub(crate) const MANY: &str = "\0";
 }
 
 /// What is mixed into every key: nothing is shared across these.
@@ -88,10 +98,17 @@ pub(crate) struct CachedStep {
     pub(crate) created: i64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What a step was made of the last time.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Last {
     operation: Operation,
     parent: Option<Digest>,
+}
+
+/// The files that [`Operation::MANY`] stood for, apart: they are many, and seldom asked for.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct LastFiles {
+    files: Vec<(String, Digest)>,
 }
 
 /// The cache of one build.
@@ -205,18 +222,26 @@ impl Cache {
             .ok()
             .flatten();
         let last: Option<Last> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let files = || {
+            let bytes = self
+                .store
+                .record(LAST_FILES, self.position_key(position).hex());
+            let files: Option<LastFiles> = bytes
+                .ok()
+                .flatten()
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            files.unwrap_or_default().files
+        };
         match last {
-            Some(last) => miss_reason(&last, operation, parent),
+            Some(last) => miss_reason(&last, operation, parent, files),
             None => "not built before".to_owned(),
         }
     }
 
     /// Remembers the inputs of the step at `position`, to explain the next miss.
     pub(crate) fn remember(&self, position: &str, operation: &Operation, parent: Option<&Digest>) {
-        let mut operation = operation.clone();
-        operation.files.truncate(EXPLAINED_FILES_MAX);
         let last = Last {
-            operation,
+            operation: operation.clone(),
             parent: parent.cloned(),
         };
         let key = self.position_key(position);
@@ -224,11 +249,23 @@ impl Cache {
             return;
         };
         // Most often nothing has changed, and reading is cheaper than writing.
-        let is_known =
-            matches!(self.store.record(LAST, key.hex()), Ok(Some(known)) if known == bytes);
-        if !is_known {
-            let _only_less_explained = self.store.note_record(LAST, key.hex(), &bytes);
+        let known = self.store.record(LAST, key.hex()).ok().flatten();
+        if known.as_ref() == Some(&bytes) {
+            return;
         }
+        let known: Option<Last> = known.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if known.is_none_or(|known| known.operation.files != last.operation.files) {
+            let some = operation.many.iter().take(EXPLAINED_FILES_MAX);
+            let name = |path: &PathBuf| path.to_string_lossy().into_owned();
+            let files = some.map(|(path, digest)| (name(path), digest.clone()));
+            let files = LastFiles {
+                files: files.collect(),
+            };
+            if let Ok(bytes) = serde_json::to_vec(&files) {
+                let _only_less_explained = self.store.note_record(LAST_FILES, key.hex(), &bytes);
+            }
+        }
+        let _only_less_explained = self.store.note_record(LAST, key.hex(), &bytes);
     }
 
     fn position_key(&self, position: &str) -> Digest {
@@ -294,7 +331,12 @@ pub(crate) fn digest_of(value: &impl Serialize) -> Digest {
     Digest::sha256(&bytes)
 }
 
-fn miss_reason(last: &Last, now: &Operation, parent: Option<&Digest>) -> String {
+fn miss_reason(
+    last: &Last,
+    now: &Operation,
+    parent: Option<&Digest>,
+    last_files: impl FnOnce() -> Vec<(String, Digest)>,
+) -> String {
     let then = &last.operation;
     if then.instruction != now.instruction {
         return "the instruction changed".to_owned();
@@ -305,8 +347,13 @@ fn miss_reason(last: &Last, now: &Operation, parent: Option<&Digest>) -> String 
     if let Some(name) = first_difference(&then.settings, &now.settings) {
         return format!("{name} changed");
     }
-    if let Some(reason) = file_difference(&then.files, &now.files) {
-        return reason;
+    if then.files != now.files {
+        let (before, after) = (apart(&then.files), apart(&now.files));
+        let before = last_files().into_iter().chain(before).collect();
+        let some = now.many.iter().take(EXPLAINED_FILES_MAX);
+        let some = some.map(|(path, digest)| (path.to_string_lossy().into_owned(), digest.clone()));
+        let reason = file_difference(&before, &some.chain(after).collect());
+        return reason.unwrap_or_else(|| "a file changed".to_owned());
     }
     match (last.parent.as_ref(), parent) {
         (Some(then), Some(now)) if then == now => "its result is no longer in the cache".to_owned(),
@@ -327,16 +374,19 @@ fn first_difference<'a>(
         .or(gone.map(String::as_str))
 }
 
-fn file_difference(then: &[(String, Digest)], now: &[(String, Digest)]) -> Option<String> {
-    let before: BTreeMap<_, _> = then.iter().map(|(name, digest)| (name, digest)).collect();
-    let after: BTreeMap<_, _> = now
-        .iter()
-        .take(EXPLAINED_FILES_MAX)
-        .map(|(name, digest)| (name, digest))
-        .collect();
+/// Returns the files that are told apart in the operation itself.
+fn apart(files: &[(String, Digest)]) -> impl Iterator<Item = (String, Digest)> {
+    let is_apart = |(name, _): &&(String, Digest)| name != Operation::MANY;
+    files.iter().filter(is_apart).cloned()
+}
+
+fn file_difference(
+    before: &BTreeMap<String, Digest>,
+    after: &BTreeMap<String, Digest>,
+) -> Option<String> {
     let mut reasons = after
         .iter()
-        .filter_map(|(name, digest)| match before.get(*name) {
+        .filter_map(|(name, digest)| match before.get(name) {
             None => Some(format!("file {name} was added")),
             Some(known) if known != digest => Some(format!("file {name} changed")),
             Some(_) => None,
@@ -381,6 +431,7 @@ mod tests {
                 ("a".to_owned(), Digest::sha256(b"a")),
                 ("b".to_owned(), Digest::sha256(b"b")),
             ],
+            many: Arc::default(),
         }
     }
 
@@ -392,7 +443,7 @@ mod tests {
         };
         let mut now = operation();
         change(&mut now);
-        miss_reason(&last, &now, Some(&parent))
+        miss_reason(&last, &now, Some(&parent), Vec::new)
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub(super) async fn operation(
         ("what is excluded".to_owned(), format!("{:?}", op.exclude)),
         ("the source patterns".to_owned(), format!("{sources:?}")),
     ]);
-    let mut files = source_files(execution, op, &source.paths).await?;
+    let (mut files, many) = source_files(execution, op, &source.paths).await?;
     let remotes = source.remotes.iter();
     files.extend(remotes.map(|remote| (remote.name.clone(), remote.content.clone())));
     files.extend(
@@ -112,6 +112,7 @@ pub(super) async fn operation(
         variables: BTreeMap::new(),
         settings,
         files,
+        many,
     })
 }
 
@@ -141,14 +142,17 @@ pub(super) fn path_source(source: &PathSource, exclude: &[String]) -> Result<Sou
         .map_err(|e| dockerfile_failure("choose what to copy", &e))
 }
 
+/// Files that decide, and those that only explain.
+type SourceFiles = (Vec<(String, Digest)>, Arc<Vec<(PathBuf, Digest)>>);
+
 async fn source_files(
     execution: &Arc<Execution>,
     op: &CopyOp,
     paths_in: &Place,
-) -> Result<Vec<(String, Digest)>, Failure> {
+) -> Result<SourceFiles, Failure> {
     let paths = paths(op)?;
     if paths.is_empty() {
-        return Ok(Vec::new());
+        return Ok(SourceFiles::default());
     }
     match paths_in {
         Place::Context => {
@@ -157,12 +161,8 @@ async fn source_files(
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read the context", &e)))?;
-            let name = |path: &Path| path.to_string_lossy().into_owned();
-            Ok(digest
-                .files
-                .iter()
-                .map(|(path, digest)| (name(path), digest.clone()))
-                .collect())
+            let all = vec![(Operation::MANY.to_owned(), digest.digest)];
+            Ok((all, Arc::new(digest.files)))
         }
         Place::Layers(layers) => {
             let names: Vec<String> = op.sources.iter().map(named).collect();
@@ -170,7 +170,7 @@ async fn source_files(
             let key = (layers::content(layers).await?, &names, &op.exclude);
             let name = names.join(" ");
             if let Some(known) = execution.cache.source(&key) {
-                return Ok(vec![(name, known)]);
+                return Ok((vec![(name, known)], Arc::default()));
             }
             let lowers = execution.depot.directories(layers).await?;
             let (shared, op) = (Arc::clone(execution), op.clone());
@@ -181,7 +181,7 @@ async fn source_files(
                 .await
                 .unwrap_or_else(|e| Err(platform("read what is to be copied", &e)))?;
             execution.cache.keep_source(&key, &digest.digest);
-            Ok(vec![(name, digest.digest)])
+            Ok((vec![(name, digest.digest)], Arc::default()))
         }
     }
 }

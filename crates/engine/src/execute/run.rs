@@ -70,6 +70,7 @@ pub(super) fn operation(
         files: inputs
             .map(|inputs| inputs.named.clone())
             .unwrap_or_default(),
+        many: Arc::default(),
     }
 }
 
@@ -121,6 +122,7 @@ pub(super) fn workdir_operation(step: &Step) -> Operation {
         variables: BTreeMap::new(),
         settings: BTreeMap::from([("the user".to_owned(), step.user.clone())]),
         files: Vec::new(),
+        many: Arc::default(),
     }
 }
 

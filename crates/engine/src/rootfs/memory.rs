@@ -7,7 +7,6 @@
 //! Everything about a file that is not its content (name, mode, owner, as they count) is part of the key under which it is kept.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use oci::Digest;
 use rustix::fs::Stat;
@@ -94,9 +93,7 @@ impl Memory {
 
     pub(super) fn recall(&self, header: &[u8], identity: &Identity) -> Option<Digest> {
         let (known, digest) = self.files.get(&key(header))?;
-        (*known == identity.bytes)
-            .then(|| from_bytes(digest))
-            .flatten()
+        (*known == identity.bytes).then(|| Digest::of_sha256(digest))
     }
 
     /// Keeps the digest of a file that was looked at before it was hashed, unless it is too young.
@@ -104,38 +101,15 @@ impl Memory {
         if identity.changed_s > now_s - SETTLED_S || self.files.len() >= FILES_MAX {
             return;
         }
-        if let Some(digest) = to_bytes(digest) {
+        if let Some(digest) = digest.to_sha256() {
             self.files.insert(key(header), (identity.bytes, digest));
         }
     }
 }
 
 fn key(header: &[u8]) -> [u8; 16] {
-    let digest = to_bytes(&Digest::sha256(header)).unwrap_or_default();
-    digest.first_chunk().copied().unwrap_or_default()
-}
-
-fn to_bytes(digest: &Digest) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    let digits = digest.hex().as_bytes().as_chunks::<2>().0;
-    if digits.len() != bytes.len() {
-        return None;
-    }
-    for (byte, [high, low]) in bytes.iter_mut().zip(digits) {
-        let value = |digit: &u8| char::from(*digit).to_digit(16);
-        *byte = u8::try_from(value(high)? * 16 + value(low)?).ok()?;
-    }
-    Some(bytes)
-}
-
-fn from_bytes(bytes: &[u8; 32]) -> Option<Digest> {
-    let mut text = String::with_capacity(71);
-    text.push_str("sha256:");
-    for byte in bytes {
-        // Writing to a text cannot fail.
-        let _infallible = write!(text, "{byte:02x}");
-    }
-    text.parse().ok()
+    let hash = Digest::sha256_hash(header);
+    hash.first_chunk().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod tests;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use oci::tar::{self, ReadError, Reader};
@@ -191,7 +192,7 @@ pub enum Rest {
 
 /// Unpacks a layer into `dest`, an empty directory.
 ///
-/// The archive is read and hashed on a thread of its own, to its very end, so that the digest covers every byte.
+/// The archive is read on a thread of its own and hashed on another, to its very end, so that the digest covers every byte.
 ///
 /// # Errors
 /// See [`UnpackError`]. `dest` holds a part of the layer then, and is to be removed.
@@ -239,20 +240,24 @@ fn run(
 ) -> Result<UnpackReport, UnpackError> {
     std::thread::scope(|scope| {
         let (pieces, received) = sync_channel(PIECES_AHEAD);
-        let hashing = std::thread::Builder::new()
-            .name("unpack-read".to_owned())
-            .spawn_scoped(scope, move || read_and_hash(archive, &pieces))
+        let (seen, to_hash) = sync_channel(PIECES_AHEAD);
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        thread("unpack-read")
+            .spawn_scoped(scope, move || read(archive, &pieces, &seen))
+            .map_err(UnpackError::Read)?;
+        let hashing = thread("unpack-hash")
+            .spawn_scoped(scope, move || hash(&to_hash))
             .map_err(UnpackError::Read)?;
         let stream = Pieces {
             received,
-            piece: Vec::new(),
+            piece: Arc::default(),
             n_used: 0,
         };
         let placed = place_all(stream, root, policy, limits, cancel);
-        // Joined in any case: the stream must not be in use any more when we return.
+        // Ends once nothing is read any more: the stream must not be in use when we return.
         let hasher = hashing
             .join()
-            .map_err(|_| UnpackError::Read(io::Error::other("the reading thread died")))?;
+            .map_err(|_| UnpackError::Read(io::Error::other("the hashing thread died")))?;
         let mut report = placed?;
         report.archive_bytes = hasher.size_bytes();
         report.diff_id = hasher.finish();
@@ -315,28 +320,42 @@ fn read_error(error: ReadError) -> UnpackError {
     }
 }
 
-/// Reads until the end, an error, or until nobody takes the pieces any more.
-fn read_and_hash(mut archive: impl Read, pieces: &SyncSender<io::Result<Vec<u8>>>) -> Hasher {
-    let mut hasher = Hasher::sha256();
+/// Reads until the end, an error, or until nobody takes the pieces any more. What is hashed is what was taken.
+fn read(
+    mut archive: impl Read,
+    pieces: &SyncSender<io::Result<Arc<Vec<u8>>>>,
+    seen: &SyncSender<Arc<Vec<u8>>>,
+) {
     loop {
         let mut piece = vec![0; PIECE_BYTES];
         let (n, error) = fill(&mut archive, &mut piece);
         if n > 0 {
             piece.truncate(n);
-            hasher.update(&piece);
+            let piece = Arc::new(piece);
+            // The hashing thread listens until we are gone.
+            let _ = seen.send(Arc::clone(&piece));
             if pieces.send(Ok(piece)).is_err() {
-                return hasher;
+                return;
             }
         }
         if let Some(error) = error {
             // Nobody listening means that all that was wanted has been read, or that another error came first.
             let _ = pieces.send(Err(error));
-            return hasher;
+            return;
         }
         if n == 0 {
-            return hasher;
+            return;
         }
     }
+}
+
+/// Hashes everything that comes.
+fn hash(pieces: &Receiver<Arc<Vec<u8>>>) -> Hasher {
+    let mut hasher = Hasher::sha256();
+    while let Ok(piece) = pieces.recv() {
+        hasher.update(&piece);
+    }
+    hasher
 }
 
 /// Reads until `piece` is full, the end, or an error; what came before an error counts.
@@ -355,8 +374,8 @@ fn fill(archive: &mut impl Read, piece: &mut [u8]) -> (usize, Option<io::Error>)
 
 /// The stream again, from its pieces.
 struct Pieces {
-    received: Receiver<io::Result<Vec<u8>>>,
-    piece: Vec<u8>,
+    received: Receiver<io::Result<Arc<Vec<u8>>>>,
+    piece: Arc<Vec<u8>>,
     n_used: usize,
 }
 
