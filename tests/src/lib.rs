@@ -12,6 +12,7 @@
 //! | `initializers` | what a workspace can be filled with beside a repository |
 //! | `isolation` | what a step must not reach |
 //! | `durability` | clients and servers that go away |
+//! | `endings` | builds that are cancelled, and made once more |
 //! | `history` | builds that are looked at afterwards, and how they end |
 //! | `mounts` | `RUN --mount` |
 //! | `steps` | secrets, agents, names of hosts, limits of steps |
@@ -36,6 +37,7 @@ mod command;
 mod copying;
 mod corpus;
 mod durability;
+mod endings;
 mod fsck;
 mod history;
 mod http;

@@ -60,6 +60,7 @@ async fn wait_for(command: Command) -> Outcome {
         Command::History(args) => history::list::history(args).await,
         Command::Inspect(args) => history::one::inspect(args).await,
         Command::Logs(args) => history::logs::logs(args).await,
+        Command::Retry(args) => history::retry::retry(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::Du(args) => storage::du(args).await,
         Command::Prune(args) => storage::prune(args).await,

@@ -11,7 +11,6 @@ use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rustix::process::{Pid, Signal};
 use service::agents::AgentId;
 use service::app::{self, Setup};
 use service::environment::Environment;
@@ -20,7 +19,7 @@ use store::collect::{Collected, Policy};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use worker::{WorkerCommand, WorkerHandle};
+use worker::{Canceller, WorkerCommand, WorkerHandle};
 
 use crate::args::ServeArgs;
 use crate::build::agent;
@@ -86,34 +85,33 @@ fn start_log() -> Outcome {
 struct Workers {
     command: WorkerCommand,
     /// Workers that have not been waited for to their end; shared with whoever waits.
-    pids: Pids,
+    living: Living,
 }
 
-type Pids = Arc<Mutex<HashMap<BuildId, Pid>>>;
+type Living = Arc<Mutex<HashMap<BuildId, Canceller>>>;
 
 impl Workers {
     fn new(command: WorkerCommand) -> Self {
         Self {
             command,
-            pids: Pids::default(),
+            living: Living::default(),
         }
     }
 
     /// Takes note of a worker and returns what the service waits for.
     fn running(&self, id: BuildId, handle: WorkerHandle) -> Running {
-        let pid = handle
-            .pid()
-            .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        if let Some(pid) = pid {
-            lock(&self.pids).insert(id.clone(), pid);
+        match handle.canceller() {
+            Ok(Some(canceller)) => drop(lock(&self.living).insert(id.clone(), canceller)),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%id, %error, "this build cannot be cancelled"),
         }
-        let pids = Arc::clone(&self.pids);
+        let living = Arc::clone(&self.living);
         let folder = handle.folder.clone();
         let ended = async move {
             if let Err(error) = handle.wait().await {
                 tracing::error!(%id, error = %chain(&error), "a build could not be concluded");
             }
-            lock(&pids).remove(&id);
+            lock(&living).remove(&id);
         };
         Running {
             folder,
@@ -143,8 +141,8 @@ impl Workers {
     }
 }
 
-fn lock(pids: &Pids) -> std::sync::MutexGuard<'_, HashMap<BuildId, Pid>> {
-    pids.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(living: &Living) -> std::sync::MutexGuard<'_, HashMap<BuildId, Canceller>> {
+    living.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Executor for Workers {
@@ -192,13 +190,12 @@ impl Executor for Workers {
 
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>> {
         async move {
-            // Held while the signal is sent: a worker that is in here has not been reaped, so the pid is its own.
-            let pids = lock(&self.pids);
-            if let Some(pid) = pids.get(&id) {
-                // It may have ended on its own meanwhile.
-                let _gone = rustix::process::kill_process(*pid, Signal::TERM);
-            }
-            Ok(())
+            let cancelled = lock(&self.living).get(&id).map(Canceller::cancel);
+            let failed = |source: std::io::Error| ExecutorError::Cancel {
+                id,
+                source: Box::new(source),
+            };
+            cancelled.transpose().map(drop).map_err(failed)
         }
         .boxed()
     }

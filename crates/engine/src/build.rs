@@ -118,6 +118,15 @@ fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Pu
     Ok((library, publisher))
 }
 
+/// Gives up talking to registries when the build is to end: they may never answer. Steps are not given up so but killed and waited for.
+async fn unless_cancelled<T>(
+    rig: &Rig,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let done = rig.cancel.run_until_cancelled(work).await;
+    done.unwrap_or_else(|| Err(failure(FailureKind::Platform, "cancelled")))
+}
+
 /// OCI layouts by the names that they stand for.
 type Layouts = BTreeMap<String, (PathBuf, LayoutImage)>;
 
@@ -180,11 +189,14 @@ async fn build_dockerfile(
     let platform = &spec.options.platform;
     let uploads = uploaded_caches(spec, rig).await;
     let from = (&spec.cache_from[..], &uploads);
-    let (resolved, imported) = tokio::join!(
-        resolve::resolve(&workspace, spec, library, recorder),
-        share::read::read_all(from, platform, library, recorder),
-    );
-    let resolved = resolved?;
+    let resolving = async {
+        let (resolved, imported) = tokio::join!(
+            resolve::resolve(&workspace, spec, library, recorder),
+            share::read::read_all(from, platform, library, recorder),
+        );
+        Ok((resolved?, imported))
+    };
+    let (resolved, imported) = unless_cancelled(rig, Box::pin(resolving)).await?;
     let learning = if spec.cache_to.is_empty() {
         Learning::Off
     } else {
@@ -208,9 +220,13 @@ async fn build_dockerfile(
     recorder.event(&Event::Phase {
         phase: Phase::Pushing,
     });
-    let references = publish::publish(publisher, &image, &spec.outputs, recorder).await?;
     let (table, plan) = (&execution.cache.table, &execution.plan);
-    share::write::write_all(&spec.cache_to, table, plan, publisher, recorder).await?;
+    let publishing = async {
+        let references = publish::publish(publisher, &image, &spec.outputs, recorder).await?;
+        share::write::write_all(&spec.cache_to, table, plan, publisher, recorder).await?;
+        Ok(references)
+    };
+    let references = unless_cancelled(rig, Box::pin(publishing)).await?;
     keep_snapshots(&execution).await;
     Ok(BuiltImage {
         digest: image.digest.clone(),
@@ -368,7 +384,7 @@ async fn copy_image(
         platform: spec.options.platform.clone(),
         layout: None,
     };
-    let base = library.pin(&key).await?;
+    let base = unless_cancelled(rig, Box::pin(library.pin(&key))).await?;
     rig.recorder.event(&Event::Phase {
         phase: Phase::Pushing,
     });
@@ -382,7 +398,8 @@ async fn copy_image(
         config_bytes: base.config_bytes,
         layers: base.layers,
     };
-    let references = publish::publish(publisher, &image, &spec.outputs, &rig.recorder).await?;
+    let publishing = publish::publish(publisher, &image, &spec.outputs, &rig.recorder);
+    let references = unless_cancelled(rig, Box::pin(publishing)).await?;
     Ok(BuiltImage {
         digest: image.digest,
         config_digest: image.manifest.config.digest,

@@ -30,6 +30,8 @@ pub enum Blame {
     Forbidden,
     /// It contradicts an earlier one.
     Conflict,
+    /// What it is about does not stand so that it could be served.
+    State,
     /// A registry fails, or asks us to come back later.
     Registry,
     /// There is more to do than the operator allows.
@@ -138,6 +140,7 @@ impl Failure {
             Blame::Credentials => Code::Unauthenticated,
             Blame::Forbidden => Code::PermissionDenied,
             Blame::Conflict => Code::AlreadyExists,
+            Blame::State => Code::FailedPrecondition,
             Blame::Registry | Blame::Shutdown => Code::Unavailable,
             Blame::Load => Code::ResourceExhausted,
             Blame::Slow => Code::DeadlineExceeded,

@@ -21,4 +21,6 @@ pub mod storage;
 pub mod userns;
 
 pub use run::{WorkerArgs, main};
-pub use start::{StartError, WorkerCommand, WorkerHandle, adopt, conclude, launch, prepare, start};
+pub use start::{
+    Canceller, StartError, WorkerCommand, WorkerHandle, adopt, conclude, launch, prepare, start,
+};

@@ -27,6 +27,8 @@ use crate::folder;
 use crate::start::Handover;
 use crate::userns::{self, UserNsOptions};
 
+/// How long threads may go on with what nobody waits for, when the build has its end.
+const LAST_WORK_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 /// Largest spec that is read.
 const SPEC_MAX_BYTES: u64 = 64 << 20;
 
@@ -98,7 +100,8 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
         .build()
         .map_err(|e| format!("start the runtime: {e}"))?;
     let outcome = runtime.block_on(carry_out(state, &folder, spec, sandbox_options));
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    // What is still at work, in threads that cannot be told, ends with the process.
+    runtime.shutdown_timeout(LAST_WORK_TIME);
     outcome
 }
 

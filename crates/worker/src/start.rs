@@ -55,7 +55,6 @@ pub struct WorkerHandle {
 enum Process {
     Child(tokio::process::Child),
     Adopted {
-        pid: Pid,
         pidfd: AsyncFd<std::os::fd::OwnedFd>,
     },
 }
@@ -269,7 +268,7 @@ impl WorkerHandle {
     pub async fn wait(mut self) -> Result<(), JournalError> {
         match &mut self.process {
             Process::Child(child) => drop(child.wait().await),
-            Process::Adopted { pidfd, .. } => drop(pidfd.readable().await),
+            Process::Adopted { pidfd } => drop(pidfd.readable().await),
         }
         let folder = self.folder;
         let concluded = tokio::task::spawn_blocking(move || {
@@ -294,7 +293,7 @@ impl WorkerHandle {
                     rustix::process::kill_process(pid, Signal::TERM)
                 })
             }
-            Process::Adopted { pidfd, .. } => {
+            Process::Adopted { pidfd } => {
                 rustix::process::pidfd_send_signal(pidfd.get_ref(), Signal::TERM)
             }
         };
@@ -304,11 +303,41 @@ impl WorkerHandle {
         }
     }
 
-    /// Returns the worker's process id, as long as it is known.
-    pub fn pid(&self) -> Option<u32> {
-        match &self.process {
-            Process::Child(child) => child.id(),
-            Process::Adopted { pid, .. } => u32::try_from(pid.as_raw_nonzero().get()).ok(),
+    /// Returns what cancels the build while somebody else waits for the worker; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it.
+    pub fn canceller(&self) -> io::Result<Option<Canceller>> {
+        let pidfd = match &self.process {
+            Process::Child(child) => {
+                let pid = child.id().and_then(|id| i32::try_from(id).ok());
+                // It has not been waited for: the id is its own.
+                let Some(pid) = pid.and_then(Pid::from_raw) else {
+                    return Ok(None);
+                };
+                rustix::process::pidfd_open(pid, PidfdFlags::empty())?
+            }
+            Process::Adopted { pidfd } => pidfd.get_ref().try_clone()?,
+        };
+        Ok(Some(Canceller { pidfd }))
+    }
+}
+
+/// Cancels one build, however long ago its worker has gone and whoever has got its process id since.
+#[derive(Debug)]
+pub struct Canceller {
+    pidfd: std::os::fd::OwnedFd,
+}
+
+impl Canceller {
+    /// Asks the worker to cancel its build. One that has ended meanwhile is left alone.
+    ///
+    /// # Errors
+    /// When the caller may not.
+    pub fn cancel(&self) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM) {
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            told => Ok(told?),
         }
     }
 }
@@ -333,7 +362,7 @@ pub fn adopt(state: &Path, id: &BuildId) -> io::Result<Option<WorkerHandle>> {
     let pidfd = unsafe { AsyncFd::register(pidfd) }?;
     Ok(Some(WorkerHandle {
         folder,
-        process: Process::Adopted { pid, pidfd },
+        process: Process::Adopted { pidfd },
     }))
 }
 

@@ -8,6 +8,7 @@ use oci::Reference;
 use service::builds::list::{Filter, Reason, Standing};
 
 use super::moment::Moment;
+use super::steps::SecretArg;
 use super::{Place, Server};
 
 /// Arguments of `kiln ls`.
@@ -94,6 +95,23 @@ pub(crate) struct LogsArgs {
     /// State and configuration.
     #[command(flatten)]
     pub(crate) place: Place,
+}
+
+/// Arguments of `kiln retry`.
+#[derive(Debug, Args)]
+pub(crate) struct RetryArgs {
+    /// Id of a build, or name of an image (its newest build)
+    #[arg(value_name = "ID|REF")]
+    pub(crate) build: String,
+    /// A secret that the request had: they are not kept
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE|,env=NAME]")]
+    pub(crate) secrets: Vec<SecretArg>,
+    /// Print the log of the new build until it ends, and end as it does
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// The server that it ran on.
+    #[command(flatten)]
+    pub(crate) server: Server,
 }
 
 /// How an answer is written.

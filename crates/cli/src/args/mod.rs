@@ -22,7 +22,7 @@ use oci::{Platform, Reference};
 
 use self::cache::{CacheFromArg, CacheToArg};
 use self::call::CallArgs;
-use self::history::{HistoryArgs, InspectArgs, LogsArgs, LsArgs};
+use self::history::{HistoryArgs, InspectArgs, LogsArgs, LsArgs, RetryArgs};
 use self::named::NamedArg;
 use self::output::OutputOption;
 use self::pair::{Annotation, BuildArg, Label};
@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Print the log of a build, or of one of its steps.
     Logs(LogsArgs),
+    /// Make the request of a build of a server once more.
+    Retry(RetryArgs),
     /// End a build that is running.
     Cancel(CancelArgs),
     /// Make one file of an image's root filesystem; fetch it, mount it.

@@ -11,10 +11,9 @@ use engine::spec::{
 };
 use engine::state::BuildState;
 use futures_util::StreamExt;
-use rustix::process::{Pid, Signal};
 use source::git::{FetchOptions, GitDirectory};
 use tokio::signal::unix::{SignalKind, signal};
-use worker::WorkerHandle;
+use worker::Canceller;
 
 use super::agent::{self, Agents};
 use super::context::{self, Input};
@@ -242,7 +241,7 @@ pub(crate) async fn carry_out(
     let handle = worker::launch(&ready.command, spec)
         .await
         .or_exit(Exit::Machine)?;
-    let pid = worker_pid(&handle);
+    let canceller = handle.canceller().or_exit(Exit::Machine)?;
     let records = follow(handle.folder.clone()).map(|record| record.or_exit(Exit::Internal));
     let mut showing = pin!(progress::show(style, records));
     let mut waiting = pin!(handle.wait());
@@ -257,9 +256,8 @@ pub(crate) async fn carry_out(
             _ = interrupt.recv() => n_interrupts += 1,
             _ = terminate.recv() => n_interrupts += 1,
         }
-        // Not reaped as long as it has not been waited for: the pid is still its own.
         if n_interrupts > 0 && !is_gone {
-            cancel(pid, n_interrupts)?;
+            cancel(canceller.as_ref(), n_interrupts)?;
         }
     };
     if !is_gone {
@@ -269,23 +267,17 @@ pub(crate) async fn carry_out(
     Ok(state)
 }
 
-fn worker_pid(handle: &WorkerHandle) -> Option<Pid> {
-    let pid = i32::try_from(handle.pid()?).ok()?;
-    Pid::from_raw(pid)
-}
-
 /// Asks the worker to stop; whoever asks twice does not want to wait.
-fn cancel(pid: Option<Pid>, n_interrupts: u32) -> Outcome {
+fn cancel(worker: Option<&Canceller>, n_interrupts: u32) -> Outcome {
     if n_interrupts > 1 {
         return Err(Failure::text(
             Exit::Interrupted,
             "interrupted; the worker is still stopping its steps",
         ));
     }
-    if let Some(pid) = pid {
+    if let Some(worker) = worker {
         terminal::say("cancelling; once more to leave without waiting");
-        // It may have ended on its own meanwhile.
-        let _ = rustix::process::kill_process(pid, Signal::TERM);
+        worker.cancel().or_exit(Exit::Machine)?;
     }
     Ok(())
 }

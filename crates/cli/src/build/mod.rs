@@ -15,9 +15,9 @@ mod look;
 mod named;
 mod options;
 pub(crate) mod outputs;
-mod remote;
+pub(crate) mod remote;
 pub(crate) mod report;
-mod secrets;
+pub(crate) mod secrets;
 mod upload;
 
 use crate::args::BuildArgs;

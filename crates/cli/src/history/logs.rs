@@ -87,7 +87,7 @@ fn request(args: &LogsArgs, build_id: String) -> wire::GetLogRequest {
 }
 
 /// Goes on where it was when the connection breaks, or the server restarts.
-async fn of_server(client: &mut Client, mut request: wire::GetLogRequest) -> Outcome {
+pub(super) async fn of_server(client: &mut Client, mut request: wire::GetLogRequest) -> Outcome {
     let mut n_failed = 0;
     loop {
         let before = request.offset;

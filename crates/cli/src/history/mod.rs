@@ -1,4 +1,4 @@
-//! Commands that look at builds: `ls`, `history`, `inspect` and `logs`, of this machine and of servers.
+//! Commands about builds that were: `ls`, `history`, `inspect` and `logs`, of this machine and of servers, and `retry`.
 //!
 //! Both tell a build in the words of `kiln.v1`, so that there is one way to show it. Names, errors and output come from whoever wrote the
 //! Dockerfile: what a terminal would act upon is taken out of what is shown to people.
@@ -8,12 +8,14 @@
 //! | `list` | `ls` and `history` |
 //! | `logs` | `logs` |
 //! | `one` | `inspect` |
+//! | `retry` | `retry` |
 //! | `find` | which builds are meant, here and on a server |
 
 mod find;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod one;
+pub(crate) mod retry;
 
 use api::kiln::v1 as wire;
 use service::builds::list::{Reason, Standing};

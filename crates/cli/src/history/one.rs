@@ -65,6 +65,18 @@ fn text(known: &Known, now_ms: u64) -> String {
     for artifact in &known.artifacts {
         say("made", safe(&made(artifact)));
     }
+    if let Some(kept) = &detail.request {
+        let secrets = kept.secrets.iter().map(|id| format!("secret {id}"));
+        let hosts = kept.credentials.iter();
+        let hosts = hosts.map(|host| format!("credentials for {host}"));
+        for gone in secrets.chain(hosts) {
+            say("to retry", safe(&format!("{gone} has to come again")));
+        }
+        if kept.files {
+            let text = "credentials of the files have to come again";
+            say("to retry", text.to_owned());
+        }
+    }
     if let Some(folder) = &known.folder {
         say("folder", folder.display().to_string());
     }
@@ -176,6 +188,9 @@ fn json(known: &Known) -> Value {
         "commit": given(&detail.commit),
         "warnings": detail.warnings,
         "journal_bytes": detail.journal_bytes,
+        "not_kept": detail.request.as_ref().map(|kept| {
+            json!({"secrets": kept.secrets, "credentials": kept.credentials, "files": kept.files})
+        }),
         "artifacts": known.artifacts.iter().map(artifact).collect::<Vec<_>>(),
         "folder": known.folder,
     });

@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use self::names::Addresses;
 use crate::access::Repositories;
 use crate::builds::provenance::{Provenance, ProvenanceError};
+use crate::builds::requests::Requests;
 use crate::builds::{Builds, Limits, RecoverError};
 use crate::config::{Config, ConfigError};
 use crate::contexts::{self, Contexts};
@@ -278,15 +279,18 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
     let tokens = LogTokens::open(&folder).map_err(|e| in_state(state, e))?;
     let store = Store::open(&state.join("store"), setup.owner).map_err(RunError::Store)?;
     let provenance = Provenance::open(&folder.join("names")).map_err(RunError::Provenance)?;
+    let requests = Requests::open(&folder.join("requests")).map_err(|e| in_state(state, e))?;
     let (stop, metrics) = (CancellationToken::new(), Metrics::default());
     let builds = Builds::open(builds::Parts {
         executor: Arc::clone(&setup.executor),
         state: state.to_owned(),
         provenance,
+        requests,
         limits: Limits {
             running: config.server.max_running_builds,
             queued: config.server.max_queued_builds,
             retention: config.server.retention,
+            retention_bytes: config.server.retention_bytes,
         },
         environment: setup.environment,
         metrics: metrics.clone(),

@@ -11,6 +11,7 @@
 //! | [`list`] | filters and pages |
 //! | [`log`] | the text of a journal, as a stream that ends when the build does |
 //! | [`provenance`] | which inputs made the image under a name |
+//! | [`requests`] | what was asked, to be asked once more |
 //! | `recover` | after a restart |
 //! | `retention` | forgetting |
 
@@ -20,6 +21,7 @@ pub mod list;
 pub mod log;
 pub mod provenance;
 mod recover;
+pub mod requests;
 mod retention;
 
 use std::collections::{BTreeSet, HashMap};
@@ -35,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use self::build::{Build, Progress};
 use self::provenance::Provenance;
+use self::requests::Requests;
 use crate::access::Tenant;
 use crate::agents::Agents;
 use crate::environment::Environment;
@@ -58,6 +61,8 @@ pub struct Parts {
     pub state: PathBuf,
     /// Which inputs made which images.
     pub provenance: Provenance,
+    /// What was asked.
+    pub requests: Requests,
     /// How much is taken on.
     pub limits: Limits,
     /// Time and ids.
@@ -85,12 +90,15 @@ pub struct Limits {
     pub queued: usize,
     /// How long an ended build is kept.
     pub retention: Duration,
+    /// How much ended builds may take together.
+    pub retention_bytes: Option<u64>,
 }
 
 struct Inner {
     executor: Arc<dyn Executor>,
     state: PathBuf,
     provenance: Provenance,
+    requests: Requests,
     limits: Limits,
     environment: Environment,
     metrics: Metrics,
@@ -147,6 +155,7 @@ impl Builds {
                 executor: parts.executor,
                 state: parts.state,
                 provenance: parts.provenance,
+                requests: parts.requests,
                 limits: parts.limits,
                 environment: parts.environment,
                 metrics: parts.metrics,
@@ -163,6 +172,11 @@ impl Builds {
     /// Returns which inputs made which images.
     pub fn provenance(&self) -> &Provenance {
         &self.inner.provenance
+    }
+
+    /// Returns what was asked, to be asked once more.
+    pub fn requests(&self) -> &Requests {
+        &self.inner.requests
     }
 
     /// Returns the running build of this key if there is one, else starts `order`.

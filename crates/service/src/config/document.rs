@@ -108,6 +108,8 @@ max_request_bytes = 104857600
 drain_timeout = "10s"
 # How long an ended build and its log are kept.
 retention = "7d"
+# How much the journals of ended builds may take together, in bytes: the oldest go first. Not limited when not given.
+#retention_bytes = 10737418240
 
 # Folders that callers upload to build from. How much one may hold, limits.context_bytes and limits.context_files say.
 [contexts]

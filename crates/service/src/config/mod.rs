@@ -195,6 +195,8 @@ pub struct Server {
     /// How long an ended build and its log are kept.
     #[serde(deserialize_with = "duration::deserialize")]
     pub retention: Duration,
+    /// How much ended builds may take together, in bytes; the oldest go first.
+    pub retention_bytes: Option<u64>,
 }
 
 impl Default for Server {
@@ -206,6 +208,7 @@ impl Default for Server {
             max_request_bytes: 100 << 20,
             drain_timeout: Duration::from_secs(10),
             retention: Duration::from_secs(7 * 24 * 3600),
+            retention_bytes: None,
         }
     }
 }

@@ -17,11 +17,12 @@ use tonic::Status;
 
 use super::convert::{self, ListCall};
 use super::stream::log_error;
-use super::told;
+use super::{retry, told};
 use crate::access::Tenant;
 use crate::builds::Builds;
 use crate::builds::build::{Build, Progress};
 use crate::builds::log::{self, Wanted};
+use crate::builds::requests::Requests;
 use crate::failure::Failure;
 use crate::lifecycle::not_found;
 use crate::outputs;
@@ -30,12 +31,17 @@ use crate::outputs;
 const OUTPUTS_MAX: u32 = 32;
 
 /// Returns a build with what its journal tells.
-pub(super) async fn build(build: &Build) -> Result<wire::GetBuildResponse, Failure> {
+pub(super) async fn build(
+    requests: &Requests,
+    build: &Build,
+) -> Result<wire::GetBuildResponse, Failure> {
     let progress = build.progress();
-    let detail = match &progress.folder {
+    let asked = retry::asked(requests, &build.record.id).await?;
+    let mut detail = match &progress.folder {
         Some(folder) => told::detail(&summary_of(folder.clone()).await?),
         None => wire::BuildDetail::default(),
     };
+    detail.request = asked.map(|mut asked| asked.gone());
     Ok(wire::GetBuildResponse {
         build: Some(convert::native(build, &progress)),
         detail: Some(detail),

@@ -9,6 +9,7 @@ mod convert;
 mod history;
 mod native;
 mod output;
+mod retry;
 mod stream;
 mod subassembly;
 pub mod told;
@@ -33,7 +34,9 @@ use crate::builds::build::Build;
 use crate::builds::log::{self, Names as LogNames, Wanted};
 use crate::contexts::Contexts;
 use crate::failure::{Blame, Failure};
+use crate::grpc::retry::Asked;
 use crate::lifecycle::{Admitted, Service, Standing, not_found};
+use crate::request::BuildCall;
 use crate::subassembly::Subassemblies;
 use crate::web::download::Downloads;
 use crate::web::tokens::LogTokens;
@@ -135,6 +138,26 @@ impl Calls {
         let done = self.inner.tasks.spawn(work).await;
         done.map_err(|error| Failure::platform("the request failed", error).status())?
             .map_err(|failure| failure.status())
+    }
+
+    /// Sees to it that an image is built, and keeps what was asked.
+    async fn admit(
+        &self,
+        caller: &Caller,
+        mut call: BuildCall,
+        asked: Asked,
+    ) -> Result<Admitted, Status> {
+        call.rights = self.bounded(caller, call.rights);
+        let tenant = caller.tenant.clone();
+        let service = Arc::clone(self.service());
+        let admitted = async move {
+            let admitted = service.build(&tenant, call).await?;
+            if let Admitted::Building(build) = &admitted {
+                retry::keep(service.builds.requests(), &build.record.id, asked).await;
+            }
+            Ok(admitted)
+        };
+        self.to_its_end(admitted).await
     }
 
     fn find(&self, tenant: &Tenant, id: &str, reference: &str) -> Result<Arc<Build>, Failure> {
@@ -252,13 +275,11 @@ impl ImageBuilder for Calls {
         request: Request<wire::BuildRequest>,
     ) -> Result<Response<Self::BuildStream>, Status> {
         let caller = caller_of(&request);
-        let mut call = convert::build_call(request.into_inner(), &self.service().settings.fetch)
+        let request = request.into_inner();
+        let asked = Asked::Published(Box::new(request.clone()));
+        let call = convert::build_call(request, &self.service().settings.fetch)
             .map_err(|failure| failure.status())?;
-        call.rights = self.bounded(&caller, call.rights);
-        let service = Arc::clone(self.service());
-        let admitted = self
-            .to_its_end(async move { service.build(&caller.tenant, call).await })
-            .await?;
+        let admitted = self.admit(&caller, call, asked).await?;
         Ok(Response::new(match admitted {
             Admitted::Exists(names) => stream::exists(names),
             Admitted::Building(build) => {

@@ -7,17 +7,110 @@ use api::kiln::v1::kiln_server::Kiln;
 use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::retry::{self, Asked};
 use super::{Calls, agent, caller_of, convert, history, output, tenant_of, upload, watch};
-use crate::access::Tenant;
+use crate::access::{Caller, Tenant};
 use crate::builds::Joined;
 use crate::builds::build::Build;
-use crate::lifecycle::not_found;
+use crate::failure::{Blame, Failure};
+use crate::lifecycle::{Admitted, not_found};
+use crate::native::NativeCall;
+
+/// The label of a build that names the one whose request it is.
+const RETRY_OF: &str = "kiln.retry-of";
 
 impl Calls {
     pub(super) fn native_build(&self, tenant: &Tenant, id: &str) -> Result<Arc<Build>, Status> {
         let builds = &self.service().builds;
         let found = id.parse().ok().and_then(|id| builds.find(tenant, &id));
         found.ok_or_else(|| not_found().status())
+    }
+
+    /// Starts a build, and keeps what was asked.
+    async fn start_native(
+        &self,
+        caller: &Caller,
+        mut call: NativeCall,
+        asked: Asked,
+    ) -> Result<(Arc<Build>, Joined), Status> {
+        call.rights = self.bounded(caller, call.rights);
+        let tenant = caller.tenant.clone();
+        let service = Arc::clone(self.service());
+        let (contexts, tasks) = (self.inner.contexts.clone(), self.inner.tasks.clone());
+        let started = async move {
+            let mut leases = Vec::new();
+            // What was asked before has its files, or has ended: they may be gone by now.
+            let was_asked = service.was_asked(&tenant, call.request_id.as_deref());
+            for context_id in call.uploads.iter().filter(|_| !was_asked) {
+                leases.push(contexts.lease(&tenant, context_id).await?);
+            }
+            let (build, joined) = service.start(&tenant, call).await?;
+            if joined == Joined::Started {
+                retry::keep(service.builds.requests(), &build.record.id, asked).await;
+            }
+            if !leases.is_empty() && joined == Joined::Started {
+                // What a build is made from is kept until it has ended, however long it waits for its turn.
+                let build = Arc::clone(&build);
+                let stop = service.builds.stopping();
+                tasks.spawn(async move {
+                    stop.run_until_cancelled(build.ended()).await;
+                    drop(leases);
+                });
+            }
+            Ok((build, joined))
+        };
+        self.to_its_end(started).await
+    }
+
+    /// Returns what was asked of a build, completed with what has come again.
+    async fn asked_again(
+        &self,
+        build: &Build,
+        given: wire::RetryBuildRequest,
+    ) -> Result<Asked, Failure> {
+        if !build.has_ended() {
+            return Err(Failure::new(Blame::State, "the build has not ended"));
+        }
+        let requests = self.service().builds.requests();
+        let asked = retry::asked(requests, &build.record.id).await?;
+        let asked = asked.ok_or_else(|| {
+            let text = "the request of this build is not kept: it was too large, or is no build of a request";
+            Failure::new(Blame::State, text)
+        })?;
+        asked.completed(given)
+    }
+
+    async fn make_again(
+        &self,
+        caller: &Caller,
+        before: &Build,
+        asked: Asked,
+    ) -> Result<(Arc<Build>, Joined), Status> {
+        let fetch = &self.service().settings.fetch;
+        match asked.clone() {
+            Asked::Native(request) => {
+                let call = convert::native_call(*request, fetch);
+                let mut call = call.map_err(|failure| failure.status())?;
+                let id = before.record.id.to_string();
+                call.labels.insert(RETRY_OF.to_owned(), id);
+                self.start_native(caller, call, asked).await
+            }
+            Asked::Published(request) => {
+                let call = convert::build_call(*request, fetch);
+                let call = call.map_err(|failure| failure.status())?;
+                let now_ms = (self.service().settings.environment.now_ms)();
+                match self.admit(caller, call, asked).await? {
+                    Admitted::Building(build) if build.record.started_at_ms >= now_ms => {
+                        Ok((build, Joined::Started))
+                    }
+                    Admitted::Building(build) => Ok((build, Joined::Joined)),
+                    Admitted::Exists(names) => {
+                        let text = format!("{}: the image is there by now", names.workspace);
+                        Err(Failure::new(Blame::State, text).status())
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -30,33 +123,28 @@ impl Kiln for Calls {
         request: Request<wire::StartBuildRequest>,
     ) -> Result<Response<wire::StartBuildResponse>, Status> {
         let caller = caller_of(&request);
-        let tenant = caller.tenant.clone();
-        let service = Arc::clone(self.service());
-        let call = convert::native_call(request.into_inner(), &service.settings.fetch);
-        let mut call = call.map_err(|failure| failure.status())?;
-        call.rights = self.bounded(&caller, call.rights);
-        let (contexts, tasks) = (self.inner.contexts.clone(), self.inner.tasks.clone());
-        let started = async move {
-            let mut leases = Vec::new();
-            // What was asked before has its files, or has ended: they may be gone by now.
-            let was_asked = service.was_asked(&tenant, call.request_id.as_deref());
-            for context_id in call.uploads.iter().filter(|_| !was_asked) {
-                leases.push(contexts.lease(&tenant, context_id).await?);
-            }
-            let (build, joined) = service.start(&tenant, call).await?;
-            if !leases.is_empty() && joined == Joined::Started {
-                // What a build is made from is kept until it has ended, however long it waits for its turn.
-                let build = Arc::clone(&build);
-                let stop = service.builds.stopping();
-                tasks.spawn(async move {
-                    stop.run_until_cancelled(build.ended()).await;
-                    drop(leases);
-                });
-            }
-            Ok((build, joined))
-        };
-        let (build, joined) = self.to_its_end(started).await?;
+        let request = request.into_inner();
+        let asked = Asked::Native(Box::new(request.clone()));
+        let call = convert::native_call(request, &self.service().settings.fetch);
+        let call = call.map_err(|failure| failure.status())?;
+        let (build, joined) = self.start_native(&caller, call, asked).await?;
         Ok(Response::new(wire::StartBuildResponse {
+            build: Some(convert::native(&build, &build.progress())),
+            already_started: joined == Joined::Joined,
+        }))
+    }
+
+    async fn retry_build(
+        &self,
+        request: Request<wire::RetryBuildRequest>,
+    ) -> Result<Response<wire::RetryBuildResponse>, Status> {
+        let caller = caller_of(&request);
+        let request = request.into_inner();
+        let build = self.native_build(&caller.tenant, &request.build_id)?;
+        let asked = self.asked_again(&build, request).await;
+        let asked = asked.map_err(|failure| failure.status())?;
+        let (build, joined) = self.make_again(&caller, &build, asked).await?;
+        Ok(Response::new(wire::RetryBuildResponse {
             build: Some(convert::native(&build, &build.progress())),
             already_started: joined == Joined::Joined,
         }))
@@ -89,7 +177,7 @@ impl Kiln for Calls {
         let tenant = tenant_of(&request);
         let id = request.into_inner().build_id;
         let build = self.native_build(&tenant, &id)?;
-        let told = history::build(&build).await;
+        let told = history::build(self.service().builds.requests(), &build).await;
         Ok(Response::new(told.map_err(|failure| failure.status())?))
     }
 

@@ -74,6 +74,8 @@ pub fn detail(summary: &Summary) -> wire::BuildDetail {
         commit: summary.commit.clone().unwrap_or_default(),
         warnings: summary.warnings.clone(),
         journal_bytes: summary.journal_bytes,
+        // Only a server has it.
+        request: None,
     }
 }
 

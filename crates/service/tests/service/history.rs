@@ -150,6 +150,15 @@ async fn every_end_has_its_reason_in_lists_details_and_numbers() {
     server.stopped().await;
 }
 
+/// A filter, by what makes it another one than that which wants all.
+type Change<'a> = &'a dyn Fn(&mut wire::ListBuildsRequest);
+
+fn filter(change: Change<'_>) -> wire::ListBuildsRequest {
+    let mut filter = wire::ListBuildsRequest::default();
+    change(&mut filter);
+    filter
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_leave_what_was_asked_for() {
     let world = World::new();
@@ -163,107 +172,61 @@ async fn filters_leave_what_was_asked_for() {
     let two = started(&server, labelled("team", "b")).await;
     let worker = world.worker().await;
     worker.phase(Phase::Running);
-    let filter = wire::ListBuildsRequest::default;
     let labels = |value: &str| HashMap::from([("team".to_owned(), value.to_owned())]);
     soon(async {
         while get(&server, &two).await.build.unwrap().phase() != wire::BuildPhase::Running {}
     })
     .await;
-    for (asked, expected) in [
-        (filter(), vec![&two, &one]),
+    let rows: [(Change<'_>, &[&String]); 10] = [
+        (&|_| (), &[&two, &one]),
         (
-            wire::ListBuildsRequest {
-                phases: vec![wire::BuildPhase::Running.into()],
-                ..filter()
-            },
-            vec![&two],
+            &|f| f.phases = vec![wire::BuildPhase::Running.into()],
+            &[&two],
         ),
         (
-            wire::ListBuildsRequest {
-                phases: vec![wire::BuildPhase::Failed.into()],
-                ..filter()
-            },
-            vec![&one],
+            &|f| f.phases = vec![wire::BuildPhase::Failed.into()],
+            &[&one],
+        ),
+        (&|f| f.request_labels = labels("a"), &[&one]),
+        (&|f| f.request_labels = labels("c"), &[]),
+        (&|f| "team b".clone_into(&mut f.triggered_by), &[&two]),
+        (&|f| f.since_ms = started_ms + 1, &[&two]),
+        (&|f| f.until_ms = started_ms + 1, &[&one]),
+        (
+            &|f| f.purposes = vec![wire::BuildPurpose::Named.into()],
+            &[&two, &one],
         ),
         (
-            wire::ListBuildsRequest {
-                request_labels: labels("a"),
-                ..filter()
-            },
-            vec![&one],
+            &|f| f.purposes = vec![wire::BuildPurpose::Subassembly.into()],
+            &[],
         ),
-        (
-            wire::ListBuildsRequest {
-                request_labels: labels("c"),
-                ..filter()
-            },
-            vec![],
-        ),
-        (
-            wire::ListBuildsRequest {
-                triggered_by: "team b".to_owned(),
-                ..filter()
-            },
-            vec![&two],
-        ),
-        (
-            wire::ListBuildsRequest {
-                since_ms: started_ms + 1,
-                ..filter()
-            },
-            vec![&two],
-        ),
-        (
-            wire::ListBuildsRequest {
-                until_ms: started_ms + 1,
-                ..filter()
-            },
-            vec![&one],
-        ),
-        (
-            wire::ListBuildsRequest {
-                purposes: vec![wire::BuildPurpose::Named.into()],
-                ..filter()
-            },
-            vec![&two, &one],
-        ),
-        (
-            wire::ListBuildsRequest {
-                purposes: vec![wire::BuildPurpose::Subassembly.into()],
-                ..filter()
-            },
-            vec![],
-        ),
-    ] {
+    ];
+    for (change, expected) in rows {
+        let asked = filter(change);
         let found = ids(&server, asked.clone()).await;
         assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{asked:?}");
     }
-    for wrong in [
-        wire::ListBuildsRequest {
-            phases: vec![99],
-            ..filter()
-        },
-        wire::ListBuildsRequest {
-            phases: vec![0],
-            ..filter()
-        },
-        wire::ListBuildsRequest {
-            reasons: vec![-1],
-            ..filter()
-        },
-        wire::ListBuildsRequest {
-            since_ms: -1,
-            ..filter()
-        },
-        wire::ListBuildsRequest {
-            request_labels: HashMap::from([(String::new(), "x".to_owned())]),
-            ..filter()
-        },
-    ] {
+    worker.fail(FailureKind::Source, "x");
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_that_make_no_sense_are_refused() {
+    let world = World::new();
+    let server = world.serve().await;
+    let nameless = || HashMap::from([(String::new(), "x".to_owned())]);
+    let rows: [Change<'_>; 5] = [
+        &|f| f.phases = vec![99],
+        &|f| f.phases = vec![0],
+        &|f| f.reasons = vec![-1],
+        &|f| f.since_ms = -1,
+        &|f| f.request_labels = nameless(),
+    ];
+    for change in rows {
+        let wrong = filter(change);
         let refused = list(&server, wrong.clone()).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{wrong:?}");
     }
-    worker.fail(FailureKind::Source, "x");
     server.stopped().await;
 }
 
@@ -346,38 +309,27 @@ async fn log(server: &Server, request: wire::GetLogRequest) -> Result<Vec<u8>, t
     Ok(text)
 }
 
+fn asked(id: &str, change: &dyn Fn(&mut wire::GetLogRequest)) -> wire::GetLogRequest {
+    let mut request = wire::GetLogRequest {
+        build_id: id.to_owned(),
+        ..wire::GetLogRequest::default()
+    };
+    change(&mut request);
+    request
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_is_read_from_any_byte_of_any_step_while_it_grows_and_after() {
+async fn a_log_is_read_from_any_byte_while_it_grows_and_after() {
     let world = World::new();
     let server = world.serve().await;
     let id = started(&server, request()).await;
-    let asked = |change: fn(&mut wire::GetLogRequest)| {
-        let mut request = wire::GetLogRequest {
-            build_id: id.clone(),
-            ..wire::GetLogRequest::default()
-        };
-        change(&mut request);
-        request
-    };
     let worker = world.worker().await;
     two_steps(&worker);
     soon(async { while get(&server, &id).await.detail.unwrap().steps.len() < 2 {} }).await;
     // What is there, without waiting for the end.
-    let now = log(&server, asked(|_| ())).await.unwrap();
-    assert!(
-        now.starts_with(b"#1 [1/2] RUN one\n"),
-        "{}",
-        String::from_utf8_lossy(&now)
-    );
-    let raw = asked(|r| {
-        r.step = 1;
-        r.form = wire::LogForm::Raw.into();
-    });
-    assert_eq!(
-        log(&server, raw.clone()).await.unwrap(),
-        b"out of one\n\xff\x1b[2J\n"
-    );
-    let follow = asked(|r| r.follow = true);
+    let now = log(&server, asked(&id, &|_| ())).await.unwrap();
+    assert!(now.starts_with(b"#1 [1/2] RUN one\n"));
+    let follow = asked(&id, &|r| r.follow = true);
     let following = {
         let (mut client, follow) = (server.native().await, follow.clone());
         tokio::spawn(async move {
@@ -398,42 +350,53 @@ async fn a_log_is_read_from_any_byte_of_any_step_while_it_grows_and_after() {
             offset,
             ..follow.clone()
         };
-        let rest = whole
-            .get(usize::try_from(offset).unwrap()..)
-            .unwrap_or_default();
+        let rest = whole.get(usize::try_from(offset).unwrap()..);
+        let rest = rest.unwrap_or_default();
         assert_eq!(log(&server, from).await.unwrap(), rest, "{offset}");
     }
-    let of_two = String::from_utf8(log(&server, asked(|r| r.step = 2)).await.unwrap()).unwrap();
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_read_of_one_step_from_a_time_on_or_raw() {
+    let world = World::new();
+    let server = world.serve().await;
+    let id = started(&server, request()).await;
+    let worker = world.worker().await;
+    two_steps(&worker);
+    worker.fail(FailureKind::Dockerfile, "at last");
+    ended(&server, &id).await;
+    let raw = asked(&id, &|r| {
+        r.step = 1;
+        r.form = wire::LogForm::Raw.into();
+    });
+    let bytes = log(&server, raw.clone()).await.unwrap();
+    assert_eq!(bytes, b"out of one\n\xff\x1b[2J\n");
+    let of_two = log(&server, asked(&id, &|r| r.step = 2)).await.unwrap();
+    let of_two = String::from_utf8(of_two).unwrap();
     assert!(
         of_two.contains("RUN two") && !of_two.contains("one"),
         "{of_two}"
     );
-    assert!(
-        log(&server, asked(|r| r.step = 9))
-            .await
-            .unwrap()
-            .is_empty()
-    );
-    assert!(
-        log(&server, asked(|r| r.since_ms = i64::MAX))
-            .await
-            .unwrap()
-            .is_empty()
-    );
-    for wrong in [asked(|r| r.form = 9), asked(|r| r.since_ms = -1)] {
-        assert_eq!(
-            log(&server, wrong).await.unwrap_err().code(),
-            Code::InvalidArgument
-        );
+    for nothing in [
+        asked(&id, &|r| r.step = 9),
+        asked(&id, &|r| r.since_ms = i64::MAX),
+    ] {
+        assert!(log(&server, nothing).await.unwrap().is_empty());
+    }
+    for wrong in [
+        asked(&id, &|r| r.form = 9),
+        asked(&id, &|r| r.since_ms = -1),
+    ] {
+        let refused = log(&server, wrong).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
     }
     let unknown = wire::GetLogRequest {
         build_id: "a".repeat(26),
         ..raw
     };
-    assert_eq!(
-        log(&server, unknown).await.unwrap_err().code(),
-        Code::NotFound
-    );
+    let refused = log(&server, unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
     server.stopped().await;
 }
 

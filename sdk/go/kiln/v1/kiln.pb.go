@@ -768,7 +768,9 @@ type BuildDetail struct {
 	// What was said that stopped nothing: 100 at most.
 	Warnings []string `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// Size of its journal, in bytes.
-	JournalBytes  uint64 `protobuf:"varint,6,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	JournalBytes uint64 `protobuf:"varint,6,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	// What RetryBuild takes; not given when the request is not kept.
+	Request       *KeptRequest `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,6 +847,230 @@ func (x *BuildDetail) GetJournalBytes() uint64 {
 	return 0
 }
 
+func (x *BuildDetail) GetRequest() *KeptRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+// What is kept of a request, so that it can be made once more: everything but what is secret.
+type KeptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids of the secrets that it had.
+	Secrets []string `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	// Hosts that it had credentials for.
+	Credentials []string `protobuf:"bytes,2,rep,name=credentials,proto3" json:"credentials,omitempty"`
+	// Whether its files were fetched with credentials, or from addresses that say more than where.
+	Files bool `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
+	// Agents that were lent to it.
+	SshAgents     []string `protobuf:"bytes,4,rep,name=ssh_agents,json=sshAgents,proto3" json:"ssh_agents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptRequest) Reset() {
+	*x = KeptRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptRequest) ProtoMessage() {}
+
+func (x *KeptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptRequest.ProtoReflect.Descriptor instead.
+func (*KeptRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *KeptRequest) GetSecrets() []string {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *KeptRequest) GetCredentials() []string {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+func (x *KeptRequest) GetFiles() bool {
+	if x != nil {
+		return x.Files
+	}
+	return false
+}
+
+func (x *KeptRequest) GetSshAgents() []string {
+	if x != nil {
+		return x.SshAgents
+	}
+	return nil
+}
+
+type RetryBuildRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the build.
+	BuildId string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
+	// As that of StartBuildRequest, for the new build.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The secrets that the request had, by id.
+	Secrets map[string][]byte `protobuf:"bytes,3,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Credentials for the hosts that it had some for. A mode that is given takes the place of that of the request.
+	Auth *builder.BuildRegistryAuth `protobuf:"bytes,4,opt,name=auth,proto3" json:"auth,omitempty"`
+	// Takes the place of its files: needed when they were fetched with credentials.
+	Files *BuildFiles `protobuf:"bytes,5,opt,name=files,proto3" json:"files,omitempty"`
+	// Who says to have asked; the same as before when empty.
+	TriggeredBy   string `protobuf:"bytes,6,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryBuildRequest) Reset() {
+	*x = RetryBuildRequest{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryBuildRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryBuildRequest) ProtoMessage() {}
+
+func (x *RetryBuildRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryBuildRequest.ProtoReflect.Descriptor instead.
+func (*RetryBuildRequest) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RetryBuildRequest) GetBuildId() string {
+	if x != nil {
+		return x.BuildId
+	}
+	return ""
+}
+
+func (x *RetryBuildRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RetryBuildRequest) GetSecrets() map[string][]byte {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *RetryBuildRequest) GetAuth() *builder.BuildRegistryAuth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *RetryBuildRequest) GetFiles() *BuildFiles {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *RetryBuildRequest) GetTriggeredBy() string {
+	if x != nil {
+		return x.TriggeredBy
+	}
+	return ""
+}
+
+type RetryBuildResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new build. Its label `kiln.retry-of` names the old one.
+	Build *Build `protobuf:"bytes,1,opt,name=build,proto3" json:"build,omitempty"`
+	// Whether the request had been made before, or is being carried out.
+	AlreadyStarted bool `protobuf:"varint,2,opt,name=already_started,json=alreadyStarted,proto3" json:"already_started,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RetryBuildResponse) Reset() {
+	*x = RetryBuildResponse{}
+	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryBuildResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryBuildResponse) ProtoMessage() {}
+
+func (x *RetryBuildResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryBuildResponse.ProtoReflect.Descriptor instead.
+func (*RetryBuildResponse) Descriptor() ([]byte, []int) {
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RetryBuildResponse) GetBuild() *Build {
+	if x != nil {
+		return x.Build
+	}
+	return nil
+}
+
+func (x *RetryBuildResponse) GetAlreadyStarted() bool {
+	if x != nil {
+		return x.AlreadyStarted
+	}
+	return false
+}
+
 type EnteredPhase struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Phase BuildPhase             `protobuf:"varint,1,opt,name=phase,proto3,enum=kiln.v1.BuildPhase" json:"phase,omitempty"`
@@ -856,7 +1082,7 @@ type EnteredPhase struct {
 
 func (x *EnteredPhase) Reset() {
 	*x = EnteredPhase{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +1094,7 @@ func (x *EnteredPhase) String() string {
 func (*EnteredPhase) ProtoMessage() {}
 
 func (x *EnteredPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[5]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +1107,7 @@ func (x *EnteredPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnteredPhase.ProtoReflect.Descriptor instead.
 func (*EnteredPhase) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{5}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EnteredPhase) GetPhase() BuildPhase {
@@ -909,7 +1135,7 @@ type PinnedBase struct {
 
 func (x *PinnedBase) Reset() {
 	*x = PinnedBase{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1147,7 @@ func (x *PinnedBase) String() string {
 func (*PinnedBase) ProtoMessage() {}
 
 func (x *PinnedBase) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[6]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1160,7 @@ func (x *PinnedBase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinnedBase.ProtoReflect.Descriptor instead.
 func (*PinnedBase) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{6}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PinnedBase) GetReference() string {
@@ -977,7 +1203,7 @@ type BuildStep struct {
 
 func (x *BuildStep) Reset() {
 	*x = BuildStep{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1215,7 @@ func (x *BuildStep) String() string {
 func (*BuildStep) ProtoMessage() {}
 
 func (x *BuildStep) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[7]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1228,7 @@ func (x *BuildStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildStep.ProtoReflect.Descriptor instead.
 func (*BuildStep) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{7}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BuildStep) GetStep() uint32 {
@@ -1080,7 +1306,7 @@ type StepLayer struct {
 
 func (x *StepLayer) Reset() {
 	*x = StepLayer{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1318,7 @@ func (x *StepLayer) String() string {
 func (*StepLayer) ProtoMessage() {}
 
 func (x *StepLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[8]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1331,7 @@ func (x *StepLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepLayer.ProtoReflect.Descriptor instead.
 func (*StepLayer) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{8}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StepLayer) GetDigest() string {
@@ -1157,7 +1383,7 @@ type ListBuildsRequest struct {
 
 func (x *ListBuildsRequest) Reset() {
 	*x = ListBuildsRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1395,7 @@ func (x *ListBuildsRequest) String() string {
 func (*ListBuildsRequest) ProtoMessage() {}
 
 func (x *ListBuildsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[9]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1408,7 @@ func (x *ListBuildsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBuildsRequest.ProtoReflect.Descriptor instead.
 func (*ListBuildsRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{9}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListBuildsRequest) GetPhases() []BuildPhase {
@@ -1267,7 +1493,7 @@ type ListBuildsResponse struct {
 
 func (x *ListBuildsResponse) Reset() {
 	*x = ListBuildsResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1505,7 @@ func (x *ListBuildsResponse) String() string {
 func (*ListBuildsResponse) ProtoMessage() {}
 
 func (x *ListBuildsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[10]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1518,7 @@ func (x *ListBuildsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBuildsResponse.ProtoReflect.Descriptor instead.
 func (*ListBuildsResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{10}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListBuildsResponse) GetBuilds() []*Build {
@@ -1331,7 +1557,7 @@ type GetLogRequest struct {
 
 func (x *GetLogRequest) Reset() {
 	*x = GetLogRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1569,7 @@ func (x *GetLogRequest) String() string {
 func (*GetLogRequest) ProtoMessage() {}
 
 func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[11]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1582,7 @@ func (x *GetLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogRequest.ProtoReflect.Descriptor instead.
 func (*GetLogRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{11}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetLogRequest) GetBuildId() string {
@@ -1419,7 +1645,7 @@ type GetLogResponse struct {
 
 func (x *GetLogResponse) Reset() {
 	*x = GetLogResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1657,7 @@ func (x *GetLogResponse) String() string {
 func (*GetLogResponse) ProtoMessage() {}
 
 func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[12]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1670,7 @@ func (x *GetLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogResponse.ProtoReflect.Descriptor instead.
 func (*GetLogResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{12}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetLogResponse) GetOffset() uint64 {
@@ -1471,7 +1697,7 @@ type ListArtifactsRequest struct {
 
 func (x *ListArtifactsRequest) Reset() {
 	*x = ListArtifactsRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1709,7 @@ func (x *ListArtifactsRequest) String() string {
 func (*ListArtifactsRequest) ProtoMessage() {}
 
 func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[13]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1722,7 @@ func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsRequest.ProtoReflect.Descriptor instead.
 func (*ListArtifactsRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{13}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListArtifactsRequest) GetBuildId() string {
@@ -1515,7 +1741,7 @@ type ListArtifactsResponse struct {
 
 func (x *ListArtifactsResponse) Reset() {
 	*x = ListArtifactsResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1753,7 @@ func (x *ListArtifactsResponse) String() string {
 func (*ListArtifactsResponse) ProtoMessage() {}
 
 func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[14]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1766,7 @@ func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsResponse.ProtoReflect.Descriptor instead.
 func (*ListArtifactsResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{14}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListArtifactsResponse) GetArtifacts() []*Artifact {
@@ -1565,7 +1791,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1803,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[15]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1816,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{15}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Artifact) GetKind() isArtifact_Kind {
@@ -1661,7 +1887,7 @@ type ImageArtifact struct {
 
 func (x *ImageArtifact) Reset() {
 	*x = ImageArtifact{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1899,7 @@ func (x *ImageArtifact) String() string {
 func (*ImageArtifact) ProtoMessage() {}
 
 func (x *ImageArtifact) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[16]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1912,7 @@ func (x *ImageArtifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageArtifact.ProtoReflect.Descriptor instead.
 func (*ImageArtifact) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{16}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImageArtifact) GetReference() string {
@@ -1720,7 +1946,7 @@ type FileArtifact struct {
 
 func (x *FileArtifact) Reset() {
 	*x = FileArtifact{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1958,7 @@ func (x *FileArtifact) String() string {
 func (*FileArtifact) ProtoMessage() {}
 
 func (x *FileArtifact) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[17]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1971,7 @@ func (x *FileArtifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileArtifact.ProtoReflect.Descriptor instead.
 func (*FileArtifact) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{17}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FileArtifact) GetOutput() uint32 {
@@ -1787,7 +2013,7 @@ type SubassemblyArtifact struct {
 
 func (x *SubassemblyArtifact) Reset() {
 	*x = SubassemblyArtifact{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +2025,7 @@ func (x *SubassemblyArtifact) String() string {
 func (*SubassemblyArtifact) ProtoMessage() {}
 
 func (x *SubassemblyArtifact) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[18]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +2038,7 @@ func (x *SubassemblyArtifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubassemblyArtifact.ProtoReflect.Descriptor instead.
 func (*SubassemblyArtifact) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{18}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SubassemblyArtifact) GetReference() string {
@@ -1832,7 +2058,7 @@ type CancelBuildRequest struct {
 
 func (x *CancelBuildRequest) Reset() {
 	*x = CancelBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +2070,7 @@ func (x *CancelBuildRequest) String() string {
 func (*CancelBuildRequest) ProtoMessage() {}
 
 func (x *CancelBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[19]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +2083,7 @@ func (x *CancelBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelBuildRequest.ProtoReflect.Descriptor instead.
 func (*CancelBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{19}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CancelBuildRequest) GetBuildId() string {
@@ -1877,7 +2103,7 @@ type CancelBuildResponse struct {
 
 func (x *CancelBuildResponse) Reset() {
 	*x = CancelBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2115,7 @@ func (x *CancelBuildResponse) String() string {
 func (*CancelBuildResponse) ProtoMessage() {}
 
 func (x *CancelBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[20]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2128,7 @@ func (x *CancelBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelBuildResponse.ProtoReflect.Descriptor instead.
 func (*CancelBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{20}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CancelBuildResponse) GetBuild() *Build {
@@ -1948,7 +2174,7 @@ type Build struct {
 
 func (x *Build) Reset() {
 	*x = Build{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2186,7 @@ func (x *Build) String() string {
 func (*Build) ProtoMessage() {}
 
 func (x *Build) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[21]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2199,7 @@ func (x *Build) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Build.ProtoReflect.Descriptor instead.
 func (*Build) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{21}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Build) GetBuildId() string {
@@ -2092,7 +2318,7 @@ type BuildFailure struct {
 
 func (x *BuildFailure) Reset() {
 	*x = BuildFailure{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2330,7 @@ func (x *BuildFailure) String() string {
 func (*BuildFailure) ProtoMessage() {}
 
 func (x *BuildFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[22]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2343,7 @@ func (x *BuildFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildFailure.ProtoReflect.Descriptor instead.
 func (*BuildFailure) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{22}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BuildFailure) GetReason() FailureReason {
@@ -2169,7 +2395,7 @@ type CreateContextRequest struct {
 
 func (x *CreateContextRequest) Reset() {
 	*x = CreateContextRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2407,7 @@ func (x *CreateContextRequest) String() string {
 func (*CreateContextRequest) ProtoMessage() {}
 
 func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[23]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2420,7 @@ func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
 func (*CreateContextRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{23}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateContextRequest) GetMessage() isCreateContextRequest_Message {
@@ -2269,7 +2495,7 @@ type ContextHeader struct {
 
 func (x *ContextHeader) Reset() {
 	*x = ContextHeader{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2507,7 @@ func (x *ContextHeader) String() string {
 func (*ContextHeader) ProtoMessage() {}
 
 func (x *ContextHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[24]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2520,7 @@ func (x *ContextHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextHeader.ProtoReflect.Descriptor instead.
 func (*ContextHeader) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{24}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ContextHeader) GetNEntries() uint64 {
@@ -2321,7 +2547,7 @@ type ContextEntries struct {
 
 func (x *ContextEntries) Reset() {
 	*x = ContextEntries{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2333,7 +2559,7 @@ func (x *ContextEntries) String() string {
 func (*ContextEntries) ProtoMessage() {}
 
 func (x *ContextEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[25]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2346,7 +2572,7 @@ func (x *ContextEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextEntries.ProtoReflect.Descriptor instead.
 func (*ContextEntries) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{25}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ContextEntries) GetEntries() []*ContextEntry {
@@ -2385,7 +2611,7 @@ type ContextEntry struct {
 
 func (x *ContextEntry) Reset() {
 	*x = ContextEntry{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2397,7 +2623,7 @@ func (x *ContextEntry) String() string {
 func (*ContextEntry) ProtoMessage() {}
 
 func (x *ContextEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[26]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2410,7 +2636,7 @@ func (x *ContextEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextEntry.ProtoReflect.Descriptor instead.
 func (*ContextEntry) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{26}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ContextEntry) GetPath() []byte {
@@ -2544,7 +2770,7 @@ type ContextFolder struct {
 
 func (x *ContextFolder) Reset() {
 	*x = ContextFolder{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +2782,7 @@ func (x *ContextFolder) String() string {
 func (*ContextFolder) ProtoMessage() {}
 
 func (x *ContextFolder) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[27]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +2795,7 @@ func (x *ContextFolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextFolder.ProtoReflect.Descriptor instead.
 func (*ContextFolder) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{27}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
 }
 
 type ContextFile struct {
@@ -2584,7 +2810,7 @@ type ContextFile struct {
 
 func (x *ContextFile) Reset() {
 	*x = ContextFile{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2596,7 +2822,7 @@ func (x *ContextFile) String() string {
 func (*ContextFile) ProtoMessage() {}
 
 func (x *ContextFile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[28]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2609,7 +2835,7 @@ func (x *ContextFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextFile.ProtoReflect.Descriptor instead.
 func (*ContextFile) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{28}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ContextFile) GetSize() uint64 {
@@ -2635,7 +2861,7 @@ type ContextPipe struct {
 
 func (x *ContextPipe) Reset() {
 	*x = ContextPipe{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2873,7 @@ func (x *ContextPipe) String() string {
 func (*ContextPipe) ProtoMessage() {}
 
 func (x *ContextPipe) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[29]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2886,7 @@ func (x *ContextPipe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextPipe.ProtoReflect.Descriptor instead.
 func (*ContextPipe) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{29}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{32}
 }
 
 // The contents that the server has named, in that order, one right after the other, cut anywhere.
@@ -2673,7 +2899,7 @@ type ContextContent struct {
 
 func (x *ContextContent) Reset() {
 	*x = ContextContent{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +2911,7 @@ func (x *ContextContent) String() string {
 func (*ContextContent) ProtoMessage() {}
 
 func (x *ContextContent) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[30]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +2924,7 @@ func (x *ContextContent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextContent.ProtoReflect.Descriptor instead.
 func (*ContextContent) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{30}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ContextContent) GetData() []byte {
@@ -2721,7 +2947,7 @@ type CreateContextResponse struct {
 
 func (x *CreateContextResponse) Reset() {
 	*x = CreateContextResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +2959,7 @@ func (x *CreateContextResponse) String() string {
 func (*CreateContextResponse) ProtoMessage() {}
 
 func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[31]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +2972,7 @@ func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
 func (*CreateContextResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{31}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateContextResponse) GetMessage() isCreateContextResponse_Message {
@@ -2805,7 +3031,7 @@ type MissingContents struct {
 
 func (x *MissingContents) Reset() {
 	*x = MissingContents{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +3043,7 @@ func (x *MissingContents) String() string {
 func (*MissingContents) ProtoMessage() {}
 
 func (x *MissingContents) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[32]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +3056,7 @@ func (x *MissingContents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingContents.ProtoReflect.Descriptor instead.
 func (*MissingContents) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{32}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MissingContents) GetEntries() []uint64 {
@@ -2859,7 +3085,7 @@ type ContextCreated struct {
 
 func (x *ContextCreated) Reset() {
 	*x = ContextCreated{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +3097,7 @@ func (x *ContextCreated) String() string {
 func (*ContextCreated) ProtoMessage() {}
 
 func (x *ContextCreated) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[33]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3110,7 @@ func (x *ContextCreated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextCreated.ProtoReflect.Descriptor instead.
 func (*ContextCreated) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{33}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ContextCreated) GetContextId() string {
@@ -2978,7 +3204,7 @@ type StartBuildRequest struct {
 
 func (x *StartBuildRequest) Reset() {
 	*x = StartBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3216,7 @@ func (x *StartBuildRequest) String() string {
 func (*StartBuildRequest) ProtoMessage() {}
 
 func (x *StartBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[34]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3229,7 @@ func (x *StartBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartBuildRequest.ProtoReflect.Descriptor instead.
 func (*StartBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{34}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StartBuildRequest) GetRequestId() string {
@@ -3258,7 +3484,7 @@ type CacheTarget struct {
 
 func (x *CacheTarget) Reset() {
 	*x = CacheTarget{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3270,7 +3496,7 @@ func (x *CacheTarget) String() string {
 func (*CacheTarget) ProtoMessage() {}
 
 func (x *CacheTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[35]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3283,7 +3509,7 @@ func (x *CacheTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheTarget.ProtoReflect.Descriptor instead.
 func (*CacheTarget) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{35}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CacheTarget) GetKind() isCacheTarget_Kind {
@@ -3343,7 +3569,7 @@ type RegistryCache struct {
 
 func (x *RegistryCache) Reset() {
 	*x = RegistryCache{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3355,7 +3581,7 @@ func (x *RegistryCache) String() string {
 func (*RegistryCache) ProtoMessage() {}
 
 func (x *RegistryCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[36]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3368,7 +3594,7 @@ func (x *RegistryCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryCache.ProtoReflect.Descriptor instead.
 func (*RegistryCache) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{36}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RegistryCache) GetReference() string {
@@ -3400,7 +3626,7 @@ type InlineCache struct {
 
 func (x *InlineCache) Reset() {
 	*x = InlineCache{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3412,7 +3638,7 @@ func (x *InlineCache) String() string {
 func (*InlineCache) ProtoMessage() {}
 
 func (x *InlineCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[37]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3425,7 +3651,7 @@ func (x *InlineCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InlineCache.ProtoReflect.Descriptor instead.
 func (*InlineCache) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{37}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
 }
 
 // Files to build from.
@@ -3442,7 +3668,7 @@ type BuildFiles struct {
 
 func (x *BuildFiles) Reset() {
 	*x = BuildFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3680,7 @@ func (x *BuildFiles) String() string {
 func (*BuildFiles) ProtoMessage() {}
 
 func (x *BuildFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[38]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3693,7 @@ func (x *BuildFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildFiles.ProtoReflect.Descriptor instead.
 func (*BuildFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{38}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BuildFiles) GetFrom() isBuildFiles_From {
@@ -3526,7 +3752,7 @@ type UploadedFiles struct {
 
 func (x *UploadedFiles) Reset() {
 	*x = UploadedFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3538,7 +3764,7 @@ func (x *UploadedFiles) String() string {
 func (*UploadedFiles) ProtoMessage() {}
 
 func (x *UploadedFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[39]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3551,7 +3777,7 @@ func (x *UploadedFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadedFiles.ProtoReflect.Descriptor instead.
 func (*UploadedFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{39}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *UploadedFiles) GetContextId() string {
@@ -3583,7 +3809,7 @@ type NamedContext struct {
 
 func (x *NamedContext) Reset() {
 	*x = NamedContext{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3821,7 @@ func (x *NamedContext) String() string {
 func (*NamedContext) ProtoMessage() {}
 
 func (x *NamedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[40]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3834,7 @@ func (x *NamedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedContext.ProtoReflect.Descriptor instead.
 func (*NamedContext) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{40}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NamedContext) GetWhat() isNamedContext_What {
@@ -3688,7 +3914,7 @@ type NamedLayout struct {
 
 func (x *NamedLayout) Reset() {
 	*x = NamedLayout{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3700,7 +3926,7 @@ func (x *NamedLayout) String() string {
 func (*NamedLayout) ProtoMessage() {}
 
 func (x *NamedLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[41]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3713,7 +3939,7 @@ func (x *NamedLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedLayout.ProtoReflect.Descriptor instead.
 func (*NamedLayout) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{41}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *NamedLayout) GetContextId() string {
@@ -3777,7 +4003,7 @@ type NamedFiles struct {
 
 func (x *NamedFiles) Reset() {
 	*x = NamedFiles{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[42]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3789,7 +4015,7 @@ func (x *NamedFiles) String() string {
 func (*NamedFiles) ProtoMessage() {}
 
 func (x *NamedFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[42]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3802,7 +4028,7 @@ func (x *NamedFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedFiles.ProtoReflect.Descriptor instead.
 func (*NamedFiles) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{42}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NamedFiles) GetFiles() *BuildFiles {
@@ -3831,7 +4057,7 @@ type ExtraHost struct {
 
 func (x *ExtraHost) Reset() {
 	*x = ExtraHost{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[43]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3843,7 +4069,7 @@ func (x *ExtraHost) String() string {
 func (*ExtraHost) ProtoMessage() {}
 
 func (x *ExtraHost) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[43]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3856,7 +4082,7 @@ func (x *ExtraHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtraHost.ProtoReflect.Descriptor instead.
 func (*ExtraHost) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{43}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExtraHost) GetName() string {
@@ -3887,7 +4113,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[44]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +4125,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[44]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +4138,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{44}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Ulimit) GetName() string {
@@ -3952,7 +4178,7 @@ type BuildOutput struct {
 
 func (x *BuildOutput) Reset() {
 	*x = BuildOutput{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[45]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +4190,7 @@ func (x *BuildOutput) String() string {
 func (*BuildOutput) ProtoMessage() {}
 
 func (x *BuildOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[45]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +4203,7 @@ func (x *BuildOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildOutput.ProtoReflect.Descriptor instead.
 func (*BuildOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{45}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *BuildOutput) GetKind() isBuildOutput_Kind {
@@ -4067,7 +4293,7 @@ type StartBuildResponse struct {
 
 func (x *StartBuildResponse) Reset() {
 	*x = StartBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[46]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4079,7 +4305,7 @@ func (x *StartBuildResponse) String() string {
 func (*StartBuildResponse) ProtoMessage() {}
 
 func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[46]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4092,7 +4318,7 @@ func (x *StartBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartBuildResponse.ProtoReflect.Descriptor instead.
 func (*StartBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{46}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StartBuildResponse) GetBuild() *Build {
@@ -4121,7 +4347,7 @@ type WatchBuildRequest struct {
 
 func (x *WatchBuildRequest) Reset() {
 	*x = WatchBuildRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[47]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4359,7 @@ func (x *WatchBuildRequest) String() string {
 func (*WatchBuildRequest) ProtoMessage() {}
 
 func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[47]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4372,7 @@ func (x *WatchBuildRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildRequest.ProtoReflect.Descriptor instead.
 func (*WatchBuildRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{47}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WatchBuildRequest) GetBuildId() string {
@@ -4179,7 +4405,7 @@ type WatchBuildResponse struct {
 
 func (x *WatchBuildResponse) Reset() {
 	*x = WatchBuildResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[48]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4191,7 +4417,7 @@ func (x *WatchBuildResponse) String() string {
 func (*WatchBuildResponse) ProtoMessage() {}
 
 func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[48]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4204,7 +4430,7 @@ func (x *WatchBuildResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBuildResponse.ProtoReflect.Descriptor instead.
 func (*WatchBuildResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{48}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WatchBuildResponse) GetAtMs() int64 {
@@ -4271,7 +4497,7 @@ type StepOutput struct {
 
 func (x *StepOutput) Reset() {
 	*x = StepOutput{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[49]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4509,7 @@ func (x *StepOutput) String() string {
 func (*StepOutput) ProtoMessage() {}
 
 func (x *StepOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[49]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4522,7 @@ func (x *StepOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepOutput.ProtoReflect.Descriptor instead.
 func (*StepOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{49}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StepOutput) GetStep() uint32 {
@@ -4332,7 +4558,7 @@ type ExportedFile struct {
 
 func (x *ExportedFile) Reset() {
 	*x = ExportedFile{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[50]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4344,7 +4570,7 @@ func (x *ExportedFile) String() string {
 func (*ExportedFile) ProtoMessage() {}
 
 func (x *ExportedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[50]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4357,7 +4583,7 @@ func (x *ExportedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportedFile.ProtoReflect.Descriptor instead.
 func (*ExportedFile) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{50}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExportedFile) GetFormat() ExportFormat {
@@ -4385,7 +4611,7 @@ type ExportedCache struct {
 
 func (x *ExportedCache) Reset() {
 	*x = ExportedCache{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[51]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4397,7 +4623,7 @@ func (x *ExportedCache) String() string {
 func (*ExportedCache) ProtoMessage() {}
 
 func (x *ExportedCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[51]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4410,7 +4636,7 @@ func (x *ExportedCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportedCache.ProtoReflect.Descriptor instead.
 func (*ExportedCache) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{51}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExportedCache) GetAllStages() bool {
@@ -4432,7 +4658,7 @@ type DownloadOutputRequest struct {
 
 func (x *DownloadOutputRequest) Reset() {
 	*x = DownloadOutputRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[52]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +4670,7 @@ func (x *DownloadOutputRequest) String() string {
 func (*DownloadOutputRequest) ProtoMessage() {}
 
 func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[52]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +4683,7 @@ func (x *DownloadOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadOutputRequest.ProtoReflect.Descriptor instead.
 func (*DownloadOutputRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{52}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DownloadOutputRequest) GetBuildId() string {
@@ -4486,7 +4712,7 @@ type DownloadOutputResponse struct {
 
 func (x *DownloadOutputResponse) Reset() {
 	*x = DownloadOutputResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[53]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4498,7 +4724,7 @@ func (x *DownloadOutputResponse) String() string {
 func (*DownloadOutputResponse) ProtoMessage() {}
 
 func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[53]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4511,7 +4737,7 @@ func (x *DownloadOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadOutputResponse.ProtoReflect.Descriptor instead.
 func (*DownloadOutputResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{53}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DownloadOutputResponse) GetSize() uint64 {
@@ -4541,7 +4767,7 @@ type ForwardAgentRequest struct {
 
 func (x *ForwardAgentRequest) Reset() {
 	*x = ForwardAgentRequest{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[54]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4553,7 +4779,7 @@ func (x *ForwardAgentRequest) String() string {
 func (*ForwardAgentRequest) ProtoMessage() {}
 
 func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[54]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4566,7 +4792,7 @@ func (x *ForwardAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardAgentRequest.ProtoReflect.Descriptor instead.
 func (*ForwardAgentRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{54}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ForwardAgentRequest) GetMessage() isForwardAgentRequest_Message {
@@ -4625,7 +4851,7 @@ type AgentOffer struct {
 
 func (x *AgentOffer) Reset() {
 	*x = AgentOffer{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[55]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4637,7 +4863,7 @@ func (x *AgentOffer) String() string {
 func (*AgentOffer) ProtoMessage() {}
 
 func (x *AgentOffer) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[55]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4650,7 +4876,7 @@ func (x *AgentOffer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentOffer.ProtoReflect.Descriptor instead.
 func (*AgentOffer) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{55}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AgentOffer) GetBuildId() string {
@@ -4677,7 +4903,7 @@ type ForwardAgentResponse struct {
 
 func (x *ForwardAgentResponse) Reset() {
 	*x = ForwardAgentResponse{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[56]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4689,7 +4915,7 @@ func (x *ForwardAgentResponse) String() string {
 func (*ForwardAgentResponse) ProtoMessage() {}
 
 func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[56]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +4928,7 @@ func (x *ForwardAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardAgentResponse.ProtoReflect.Descriptor instead.
 func (*ForwardAgentResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{56}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ForwardAgentResponse) GetRequest() *AgentMessage {
@@ -4725,7 +4951,7 @@ type AgentMessage struct {
 
 func (x *AgentMessage) Reset() {
 	*x = AgentMessage{}
-	mi := &file_kiln_v1_kiln_proto_msgTypes[57]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4737,7 +4963,7 @@ func (x *AgentMessage) String() string {
 func (*AgentMessage) ProtoMessage() {}
 
 func (x *AgentMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_v1_kiln_proto_msgTypes[57]
+	mi := &file_kiln_v1_kiln_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4750,7 +4976,7 @@ func (x *AgentMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
 func (*AgentMessage) Descriptor() ([]byte, []int) {
-	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{57}
+	return file_kiln_v1_kiln_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *AgentMessage) GetNumber() uint64 {
@@ -4779,14 +5005,35 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\"f\n" +
 	"\x10GetBuildResponse\x12$\n" +
 	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\x12,\n" +
-	"\x06detail\x18\x02 \x01(\v2\x14.kiln.v1.BuildDetailR\x06detail\"\xea\x01\n" +
+	"\x06detail\x18\x02 \x01(\v2\x14.kiln.v1.BuildDetailR\x06detail\"\x9a\x02\n" +
 	"\vBuildDetail\x12-\n" +
 	"\x06phases\x18\x01 \x03(\v2\x15.kiln.v1.EnteredPhaseR\x06phases\x12(\n" +
 	"\x05steps\x18\x02 \x03(\v2\x12.kiln.v1.BuildStepR\x05steps\x12)\n" +
 	"\x05bases\x18\x03 \x03(\v2\x13.kiln.v1.PinnedBaseR\x05bases\x12\x16\n" +
 	"\x06commit\x18\x04 \x01(\tR\x06commit\x12\x1a\n" +
 	"\bwarnings\x18\x05 \x03(\tR\bwarnings\x12#\n" +
-	"\rjournal_bytes\x18\x06 \x01(\x04R\fjournalBytes\"N\n" +
+	"\rjournal_bytes\x18\x06 \x01(\x04R\fjournalBytes\x12.\n" +
+	"\arequest\x18\a \x01(\v2\x14.kiln.v1.KeptRequestR\arequest\"~\n" +
+	"\vKeptRequest\x12\x18\n" +
+	"\asecrets\x18\x01 \x03(\tR\asecrets\x12 \n" +
+	"\vcredentials\x18\x02 \x03(\tR\vcredentials\x12\x14\n" +
+	"\x05files\x18\x03 \x01(\bR\x05files\x12\x1d\n" +
+	"\n" +
+	"ssh_agents\x18\x04 \x03(\tR\tsshAgents\"\xca\x02\n" +
+	"\x11RetryBuildRequest\x12\x19\n" +
+	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12A\n" +
+	"\asecrets\x18\x03 \x03(\v2'.kiln.v1.RetryBuildRequest.SecretsEntryR\asecrets\x12.\n" +
+	"\x04auth\x18\x04 \x01(\v2\x1a.builder.BuildRegistryAuthR\x04auth\x12)\n" +
+	"\x05files\x18\x05 \x01(\v2\x13.kiln.v1.BuildFilesR\x05files\x12!\n" +
+	"\ftriggered_by\x18\x06 \x01(\tR\vtriggeredBy\x1a:\n" +
+	"\fSecretsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"c\n" +
+	"\x12RetryBuildResponse\x12$\n" +
+	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\x12'\n" +
+	"\x0falready_started\x18\x02 \x01(\bR\x0ealreadyStarted\"N\n" +
 	"\fEnteredPhase\x12)\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x13.kiln.v1.BuildPhaseR\x05phase\x12\x13\n" +
 	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\"B\n" +
@@ -5149,13 +5396,15 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x19EXPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11EXPORT_FORMAT_OCI\x10\x01\x12\x18\n" +
 	"\x14EXPORT_FORMAT_DOCKER\x10\x02\x12\x15\n" +
-	"\x11EXPORT_FORMAT_TAR\x10\x032\xb6\x06\n" +
+	"\x11EXPORT_FORMAT_TAR\x10\x032\xfd\x06\n" +
 	"\x04Kiln\x12E\n" +
 	"\n" +
 	"GetVersion\x12\x1a.kiln.v1.GetVersionRequest\x1a\x1b.kiln.v1.GetVersionResponse\x12?\n" +
 	"\bGetBuild\x12\x18.kiln.v1.GetBuildRequest\x1a\x19.kiln.v1.GetBuildResponse\x12E\n" +
 	"\n" +
-	"ListBuilds\x12\x1a.kiln.v1.ListBuildsRequest\x1a\x1b.kiln.v1.ListBuildsResponse\x12;\n" +
+	"ListBuilds\x12\x1a.kiln.v1.ListBuildsRequest\x1a\x1b.kiln.v1.ListBuildsResponse\x12E\n" +
+	"\n" +
+	"RetryBuild\x12\x1a.kiln.v1.RetryBuildRequest\x1a\x1b.kiln.v1.RetryBuildResponse\x12;\n" +
 	"\x06GetLog\x12\x16.kiln.v1.GetLogRequest\x1a\x17.kiln.v1.GetLogResponse0\x01\x12N\n" +
 	"\rListArtifacts\x12\x1d.kiln.v1.ListArtifactsRequest\x1a\x1e.kiln.v1.ListArtifactsResponse\x12H\n" +
 	"\vCancelBuild\x12\x1b.kiln.v1.CancelBuildRequest\x1a\x1c.kiln.v1.CancelBuildResponse\x12R\n" +
@@ -5181,7 +5430,7 @@ func file_kiln_v1_kiln_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_v1_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_kiln_v1_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_kiln_v1_kiln_proto_goTypes = []any{
 	(StepStatus)(0),                   // 0: kiln.v1.StepStatus
 	(LogForm)(0),                      // 1: kiln.v1.LogForm
@@ -5197,165 +5446,176 @@ var file_kiln_v1_kiln_proto_goTypes = []any{
 	(*GetBuildRequest)(nil),           // 11: kiln.v1.GetBuildRequest
 	(*GetBuildResponse)(nil),          // 12: kiln.v1.GetBuildResponse
 	(*BuildDetail)(nil),               // 13: kiln.v1.BuildDetail
-	(*EnteredPhase)(nil),              // 14: kiln.v1.EnteredPhase
-	(*PinnedBase)(nil),                // 15: kiln.v1.PinnedBase
-	(*BuildStep)(nil),                 // 16: kiln.v1.BuildStep
-	(*StepLayer)(nil),                 // 17: kiln.v1.StepLayer
-	(*ListBuildsRequest)(nil),         // 18: kiln.v1.ListBuildsRequest
-	(*ListBuildsResponse)(nil),        // 19: kiln.v1.ListBuildsResponse
-	(*GetLogRequest)(nil),             // 20: kiln.v1.GetLogRequest
-	(*GetLogResponse)(nil),            // 21: kiln.v1.GetLogResponse
-	(*ListArtifactsRequest)(nil),      // 22: kiln.v1.ListArtifactsRequest
-	(*ListArtifactsResponse)(nil),     // 23: kiln.v1.ListArtifactsResponse
-	(*Artifact)(nil),                  // 24: kiln.v1.Artifact
-	(*ImageArtifact)(nil),             // 25: kiln.v1.ImageArtifact
-	(*FileArtifact)(nil),              // 26: kiln.v1.FileArtifact
-	(*SubassemblyArtifact)(nil),       // 27: kiln.v1.SubassemblyArtifact
-	(*CancelBuildRequest)(nil),        // 28: kiln.v1.CancelBuildRequest
-	(*CancelBuildResponse)(nil),       // 29: kiln.v1.CancelBuildResponse
-	(*Build)(nil),                     // 30: kiln.v1.Build
-	(*BuildFailure)(nil),              // 31: kiln.v1.BuildFailure
-	(*CreateContextRequest)(nil),      // 32: kiln.v1.CreateContextRequest
-	(*ContextHeader)(nil),             // 33: kiln.v1.ContextHeader
-	(*ContextEntries)(nil),            // 34: kiln.v1.ContextEntries
-	(*ContextEntry)(nil),              // 35: kiln.v1.ContextEntry
-	(*ContextFolder)(nil),             // 36: kiln.v1.ContextFolder
-	(*ContextFile)(nil),               // 37: kiln.v1.ContextFile
-	(*ContextPipe)(nil),               // 38: kiln.v1.ContextPipe
-	(*ContextContent)(nil),            // 39: kiln.v1.ContextContent
-	(*CreateContextResponse)(nil),     // 40: kiln.v1.CreateContextResponse
-	(*MissingContents)(nil),           // 41: kiln.v1.MissingContents
-	(*ContextCreated)(nil),            // 42: kiln.v1.ContextCreated
-	(*StartBuildRequest)(nil),         // 43: kiln.v1.StartBuildRequest
-	(*CacheTarget)(nil),               // 44: kiln.v1.CacheTarget
-	(*RegistryCache)(nil),             // 45: kiln.v1.RegistryCache
-	(*InlineCache)(nil),               // 46: kiln.v1.InlineCache
-	(*BuildFiles)(nil),                // 47: kiln.v1.BuildFiles
-	(*UploadedFiles)(nil),             // 48: kiln.v1.UploadedFiles
-	(*NamedContext)(nil),              // 49: kiln.v1.NamedContext
-	(*NamedLayout)(nil),               // 50: kiln.v1.NamedLayout
-	(*NamedFiles)(nil),                // 51: kiln.v1.NamedFiles
-	(*ExtraHost)(nil),                 // 52: kiln.v1.ExtraHost
-	(*Ulimit)(nil),                    // 53: kiln.v1.Ulimit
-	(*BuildOutput)(nil),               // 54: kiln.v1.BuildOutput
-	(*StartBuildResponse)(nil),        // 55: kiln.v1.StartBuildResponse
-	(*WatchBuildRequest)(nil),         // 56: kiln.v1.WatchBuildRequest
-	(*WatchBuildResponse)(nil),        // 57: kiln.v1.WatchBuildResponse
-	(*StepOutput)(nil),                // 58: kiln.v1.StepOutput
-	(*ExportedFile)(nil),              // 59: kiln.v1.ExportedFile
-	(*ExportedCache)(nil),             // 60: kiln.v1.ExportedCache
-	(*DownloadOutputRequest)(nil),     // 61: kiln.v1.DownloadOutputRequest
-	(*DownloadOutputResponse)(nil),    // 62: kiln.v1.DownloadOutputResponse
-	(*ForwardAgentRequest)(nil),       // 63: kiln.v1.ForwardAgentRequest
-	(*AgentOffer)(nil),                // 64: kiln.v1.AgentOffer
-	(*ForwardAgentResponse)(nil),      // 65: kiln.v1.ForwardAgentResponse
-	(*AgentMessage)(nil),              // 66: kiln.v1.AgentMessage
-	nil,                               // 67: kiln.v1.ListBuildsRequest.RequestLabelsEntry
-	nil,                               // 68: kiln.v1.Build.RequestLabelsEntry
-	nil,                               // 69: kiln.v1.ContextEntry.XattrsEntry
-	nil,                               // 70: kiln.v1.StartBuildRequest.BuildArgsEntry
-	nil,                               // 71: kiln.v1.StartBuildRequest.LabelsEntry
-	nil,                               // 72: kiln.v1.StartBuildRequest.AnnotationsEntry
-	nil,                               // 73: kiln.v1.StartBuildRequest.ContextsEntry
-	nil,                               // 74: kiln.v1.StartBuildRequest.SecretsEntry
-	nil,                               // 75: kiln.v1.StartBuildRequest.RequestLabelsEntry
-	(*builder.BuildRegistryAuth)(nil), // 76: builder.BuildRegistryAuth
-	(*contentservice.WorkspaceInitializer)(nil), // 77: contentservice.WorkspaceInitializer
+	(*KeptRequest)(nil),               // 14: kiln.v1.KeptRequest
+	(*RetryBuildRequest)(nil),         // 15: kiln.v1.RetryBuildRequest
+	(*RetryBuildResponse)(nil),        // 16: kiln.v1.RetryBuildResponse
+	(*EnteredPhase)(nil),              // 17: kiln.v1.EnteredPhase
+	(*PinnedBase)(nil),                // 18: kiln.v1.PinnedBase
+	(*BuildStep)(nil),                 // 19: kiln.v1.BuildStep
+	(*StepLayer)(nil),                 // 20: kiln.v1.StepLayer
+	(*ListBuildsRequest)(nil),         // 21: kiln.v1.ListBuildsRequest
+	(*ListBuildsResponse)(nil),        // 22: kiln.v1.ListBuildsResponse
+	(*GetLogRequest)(nil),             // 23: kiln.v1.GetLogRequest
+	(*GetLogResponse)(nil),            // 24: kiln.v1.GetLogResponse
+	(*ListArtifactsRequest)(nil),      // 25: kiln.v1.ListArtifactsRequest
+	(*ListArtifactsResponse)(nil),     // 26: kiln.v1.ListArtifactsResponse
+	(*Artifact)(nil),                  // 27: kiln.v1.Artifact
+	(*ImageArtifact)(nil),             // 28: kiln.v1.ImageArtifact
+	(*FileArtifact)(nil),              // 29: kiln.v1.FileArtifact
+	(*SubassemblyArtifact)(nil),       // 30: kiln.v1.SubassemblyArtifact
+	(*CancelBuildRequest)(nil),        // 31: kiln.v1.CancelBuildRequest
+	(*CancelBuildResponse)(nil),       // 32: kiln.v1.CancelBuildResponse
+	(*Build)(nil),                     // 33: kiln.v1.Build
+	(*BuildFailure)(nil),              // 34: kiln.v1.BuildFailure
+	(*CreateContextRequest)(nil),      // 35: kiln.v1.CreateContextRequest
+	(*ContextHeader)(nil),             // 36: kiln.v1.ContextHeader
+	(*ContextEntries)(nil),            // 37: kiln.v1.ContextEntries
+	(*ContextEntry)(nil),              // 38: kiln.v1.ContextEntry
+	(*ContextFolder)(nil),             // 39: kiln.v1.ContextFolder
+	(*ContextFile)(nil),               // 40: kiln.v1.ContextFile
+	(*ContextPipe)(nil),               // 41: kiln.v1.ContextPipe
+	(*ContextContent)(nil),            // 42: kiln.v1.ContextContent
+	(*CreateContextResponse)(nil),     // 43: kiln.v1.CreateContextResponse
+	(*MissingContents)(nil),           // 44: kiln.v1.MissingContents
+	(*ContextCreated)(nil),            // 45: kiln.v1.ContextCreated
+	(*StartBuildRequest)(nil),         // 46: kiln.v1.StartBuildRequest
+	(*CacheTarget)(nil),               // 47: kiln.v1.CacheTarget
+	(*RegistryCache)(nil),             // 48: kiln.v1.RegistryCache
+	(*InlineCache)(nil),               // 49: kiln.v1.InlineCache
+	(*BuildFiles)(nil),                // 50: kiln.v1.BuildFiles
+	(*UploadedFiles)(nil),             // 51: kiln.v1.UploadedFiles
+	(*NamedContext)(nil),              // 52: kiln.v1.NamedContext
+	(*NamedLayout)(nil),               // 53: kiln.v1.NamedLayout
+	(*NamedFiles)(nil),                // 54: kiln.v1.NamedFiles
+	(*ExtraHost)(nil),                 // 55: kiln.v1.ExtraHost
+	(*Ulimit)(nil),                    // 56: kiln.v1.Ulimit
+	(*BuildOutput)(nil),               // 57: kiln.v1.BuildOutput
+	(*StartBuildResponse)(nil),        // 58: kiln.v1.StartBuildResponse
+	(*WatchBuildRequest)(nil),         // 59: kiln.v1.WatchBuildRequest
+	(*WatchBuildResponse)(nil),        // 60: kiln.v1.WatchBuildResponse
+	(*StepOutput)(nil),                // 61: kiln.v1.StepOutput
+	(*ExportedFile)(nil),              // 62: kiln.v1.ExportedFile
+	(*ExportedCache)(nil),             // 63: kiln.v1.ExportedCache
+	(*DownloadOutputRequest)(nil),     // 64: kiln.v1.DownloadOutputRequest
+	(*DownloadOutputResponse)(nil),    // 65: kiln.v1.DownloadOutputResponse
+	(*ForwardAgentRequest)(nil),       // 66: kiln.v1.ForwardAgentRequest
+	(*AgentOffer)(nil),                // 67: kiln.v1.AgentOffer
+	(*ForwardAgentResponse)(nil),      // 68: kiln.v1.ForwardAgentResponse
+	(*AgentMessage)(nil),              // 69: kiln.v1.AgentMessage
+	nil,                               // 70: kiln.v1.RetryBuildRequest.SecretsEntry
+	nil,                               // 71: kiln.v1.ListBuildsRequest.RequestLabelsEntry
+	nil,                               // 72: kiln.v1.Build.RequestLabelsEntry
+	nil,                               // 73: kiln.v1.ContextEntry.XattrsEntry
+	nil,                               // 74: kiln.v1.StartBuildRequest.BuildArgsEntry
+	nil,                               // 75: kiln.v1.StartBuildRequest.LabelsEntry
+	nil,                               // 76: kiln.v1.StartBuildRequest.AnnotationsEntry
+	nil,                               // 77: kiln.v1.StartBuildRequest.ContextsEntry
+	nil,                               // 78: kiln.v1.StartBuildRequest.SecretsEntry
+	nil,                               // 79: kiln.v1.StartBuildRequest.RequestLabelsEntry
+	(*builder.BuildRegistryAuth)(nil), // 80: builder.BuildRegistryAuth
+	(*contentservice.WorkspaceInitializer)(nil), // 81: contentservice.WorkspaceInitializer
 }
 var file_kiln_v1_kiln_proto_depIdxs = []int32{
-	30, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
+	33, // 0: kiln.v1.GetBuildResponse.build:type_name -> kiln.v1.Build
 	13, // 1: kiln.v1.GetBuildResponse.detail:type_name -> kiln.v1.BuildDetail
-	14, // 2: kiln.v1.BuildDetail.phases:type_name -> kiln.v1.EnteredPhase
-	16, // 3: kiln.v1.BuildDetail.steps:type_name -> kiln.v1.BuildStep
-	15, // 4: kiln.v1.BuildDetail.bases:type_name -> kiln.v1.PinnedBase
-	4,  // 5: kiln.v1.EnteredPhase.phase:type_name -> kiln.v1.BuildPhase
-	0,  // 6: kiln.v1.BuildStep.status:type_name -> kiln.v1.StepStatus
-	17, // 7: kiln.v1.BuildStep.layer:type_name -> kiln.v1.StepLayer
-	4,  // 8: kiln.v1.ListBuildsRequest.phases:type_name -> kiln.v1.BuildPhase
-	2,  // 9: kiln.v1.ListBuildsRequest.reasons:type_name -> kiln.v1.FailureReason
-	67, // 10: kiln.v1.ListBuildsRequest.request_labels:type_name -> kiln.v1.ListBuildsRequest.RequestLabelsEntry
-	3,  // 11: kiln.v1.ListBuildsRequest.purposes:type_name -> kiln.v1.BuildPurpose
-	30, // 12: kiln.v1.ListBuildsResponse.builds:type_name -> kiln.v1.Build
-	1,  // 13: kiln.v1.GetLogRequest.form:type_name -> kiln.v1.LogForm
-	24, // 14: kiln.v1.ListArtifactsResponse.artifacts:type_name -> kiln.v1.Artifact
-	25, // 15: kiln.v1.Artifact.image:type_name -> kiln.v1.ImageArtifact
-	26, // 16: kiln.v1.Artifact.file:type_name -> kiln.v1.FileArtifact
-	27, // 17: kiln.v1.Artifact.subassembly:type_name -> kiln.v1.SubassemblyArtifact
-	30, // 18: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
-	4,  // 19: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
-	31, // 20: kiln.v1.Build.failure:type_name -> kiln.v1.BuildFailure
-	68, // 21: kiln.v1.Build.request_labels:type_name -> kiln.v1.Build.RequestLabelsEntry
-	3,  // 22: kiln.v1.Build.purpose:type_name -> kiln.v1.BuildPurpose
-	2,  // 23: kiln.v1.BuildFailure.reason:type_name -> kiln.v1.FailureReason
-	33, // 24: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
-	34, // 25: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
-	39, // 26: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
-	35, // 27: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
-	69, // 28: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
-	36, // 29: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
-	37, // 30: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
-	38, // 31: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
-	41, // 32: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
-	42, // 33: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
-	47, // 34: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
-	70, // 35: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
-	71, // 36: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
-	72, // 37: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
-	73, // 38: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
-	5,  // 39: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
-	52, // 40: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
-	53, // 41: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
-	74, // 42: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
-	54, // 43: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
-	6,  // 44: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
-	7,  // 45: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
-	76, // 46: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
-	44, // 47: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
-	50, // 48: kiln.v1.StartBuildRequest.cache_from_layouts:type_name -> kiln.v1.NamedLayout
-	75, // 49: kiln.v1.StartBuildRequest.request_labels:type_name -> kiln.v1.StartBuildRequest.RequestLabelsEntry
-	45, // 50: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
-	46, // 51: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
-	77, // 52: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
-	48, // 53: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
-	50, // 54: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
-	51, // 55: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
-	47, // 56: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
-	59, // 57: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
-	60, // 58: kiln.v1.BuildOutput.cache:type_name -> kiln.v1.ExportedCache
-	30, // 59: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
-	58, // 60: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
-	8,  // 61: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
-	64, // 62: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
-	66, // 63: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
-	66, // 64: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
-	49, // 65: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
-	9,  // 66: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
-	11, // 67: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
-	18, // 68: kiln.v1.Kiln.ListBuilds:input_type -> kiln.v1.ListBuildsRequest
-	20, // 69: kiln.v1.Kiln.GetLog:input_type -> kiln.v1.GetLogRequest
-	22, // 70: kiln.v1.Kiln.ListArtifacts:input_type -> kiln.v1.ListArtifactsRequest
-	28, // 71: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
-	32, // 72: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
-	43, // 73: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
-	56, // 74: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
-	61, // 75: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
-	63, // 76: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
-	10, // 77: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
-	12, // 78: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
-	19, // 79: kiln.v1.Kiln.ListBuilds:output_type -> kiln.v1.ListBuildsResponse
-	21, // 80: kiln.v1.Kiln.GetLog:output_type -> kiln.v1.GetLogResponse
-	23, // 81: kiln.v1.Kiln.ListArtifacts:output_type -> kiln.v1.ListArtifactsResponse
-	29, // 82: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
-	40, // 83: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
-	55, // 84: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
-	57, // 85: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
-	62, // 86: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
-	65, // 87: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
-	77, // [77:88] is the sub-list for method output_type
-	66, // [66:77] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	17, // 2: kiln.v1.BuildDetail.phases:type_name -> kiln.v1.EnteredPhase
+	19, // 3: kiln.v1.BuildDetail.steps:type_name -> kiln.v1.BuildStep
+	18, // 4: kiln.v1.BuildDetail.bases:type_name -> kiln.v1.PinnedBase
+	14, // 5: kiln.v1.BuildDetail.request:type_name -> kiln.v1.KeptRequest
+	70, // 6: kiln.v1.RetryBuildRequest.secrets:type_name -> kiln.v1.RetryBuildRequest.SecretsEntry
+	80, // 7: kiln.v1.RetryBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	50, // 8: kiln.v1.RetryBuildRequest.files:type_name -> kiln.v1.BuildFiles
+	33, // 9: kiln.v1.RetryBuildResponse.build:type_name -> kiln.v1.Build
+	4,  // 10: kiln.v1.EnteredPhase.phase:type_name -> kiln.v1.BuildPhase
+	0,  // 11: kiln.v1.BuildStep.status:type_name -> kiln.v1.StepStatus
+	20, // 12: kiln.v1.BuildStep.layer:type_name -> kiln.v1.StepLayer
+	4,  // 13: kiln.v1.ListBuildsRequest.phases:type_name -> kiln.v1.BuildPhase
+	2,  // 14: kiln.v1.ListBuildsRequest.reasons:type_name -> kiln.v1.FailureReason
+	71, // 15: kiln.v1.ListBuildsRequest.request_labels:type_name -> kiln.v1.ListBuildsRequest.RequestLabelsEntry
+	3,  // 16: kiln.v1.ListBuildsRequest.purposes:type_name -> kiln.v1.BuildPurpose
+	33, // 17: kiln.v1.ListBuildsResponse.builds:type_name -> kiln.v1.Build
+	1,  // 18: kiln.v1.GetLogRequest.form:type_name -> kiln.v1.LogForm
+	27, // 19: kiln.v1.ListArtifactsResponse.artifacts:type_name -> kiln.v1.Artifact
+	28, // 20: kiln.v1.Artifact.image:type_name -> kiln.v1.ImageArtifact
+	29, // 21: kiln.v1.Artifact.file:type_name -> kiln.v1.FileArtifact
+	30, // 22: kiln.v1.Artifact.subassembly:type_name -> kiln.v1.SubassemblyArtifact
+	33, // 23: kiln.v1.CancelBuildResponse.build:type_name -> kiln.v1.Build
+	4,  // 24: kiln.v1.Build.phase:type_name -> kiln.v1.BuildPhase
+	34, // 25: kiln.v1.Build.failure:type_name -> kiln.v1.BuildFailure
+	72, // 26: kiln.v1.Build.request_labels:type_name -> kiln.v1.Build.RequestLabelsEntry
+	3,  // 27: kiln.v1.Build.purpose:type_name -> kiln.v1.BuildPurpose
+	2,  // 28: kiln.v1.BuildFailure.reason:type_name -> kiln.v1.FailureReason
+	36, // 29: kiln.v1.CreateContextRequest.header:type_name -> kiln.v1.ContextHeader
+	37, // 30: kiln.v1.CreateContextRequest.entries:type_name -> kiln.v1.ContextEntries
+	42, // 31: kiln.v1.CreateContextRequest.content:type_name -> kiln.v1.ContextContent
+	38, // 32: kiln.v1.ContextEntries.entries:type_name -> kiln.v1.ContextEntry
+	73, // 33: kiln.v1.ContextEntry.xattrs:type_name -> kiln.v1.ContextEntry.XattrsEntry
+	39, // 34: kiln.v1.ContextEntry.folder:type_name -> kiln.v1.ContextFolder
+	40, // 35: kiln.v1.ContextEntry.file:type_name -> kiln.v1.ContextFile
+	41, // 36: kiln.v1.ContextEntry.pipe:type_name -> kiln.v1.ContextPipe
+	44, // 37: kiln.v1.CreateContextResponse.missing:type_name -> kiln.v1.MissingContents
+	45, // 38: kiln.v1.CreateContextResponse.created:type_name -> kiln.v1.ContextCreated
+	50, // 39: kiln.v1.StartBuildRequest.files:type_name -> kiln.v1.BuildFiles
+	74, // 40: kiln.v1.StartBuildRequest.build_args:type_name -> kiln.v1.StartBuildRequest.BuildArgsEntry
+	75, // 41: kiln.v1.StartBuildRequest.labels:type_name -> kiln.v1.StartBuildRequest.LabelsEntry
+	76, // 42: kiln.v1.StartBuildRequest.annotations:type_name -> kiln.v1.StartBuildRequest.AnnotationsEntry
+	77, // 43: kiln.v1.StartBuildRequest.contexts:type_name -> kiln.v1.StartBuildRequest.ContextsEntry
+	5,  // 44: kiln.v1.StartBuildRequest.network:type_name -> kiln.v1.StepNetwork
+	55, // 45: kiln.v1.StartBuildRequest.extra_hosts:type_name -> kiln.v1.ExtraHost
+	56, // 46: kiln.v1.StartBuildRequest.ulimits:type_name -> kiln.v1.Ulimit
+	78, // 47: kiln.v1.StartBuildRequest.secrets:type_name -> kiln.v1.StartBuildRequest.SecretsEntry
+	57, // 48: kiln.v1.StartBuildRequest.outputs:type_name -> kiln.v1.BuildOutput
+	6,  // 49: kiln.v1.StartBuildRequest.compression:type_name -> kiln.v1.LayerCompression
+	7,  // 50: kiln.v1.StartBuildRequest.media_types:type_name -> kiln.v1.MediaTypes
+	80, // 51: kiln.v1.StartBuildRequest.auth:type_name -> builder.BuildRegistryAuth
+	47, // 52: kiln.v1.StartBuildRequest.cache_to:type_name -> kiln.v1.CacheTarget
+	53, // 53: kiln.v1.StartBuildRequest.cache_from_layouts:type_name -> kiln.v1.NamedLayout
+	79, // 54: kiln.v1.StartBuildRequest.request_labels:type_name -> kiln.v1.StartBuildRequest.RequestLabelsEntry
+	48, // 55: kiln.v1.CacheTarget.registry:type_name -> kiln.v1.RegistryCache
+	49, // 56: kiln.v1.CacheTarget.inline:type_name -> kiln.v1.InlineCache
+	81, // 57: kiln.v1.BuildFiles.workspace:type_name -> contentservice.WorkspaceInitializer
+	51, // 58: kiln.v1.BuildFiles.uploaded:type_name -> kiln.v1.UploadedFiles
+	53, // 59: kiln.v1.NamedContext.layout:type_name -> kiln.v1.NamedLayout
+	54, // 60: kiln.v1.NamedContext.files:type_name -> kiln.v1.NamedFiles
+	50, // 61: kiln.v1.NamedFiles.files:type_name -> kiln.v1.BuildFiles
+	62, // 62: kiln.v1.BuildOutput.export:type_name -> kiln.v1.ExportedFile
+	63, // 63: kiln.v1.BuildOutput.cache:type_name -> kiln.v1.ExportedCache
+	33, // 64: kiln.v1.StartBuildResponse.build:type_name -> kiln.v1.Build
+	61, // 65: kiln.v1.WatchBuildResponse.output:type_name -> kiln.v1.StepOutput
+	8,  // 66: kiln.v1.ExportedFile.format:type_name -> kiln.v1.ExportFormat
+	67, // 67: kiln.v1.ForwardAgentRequest.offer:type_name -> kiln.v1.AgentOffer
+	69, // 68: kiln.v1.ForwardAgentRequest.answer:type_name -> kiln.v1.AgentMessage
+	69, // 69: kiln.v1.ForwardAgentResponse.request:type_name -> kiln.v1.AgentMessage
+	52, // 70: kiln.v1.StartBuildRequest.ContextsEntry.value:type_name -> kiln.v1.NamedContext
+	9,  // 71: kiln.v1.Kiln.GetVersion:input_type -> kiln.v1.GetVersionRequest
+	11, // 72: kiln.v1.Kiln.GetBuild:input_type -> kiln.v1.GetBuildRequest
+	21, // 73: kiln.v1.Kiln.ListBuilds:input_type -> kiln.v1.ListBuildsRequest
+	15, // 74: kiln.v1.Kiln.RetryBuild:input_type -> kiln.v1.RetryBuildRequest
+	23, // 75: kiln.v1.Kiln.GetLog:input_type -> kiln.v1.GetLogRequest
+	25, // 76: kiln.v1.Kiln.ListArtifacts:input_type -> kiln.v1.ListArtifactsRequest
+	31, // 77: kiln.v1.Kiln.CancelBuild:input_type -> kiln.v1.CancelBuildRequest
+	35, // 78: kiln.v1.Kiln.CreateContext:input_type -> kiln.v1.CreateContextRequest
+	46, // 79: kiln.v1.Kiln.StartBuild:input_type -> kiln.v1.StartBuildRequest
+	59, // 80: kiln.v1.Kiln.WatchBuild:input_type -> kiln.v1.WatchBuildRequest
+	64, // 81: kiln.v1.Kiln.DownloadOutput:input_type -> kiln.v1.DownloadOutputRequest
+	66, // 82: kiln.v1.Kiln.ForwardAgent:input_type -> kiln.v1.ForwardAgentRequest
+	10, // 83: kiln.v1.Kiln.GetVersion:output_type -> kiln.v1.GetVersionResponse
+	12, // 84: kiln.v1.Kiln.GetBuild:output_type -> kiln.v1.GetBuildResponse
+	22, // 85: kiln.v1.Kiln.ListBuilds:output_type -> kiln.v1.ListBuildsResponse
+	16, // 86: kiln.v1.Kiln.RetryBuild:output_type -> kiln.v1.RetryBuildResponse
+	24, // 87: kiln.v1.Kiln.GetLog:output_type -> kiln.v1.GetLogResponse
+	26, // 88: kiln.v1.Kiln.ListArtifacts:output_type -> kiln.v1.ListArtifactsResponse
+	32, // 89: kiln.v1.Kiln.CancelBuild:output_type -> kiln.v1.CancelBuildResponse
+	43, // 90: kiln.v1.Kiln.CreateContext:output_type -> kiln.v1.CreateContextResponse
+	58, // 91: kiln.v1.Kiln.StartBuild:output_type -> kiln.v1.StartBuildResponse
+	60, // 92: kiln.v1.Kiln.WatchBuild:output_type -> kiln.v1.WatchBuildResponse
+	65, // 93: kiln.v1.Kiln.DownloadOutput:output_type -> kiln.v1.DownloadOutputResponse
+	68, // 94: kiln.v1.Kiln.ForwardAgent:output_type -> kiln.v1.ForwardAgentResponse
+	83, // [83:95] is the sub-list for method output_type
+	71, // [71:83] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_kiln_v1_kiln_proto_init() }
@@ -5363,58 +5623,58 @@ func file_kiln_v1_kiln_proto_init() {
 	if File_kiln_v1_kiln_proto != nil {
 		return
 	}
-	file_kiln_v1_kiln_proto_msgTypes[7].OneofWrappers = []any{}
-	file_kiln_v1_kiln_proto_msgTypes[15].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[10].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[18].OneofWrappers = []any{
 		(*Artifact_Image)(nil),
 		(*Artifact_File)(nil),
 		(*Artifact_Subassembly)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[22].OneofWrappers = []any{}
-	file_kiln_v1_kiln_proto_msgTypes[23].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[25].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[26].OneofWrappers = []any{
 		(*CreateContextRequest_Header)(nil),
 		(*CreateContextRequest_Entries)(nil),
 		(*CreateContextRequest_Content)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[26].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[29].OneofWrappers = []any{
 		(*ContextEntry_Folder)(nil),
 		(*ContextEntry_File)(nil),
 		(*ContextEntry_Symlink)(nil),
 		(*ContextEntry_HardLink)(nil),
 		(*ContextEntry_Pipe)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[31].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[34].OneofWrappers = []any{
 		(*CreateContextResponse_Missing)(nil),
 		(*CreateContextResponse_Created)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[34].OneofWrappers = []any{}
-	file_kiln_v1_kiln_proto_msgTypes[35].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[37].OneofWrappers = []any{}
+	file_kiln_v1_kiln_proto_msgTypes[38].OneofWrappers = []any{
 		(*CacheTarget_Registry)(nil),
 		(*CacheTarget_Inline)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[38].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[41].OneofWrappers = []any{
 		(*BuildFiles_Workspace)(nil),
 		(*BuildFiles_Uploaded)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[40].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[43].OneofWrappers = []any{
 		(*NamedContext_Image)(nil),
 		(*NamedContext_Layout)(nil),
 		(*NamedContext_Files)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[41].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[44].OneofWrappers = []any{
 		(*NamedLayout_Tag)(nil),
 		(*NamedLayout_Digest)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[45].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[48].OneofWrappers = []any{
 		(*BuildOutput_Publish)(nil),
 		(*BuildOutput_Keep)(nil),
 		(*BuildOutput_Export)(nil),
 		(*BuildOutput_Cache)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[48].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[51].OneofWrappers = []any{
 		(*WatchBuildResponse_Event)(nil),
 		(*WatchBuildResponse_Output)(nil),
 	}
-	file_kiln_v1_kiln_proto_msgTypes[54].OneofWrappers = []any{
+	file_kiln_v1_kiln_proto_msgTypes[57].OneofWrappers = []any{
 		(*ForwardAgentRequest_Offer)(nil),
 		(*ForwardAgentRequest_Answer)(nil),
 	}
@@ -5424,7 +5684,7 @@ func file_kiln_v1_kiln_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_v1_kiln_proto_rawDesc), len(file_kiln_v1_kiln_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   67,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

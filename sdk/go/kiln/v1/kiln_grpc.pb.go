@@ -24,6 +24,7 @@ const (
 	Kiln_GetVersion_FullMethodName     = "/kiln.v1.Kiln/GetVersion"
 	Kiln_GetBuild_FullMethodName       = "/kiln.v1.Kiln/GetBuild"
 	Kiln_ListBuilds_FullMethodName     = "/kiln.v1.Kiln/ListBuilds"
+	Kiln_RetryBuild_FullMethodName     = "/kiln.v1.Kiln/RetryBuild"
 	Kiln_GetLog_FullMethodName         = "/kiln.v1.Kiln/GetLog"
 	Kiln_ListArtifacts_FullMethodName  = "/kiln.v1.Kiln/ListArtifacts"
 	Kiln_CancelBuild_FullMethodName    = "/kiln.v1.Kiln/CancelBuild"
@@ -46,6 +47,8 @@ type KilnClient interface {
 	GetBuild(ctx context.Context, in *GetBuildRequest, opts ...grpc.CallOption) (*GetBuildResponse, error)
 	// Returns builds, the newest first: those that run, and those that have ended, as long as they are kept.
 	ListBuilds(ctx context.Context, in *ListBuildsRequest, opts ...grpc.CallOption) (*ListBuildsResponse, error)
+	// Makes the request of a build that has ended once more, as it was. Secrets and credentials are not kept: they are sent again.
+	RetryBuild(ctx context.Context, in *RetryBuildRequest, opts ...grpc.CallOption) (*RetryBuildResponse, error)
 	// Sends the text of a build's log, or of one of its steps, from any byte on.
 	GetLog(ctx context.Context, in *GetLogRequest, opts ...grpc.CallOption) (Kiln_GetLogClient, error)
 	// Returns what a build has made: images, files, subassemblies.
@@ -99,6 +102,16 @@ func (c *kilnClient) ListBuilds(ctx context.Context, in *ListBuildsRequest, opts
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListBuildsResponse)
 	err := c.cc.Invoke(ctx, Kiln_ListBuilds_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *kilnClient) RetryBuild(ctx context.Context, in *RetryBuildRequest, opts ...grpc.CallOption) (*RetryBuildResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryBuildResponse)
+	err := c.cc.Invoke(ctx, Kiln_RetryBuild_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -310,6 +323,8 @@ type KilnServer interface {
 	GetBuild(context.Context, *GetBuildRequest) (*GetBuildResponse, error)
 	// Returns builds, the newest first: those that run, and those that have ended, as long as they are kept.
 	ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error)
+	// Makes the request of a build that has ended once more, as it was. Secrets and credentials are not kept: they are sent again.
+	RetryBuild(context.Context, *RetryBuildRequest) (*RetryBuildResponse, error)
 	// Sends the text of a build's log, or of one of its steps, from any byte on.
 	GetLog(*GetLogRequest, Kiln_GetLogServer) error
 	// Returns what a build has made: images, files, subassemblies.
@@ -347,6 +362,9 @@ func (UnimplementedKilnServer) GetBuild(context.Context, *GetBuildRequest) (*Get
 }
 func (UnimplementedKilnServer) ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListBuilds not implemented")
+}
+func (UnimplementedKilnServer) RetryBuild(context.Context, *RetryBuildRequest) (*RetryBuildResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method RetryBuild not implemented")
 }
 func (UnimplementedKilnServer) GetLog(*GetLogRequest, Kiln_GetLogServer) error {
 	return status.Errorf(codes.Unimplemented, "method GetLog not implemented")
@@ -443,6 +461,24 @@ func _Kiln_ListBuilds_Handler(srv interface{}, ctx context.Context, dec func(int
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KilnServer).ListBuilds(ctx, req.(*ListBuildsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Kiln_RetryBuild_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryBuildRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KilnServer).RetryBuild(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Kiln_RetryBuild_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KilnServer).RetryBuild(ctx, req.(*RetryBuildRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -634,6 +670,10 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListBuilds",
 			Handler:    _Kiln_ListBuilds_Handler,
+		},
+		{
+			MethodName: "RetryBuild",
+			Handler:    _Kiln_RetryBuild_Handler,
 		},
 		{
 			MethodName: "ListArtifacts",

@@ -2,7 +2,7 @@
 
 mod agents;
 mod files;
-mod request;
+pub(crate) mod request;
 mod watch;
 
 use engine::id::BuildId;

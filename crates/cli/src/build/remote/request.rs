@@ -227,7 +227,7 @@ fn auth(
     })
 }
 
-fn additional(keychain: &Keychain) -> HashMap<String, String> {
+pub(crate) fn additional(keychain: &Keychain) -> HashMap<String, String> {
     let entry = |host: &str| {
         let text = match keychain.get(host)? {
             Credential::Basic { username, password } => {

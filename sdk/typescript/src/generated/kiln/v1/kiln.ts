@@ -589,6 +589,53 @@ export interface BuildDetail {
   warnings: string[];
   /** Size of its journal, in bytes. */
   journalBytes: number;
+  /** What RetryBuild takes; not given when the request is not kept. */
+  request?: KeptRequest | undefined;
+}
+
+/** What is kept of a request, so that it can be made once more: everything but what is secret. */
+export interface KeptRequest {
+  /** Ids of the secrets that it had. */
+  secrets: string[];
+  /** Hosts that it had credentials for. */
+  credentials: string[];
+  /** Whether its files were fetched with credentials, or from addresses that say more than where. */
+  files: boolean;
+  /** Agents that were lent to it. */
+  sshAgents: string[];
+}
+
+export interface RetryBuildRequest {
+  /** Id of the build. */
+  buildId: string;
+  /** As that of StartBuildRequest, for the new build. */
+  requestId: string;
+  /** The secrets that the request had, by id. */
+  secrets: { [key: string]: Buffer };
+  /** Credentials for the hosts that it had some for. A mode that is given takes the place of that of the request. */
+  auth?:
+    | BuildRegistryAuth
+    | undefined;
+  /** Takes the place of its files: needed when they were fetched with credentials. */
+  files?:
+    | BuildFiles
+    | undefined;
+  /** Who says to have asked; the same as before when empty. */
+  triggeredBy: string;
+}
+
+export interface RetryBuildRequest_SecretsEntry {
+  key: string;
+  value: Buffer;
+}
+
+export interface RetryBuildResponse {
+  /** The new build. Its label `kiln.retry-of` names the old one. */
+  build?:
+    | Build
+    | undefined;
+  /** Whether the request had been made before, or is being carried out. */
+  alreadyStarted: boolean;
 }
 
 export interface EnteredPhase {
@@ -1502,7 +1549,7 @@ export const GetBuildResponse: MessageFns<GetBuildResponse> = {
 };
 
 function createBaseBuildDetail(): BuildDetail {
-  return { phases: [], steps: [], bases: [], commit: "", warnings: [], journalBytes: 0 };
+  return { phases: [], steps: [], bases: [], commit: "", warnings: [], journalBytes: 0, request: undefined };
 }
 
 export const BuildDetail: MessageFns<BuildDetail> = {
@@ -1524,6 +1571,9 @@ export const BuildDetail: MessageFns<BuildDetail> = {
     }
     if (message.journalBytes !== 0) {
       writer.uint32(48).uint64(message.journalBytes);
+    }
+    if (message.request !== undefined) {
+      KeptRequest.encode(message.request, writer.uint32(58).fork()).join();
     }
     return writer;
   },
@@ -1589,6 +1639,14 @@ export const BuildDetail: MessageFns<BuildDetail> = {
             message.journalBytes = longToNumber(reader.uint64());
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.request = KeptRequest.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1613,6 +1671,7 @@ export const BuildDetail: MessageFns<BuildDetail> = {
         : isSet(object.journal_bytes)
         ? globalThis.Number(object.journal_bytes)
         : 0,
+      request: isSet(object.request) ? KeptRequest.fromJSON(object.request) : undefined,
     };
   },
 
@@ -1636,6 +1695,9 @@ export const BuildDetail: MessageFns<BuildDetail> = {
     if (message.journalBytes !== 0) {
       obj.journalBytes = Math.round(message.journalBytes);
     }
+    if (message.request !== undefined) {
+      obj.request = KeptRequest.toJSON(message.request);
+    }
     return obj;
   },
 
@@ -1650,6 +1712,503 @@ export const BuildDetail: MessageFns<BuildDetail> = {
     message.commit = object.commit ?? "";
     message.warnings = object.warnings?.map((e) => e) || [];
     message.journalBytes = object.journalBytes ?? 0;
+    message.request = (object.request !== undefined && object.request !== null)
+      ? KeptRequest.fromPartial(object.request)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseKeptRequest(): KeptRequest {
+  return { secrets: [], credentials: [], files: false, sshAgents: [] };
+}
+
+export const KeptRequest: MessageFns<KeptRequest> = {
+  encode(message: KeptRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.secrets) {
+      writer.uint32(10).string(v!);
+    }
+    for (const v of message.credentials) {
+      writer.uint32(18).string(v!);
+    }
+    if (message.files !== false) {
+      writer.uint32(24).bool(message.files);
+    }
+    for (const v of message.sshAgents) {
+      writer.uint32(34).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): KeptRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseKeptRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.secrets.push(reader.string());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.credentials.push(reader.string());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.files = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.sshAgents.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): KeptRequest {
+    return {
+      secrets: globalThis.Array.isArray(object?.secrets) ? object.secrets.map((e: any) => globalThis.String(e)) : [],
+      credentials: globalThis.Array.isArray(object?.credentials)
+        ? object.credentials.map((e: any) => globalThis.String(e))
+        : [],
+      files: isSet(object.files) ? globalThis.Boolean(object.files) : false,
+      sshAgents: globalThis.Array.isArray(object?.sshAgents)
+        ? object.sshAgents.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.ssh_agents)
+        ? object.ssh_agents.map((e: any) => globalThis.String(e))
+        : [],
+    };
+  },
+
+  toJSON(message: KeptRequest): unknown {
+    const obj: any = {};
+    if (message.secrets?.length) {
+      obj.secrets = message.secrets;
+    }
+    if (message.credentials?.length) {
+      obj.credentials = message.credentials;
+    }
+    if (message.files !== false) {
+      obj.files = message.files;
+    }
+    if (message.sshAgents?.length) {
+      obj.sshAgents = message.sshAgents;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<KeptRequest>, I>>(base?: I): KeptRequest {
+    return KeptRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<KeptRequest>, I>>(object: I): KeptRequest {
+    const message = createBaseKeptRequest();
+    message.secrets = object.secrets?.map((e) => e) || [];
+    message.credentials = object.credentials?.map((e) => e) || [];
+    message.files = object.files ?? false;
+    message.sshAgents = object.sshAgents?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseRetryBuildRequest(): RetryBuildRequest {
+  return { buildId: "", requestId: "", secrets: {}, auth: undefined, files: undefined, triggeredBy: "" };
+}
+
+export const RetryBuildRequest: MessageFns<RetryBuildRequest> = {
+  encode(message: RetryBuildRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.buildId !== "") {
+      writer.uint32(10).string(message.buildId);
+    }
+    if (message.requestId !== "") {
+      writer.uint32(18).string(message.requestId);
+    }
+    globalThis.Object.entries(message.secrets).forEach(([key, value]: [string, Buffer]) => {
+      RetryBuildRequest_SecretsEntry.encode({ key: key as any, value }, writer.uint32(26).fork()).join();
+    });
+    if (message.auth !== undefined) {
+      BuildRegistryAuth.encode(message.auth, writer.uint32(34).fork()).join();
+    }
+    if (message.files !== undefined) {
+      BuildFiles.encode(message.files, writer.uint32(42).fork()).join();
+    }
+    if (message.triggeredBy !== "") {
+      writer.uint32(50).string(message.triggeredBy);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetryBuildRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetryBuildRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.buildId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.requestId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            const entry3 = RetryBuildRequest_SecretsEntry.decode(reader, reader.uint32());
+            if (entry3.value !== undefined) {
+              message.secrets[entry3.key] = entry3.value;
+            }
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.auth = BuildRegistryAuth.decode(reader, reader.uint32());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.files = BuildFiles.decode(reader, reader.uint32());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.triggeredBy = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RetryBuildRequest {
+    return {
+      buildId: isSet(object.buildId)
+        ? globalThis.String(object.buildId)
+        : isSet(object.build_id)
+        ? globalThis.String(object.build_id)
+        : "",
+      requestId: isSet(object.requestId)
+        ? globalThis.String(object.requestId)
+        : isSet(object.request_id)
+        ? globalThis.String(object.request_id)
+        : "",
+      secrets: isObject(object.secrets)
+        ? (globalThis.Object.entries(object.secrets) as [string, any][]).reduce(
+          (acc: { [key: string]: Buffer }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: Buffer.from(bytesFromBase64(value as string)),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      auth: isSet(object.auth) ? BuildRegistryAuth.fromJSON(object.auth) : undefined,
+      files: isSet(object.files) ? BuildFiles.fromJSON(object.files) : undefined,
+      triggeredBy: isSet(object.triggeredBy)
+        ? globalThis.String(object.triggeredBy)
+        : isSet(object.triggered_by)
+        ? globalThis.String(object.triggered_by)
+        : "",
+    };
+  },
+
+  toJSON(message: RetryBuildRequest): unknown {
+    const obj: any = {};
+    if (message.buildId !== "") {
+      obj.buildId = message.buildId;
+    }
+    if (message.requestId !== "") {
+      obj.requestId = message.requestId;
+    }
+    if (message.secrets) {
+      const entries = globalThis.Object.entries(message.secrets) as [string, Buffer][];
+      if (entries.length > 0) {
+        obj.secrets = {};
+        entries.forEach(([k, v]) => {
+          obj.secrets[k] = base64FromBytes(v);
+        });
+      }
+    }
+    if (message.auth !== undefined) {
+      obj.auth = BuildRegistryAuth.toJSON(message.auth);
+    }
+    if (message.files !== undefined) {
+      obj.files = BuildFiles.toJSON(message.files);
+    }
+    if (message.triggeredBy !== "") {
+      obj.triggeredBy = message.triggeredBy;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RetryBuildRequest>, I>>(base?: I): RetryBuildRequest {
+    return RetryBuildRequest.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RetryBuildRequest>, I>>(object: I): RetryBuildRequest {
+    const message = createBaseRetryBuildRequest();
+    message.buildId = object.buildId ?? "";
+    message.requestId = object.requestId ?? "";
+    message.secrets = (globalThis.Object.entries(object.secrets ?? {}) as [string, Buffer][]).reduce(
+      (acc: { [key: string]: Buffer }, [key, value]: [string, Buffer]) => {
+        if (value !== undefined) {
+          acc[key] = value;
+        }
+        return acc;
+      },
+      {},
+    );
+    message.auth = (object.auth !== undefined && object.auth !== null)
+      ? BuildRegistryAuth.fromPartial(object.auth)
+      : undefined;
+    message.files = (object.files !== undefined && object.files !== null)
+      ? BuildFiles.fromPartial(object.files)
+      : undefined;
+    message.triggeredBy = object.triggeredBy ?? "";
+    return message;
+  },
+};
+
+function createBaseRetryBuildRequest_SecretsEntry(): RetryBuildRequest_SecretsEntry {
+  return { key: "", value: Buffer.alloc(0) };
+}
+
+export const RetryBuildRequest_SecretsEntry: MessageFns<RetryBuildRequest_SecretsEntry> = {
+  encode(message: RetryBuildRequest_SecretsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value.length !== 0) {
+      writer.uint32(18).bytes(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetryBuildRequest_SecretsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetryBuildRequest_SecretsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RetryBuildRequest_SecretsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? Buffer.from(bytesFromBase64(object.value)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: RetryBuildRequest_SecretsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== "") {
+      obj.key = message.key;
+    }
+    if (message.value.length !== 0) {
+      obj.value = base64FromBytes(message.value);
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RetryBuildRequest_SecretsEntry>, I>>(base?: I): RetryBuildRequest_SecretsEntry {
+    return RetryBuildRequest_SecretsEntry.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RetryBuildRequest_SecretsEntry>, I>>(
+    object: I,
+  ): RetryBuildRequest_SecretsEntry {
+    const message = createBaseRetryBuildRequest_SecretsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseRetryBuildResponse(): RetryBuildResponse {
+  return { build: undefined, alreadyStarted: false };
+}
+
+export const RetryBuildResponse: MessageFns<RetryBuildResponse> = {
+  encode(message: RetryBuildResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.build !== undefined) {
+      Build.encode(message.build, writer.uint32(10).fork()).join();
+    }
+    if (message.alreadyStarted !== false) {
+      writer.uint32(16).bool(message.alreadyStarted);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RetryBuildResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRetryBuildResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.build = Build.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.alreadyStarted = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RetryBuildResponse {
+    return {
+      build: isSet(object.build) ? Build.fromJSON(object.build) : undefined,
+      alreadyStarted: isSet(object.alreadyStarted)
+        ? globalThis.Boolean(object.alreadyStarted)
+        : isSet(object.already_started)
+        ? globalThis.Boolean(object.already_started)
+        : false,
+    };
+  },
+
+  toJSON(message: RetryBuildResponse): unknown {
+    const obj: any = {};
+    if (message.build !== undefined) {
+      obj.build = Build.toJSON(message.build);
+    }
+    if (message.alreadyStarted !== false) {
+      obj.alreadyStarted = message.alreadyStarted;
+    }
+    return obj;
+  },
+
+  create<I extends Exact<DeepPartial<RetryBuildResponse>, I>>(base?: I): RetryBuildResponse {
+    return RetryBuildResponse.fromPartial(base ?? ({} as any));
+  },
+  fromPartial<I extends Exact<DeepPartial<RetryBuildResponse>, I>>(object: I): RetryBuildResponse {
+    const message = createBaseRetryBuildResponse();
+    message.build = (object.build !== undefined && object.build !== null) ? Build.fromPartial(object.build) : undefined;
+    message.alreadyStarted = object.alreadyStarted ?? false;
     return message;
   },
 };
@@ -9075,6 +9634,16 @@ export const KilnService = {
     responseSerialize: (value: ListBuildsResponse): Buffer => Buffer.from(ListBuildsResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ListBuildsResponse => ListBuildsResponse.decode(value),
   },
+  /** Makes the request of a build that has ended once more, as it was. Secrets and credentials are not kept: they are sent again. */
+  retryBuild: {
+    path: "/kiln.v1.Kiln/RetryBuild" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RetryBuildRequest): Buffer => Buffer.from(RetryBuildRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RetryBuildRequest => RetryBuildRequest.decode(value),
+    responseSerialize: (value: RetryBuildResponse): Buffer => Buffer.from(RetryBuildResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RetryBuildResponse => RetryBuildResponse.decode(value),
+  },
   /** Sends the text of a build's log, or of one of its steps, from any byte on. */
   getLog: {
     path: "/kiln.v1.Kiln/GetLog" as const,
@@ -9176,6 +9745,8 @@ export interface KilnServer extends UntypedServiceImplementation {
   getBuild: handleUnaryCall<GetBuildRequest, GetBuildResponse>;
   /** Returns builds, the newest first: those that run, and those that have ended, as long as they are kept. */
   listBuilds: handleUnaryCall<ListBuildsRequest, ListBuildsResponse>;
+  /** Makes the request of a build that has ended once more, as it was. Secrets and credentials are not kept: they are sent again. */
+  retryBuild: handleUnaryCall<RetryBuildRequest, RetryBuildResponse>;
   /** Sends the text of a build's log, or of one of its steps, from any byte on. */
   getLog: handleServerStreamingCall<GetLogRequest, GetLogResponse>;
   /** Returns what a build has made: images, files, subassemblies. */
@@ -9249,6 +9820,22 @@ export interface KilnClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ListBuildsResponse) => void,
+  ): ClientUnaryCall;
+  /** Makes the request of a build that has ended once more, as it was. Secrets and credentials are not kept: they are sent again. */
+  retryBuild(
+    request: RetryBuildRequest,
+    callback: (error: ServiceError | null, response: RetryBuildResponse) => void,
+  ): ClientUnaryCall;
+  retryBuild(
+    request: RetryBuildRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RetryBuildResponse) => void,
+  ): ClientUnaryCall;
+  retryBuild(
+    request: RetryBuildRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RetryBuildResponse) => void,
   ): ClientUnaryCall;
   /** Sends the text of a build's log, or of one of its steps, from any byte on. */
   getLog(request: GetLogRequest, options?: Partial<CallOptions>): ClientReadableStream<GetLogResponse>;
