@@ -1,8 +1,7 @@
-//! Gzip on several threads: one member, made of pieces that are compressed independently.
+//! Gzip on several threads: as many members as there are pieces, each compressed for itself.
 //!
-//! The input is cut into pieces of [`PIECE_BYTES`]. Each is deflated on its own, with the 32 KiB before it as dictionary, and
-//! ended with a sync flush, so that the pieces can be laid end to end: any reader sees one ordinary gzip member. How many
-//! threads do it decides nothing but the time. At most two pieces per thread are in memory.
+//! The input is cut into pieces of [`PIECE_BYTES`], each of which becomes a gzip member; the format says that members laid end to end are
+//! one file, and every reader of layers knows. How many threads do it decides nothing but the time. At most two pieces per thread are in memory.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,27 +9,19 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use flate2::{Compress, FlushCompress, Status};
+use libdeflater::{CompressionLvl, Compressor};
 
 /// Input of one piece.
-const PIECE_BYTES: usize = 1 << 20;
-/// How far back deflate can refer.
-const WINDOW_BYTES: usize = 32 << 10;
+const PIECE_BYTES: usize = 2 << 20;
 /// Most threads that are started.
 const THREADS_MAX: usize = 64;
-
-/// A member's header: deflate, no flags, no time, no extra flags, made on an unknown system.
-const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-/// An empty last block with fixed codes.
-const LAST_BLOCK: [u8; 2] = [3, 0];
 
 pub(super) struct GzipWriter<W: Write> {
     out: W,
     level: u32,
     piece: Vec<u8>,
-    dictionary: Vec<u8>,
-    crc: crc32fast::Hasher,
-    size_bytes: u64,
+    /// Whether there is a member: of nothing there has to be one as well.
+    has_begun: bool,
     pool: Option<Pool>,
 }
 
@@ -46,13 +37,11 @@ struct Pool {
 
 struct Piece {
     number: u64,
-    dictionary: Vec<u8>,
     input: Vec<u8>,
 }
 
 impl<W: Write> GzipWriter<W> {
-    pub(super) fn new(mut out: W, level: u32, n_threads: usize) -> io::Result<Self> {
-        out.write_all(&HEADER)?;
+    pub(super) fn new(out: W, level: u32, n_threads: usize) -> io::Result<Self> {
         let pool = match n_threads {
             0 | 1 => None,
             n => Some(Pool::start(level, n.min(THREADS_MAX))?),
@@ -61,9 +50,7 @@ impl<W: Write> GzipWriter<W> {
             out,
             level,
             piece: Vec::with_capacity(PIECE_BYTES),
-            dictionary: Vec::new(),
-            crc: crc32fast::Hasher::new(),
-            size_bytes: 0,
+            has_begun: false,
             pool,
         })
     }
@@ -73,8 +60,6 @@ impl<W: Write> GzipWriter<W> {
         let room = PIECE_BYTES - self.piece.len();
         let taken = bytes.get(..room.min(bytes.len())).unwrap_or_default();
         self.piece.extend_from_slice(taken);
-        self.crc.update(taken);
-        self.size_bytes += taken.len() as u64;
         if self.piece.len() == PIECE_BYTES {
             self.end_piece()?;
         }
@@ -82,7 +67,7 @@ impl<W: Write> GzipWriter<W> {
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
-        if !self.piece.is_empty() {
+        if !self.piece.is_empty() || !self.has_begun {
             self.end_piece()?;
         }
         if let Some(mut pool) = self.pool.take() {
@@ -90,25 +75,17 @@ impl<W: Write> GzipWriter<W> {
                 pool.receive(&mut self.out)?;
             }
         }
-        self.out.write_all(&LAST_BLOCK)?;
-        let crc = std::mem::take(&mut self.crc).finalize();
-        self.out.write_all(&crc.to_le_bytes())?;
-        let size = u32::try_from(self.size_bytes & u64::from(u32::MAX)).unwrap_or(0);
-        self.out.write_all(&size.to_le_bytes())?;
         Ok(self.out)
     }
 
     fn end_piece(&mut self) -> io::Result<()> {
+        self.has_begun = true;
         let next = Vec::with_capacity(PIECE_BYTES);
         let input = std::mem::replace(&mut self.piece, next);
-        let window = input.len().saturating_sub(WINDOW_BYTES);
-        let next = input.get(window..).unwrap_or_default().to_vec();
-        let dictionary = std::mem::replace(&mut self.dictionary, next);
         let Some(pool) = &mut self.pool else {
-            let deflated = deflate(self.level, &dictionary, &input)?;
-            return self.out.write_all(&deflated);
+            return self.out.write_all(&compress(self.level, &input)?);
         };
-        pool.send(dictionary, input)?;
+        pool.send(input)?;
         while pool.n_sent - pool.n_written >= 2 * pool.threads.len() as u64 {
             pool.receive(&mut self.out)?;
         }
@@ -136,7 +113,7 @@ impl Pool {
             let work = move || loop {
                 let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 let Ok(piece) = piece else { return };
-                let deflated = deflate(level, &piece.dictionary, &piece.input);
+                let deflated = compress(level, &piece.input);
                 if send_deflated.send((piece.number, deflated)).is_err() {
                     return;
                 }
@@ -147,10 +124,9 @@ impl Pool {
         Ok(pool)
     }
 
-    fn send(&mut self, dictionary: Vec<u8>, input: Vec<u8>) -> io::Result<()> {
+    fn send(&mut self, input: Vec<u8>) -> io::Result<()> {
         let piece = Piece {
             number: self.n_sent,
-            dictionary,
             input,
         };
         let sender = self.pieces.as_ref().ok_or_else(died)?;
@@ -185,25 +161,16 @@ fn died() -> io::Error {
     io::Error::other("a compressing thread died")
 }
 
-/// Compresses one piece. The state is made anew each time: after a reset, what it had seen before still shows in the output of
-/// the lowest levels, and the output would depend on which thread did which piece.
-fn deflate(level: u32, dictionary: &[u8], input: &[u8]) -> io::Result<Vec<u8>> {
-    let mut state = Compress::new(flate2::Compression::new(level), false);
-    if !dictionary.is_empty() {
-        state.set_dictionary(dictionary)?;
-    }
-    let mut output = Vec::with_capacity(input.len() / 2 + 1024);
-    loop {
-        let n_read = usize::try_from(state.total_in()).unwrap_or(usize::MAX);
-        let rest = input.get(n_read..).unwrap_or_default();
-        let status = state.compress_vec(rest, &mut output, FlushCompress::Sync)?;
-        if status == Status::BufError && output.len() < output.capacity() {
-            return Err(io::Error::other("deflate made no progress"));
-        }
-        // Room left over means that everything, the flush included, was written.
-        if state.total_in() == input.len() as u64 && output.len() < output.capacity() {
-            return Ok(output);
-        }
-        output.reserve(input.len() / 2 + 1024);
-    }
+/// Makes a member of one piece.
+fn compress(level: u32, input: &[u8]) -> io::Result<Vec<u8>> {
+    let level = i32::try_from(level).ok().map(CompressionLvl::new);
+    let level = level.and_then(Result::ok);
+    let level = level.ok_or_else(|| io::Error::other("there is no such level of compression"))?;
+    let mut compressor = Compressor::new(level);
+    let mut member = vec![0; compressor.gzip_compress_bound(input.len())];
+    let n = compressor
+        .gzip_compress(input, &mut member)
+        .map_err(|_| io::Error::other("compressing made more than it can"))?;
+    member.truncate(n);
+    Ok(member)
 }

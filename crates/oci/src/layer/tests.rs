@@ -84,13 +84,26 @@ fn neither_threads_nor_the_cut_of_the_input_change_a_layer() {
 }
 
 #[test]
-fn gzip_layers_are_one_member_without_time_or_name() {
-    let (_, blob) = written(&sample(3_000_000), Compression::DEFAULT_GZIP, 2, 4096);
-    assert_eq!(blob[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]);
-    let mut one_member = flate2::read::GzDecoder::new(&blob[..]);
-    let mut out = Vec::new();
-    one_member.read_to_end(&mut out).unwrap();
-    assert!(out == sample(3_000_000));
+fn gzip_layers_are_members_without_time_or_name() {
+    let input = sample(5_000_000);
+    let (_, blob) = written(&input, Compression::DEFAULT_GZIP, 2, 4096);
+    let (mut rest, mut out, mut n_members) = (&blob[..], Vec::new(), 0);
+    while !rest.is_empty() {
+        // Deflate, no flags, no time.
+        assert_eq!(rest[..8], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0]);
+        let mut member = flate2::bufread::GzDecoder::new(rest);
+        member.read_to_end(&mut out).unwrap();
+        rest = member.into_inner();
+        n_members += 1;
+    }
+    assert!(out == input);
+    assert_eq!(n_members, 3);
+}
+
+#[test]
+fn nothing_is_a_member_too() {
+    let (_, blob) = written(b"", Compression::DEFAULT_GZIP, 2, 1);
+    assert_eq!(unpacked(&blob).unwrap(), b"");
 }
 
 #[test]
