@@ -177,6 +177,48 @@ fn the_typescript_example_builds_and_shows_the_log() {
     );
 }
 
+/// Runs an example of `kiln.v1` with a build that ends well, and with one that does not.
+fn native_example(scene: &Scene, name: &str, example: impl Fn() -> Command) {
+    let repository = repository(scene, name, SHORT);
+    let text = said(example().args([scene.kiln.host(), &repository, "main"]));
+    let image = format!("{}/builds/example:latest sha256:", scene.kiln.host());
+    for part in ["said at first\n", "said at last\n", " took ", &image] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let dockerfile = format!("FROM {}\nRUN exit 7\n", scene.busybox());
+    let broken = format!("{name}-broken");
+    let mut made = scene.git.repository(&broken);
+    made.commit("main", &[File::new("Dockerfile", dockerfile)]);
+    let url = scene.git.url(&broken);
+    let failed = finish(example().args([scene.kiln.host(), &url, "main"]));
+    assert_eq!(failed.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&failed.stderr);
+    assert!(
+        text.contains("FAILURE_REASON_DOCKERFILE: ") && text.contains("exit code: 7"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_go_example_of_the_native_api_builds_and_tells_why_not() {
+    let scene = Scene::start(Target::Embedded);
+    native_example(&scene, "go-native", || {
+        let mut command = go();
+        command.args(["run", "./examples/native"]);
+        command
+    });
+}
+
+#[test]
+fn the_typescript_example_of_the_native_api_builds_and_tells_why_not() {
+    let scene = Scene::start(Target::Embedded);
+    native_example(&scene, "typescript-native", || {
+        let mut command = node();
+        command.arg("examples/native.mjs");
+        command
+    });
+}
+
 #[test]
 fn tests_that_need_a_server_fail_without_one() {
     let mut command = go();
@@ -204,7 +246,9 @@ fn tests_that_need_a_server_fail_without_one() {
 fn the_examples_in_the_readmes_are_the_ones_that_are_tested() {
     for (readme, example) in [
         ("go/README.md", "go/examples/build/main.go"),
+        ("go/README.md", "go/examples/native/main.go"),
         ("typescript/README.md", "typescript/examples/build.mjs"),
+        ("typescript/README.md", "typescript/examples/native.mjs"),
     ] {
         let text = |name: &str| std::fs::read_to_string(folder(name)).unwrap();
         assert!(
