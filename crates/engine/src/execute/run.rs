@@ -27,6 +27,8 @@ use crate::sandbox::{
 use crate::spec::{NetworkMode, StepOptions};
 
 /// Lines of a failed command's output that its failure repeats.
+/// A disk with less room than that is full.
+const FULL_BELOW_BYTES: u64 = 1 << 20;
 const TAIL_LINES: usize = 10;
 /// Largest `/etc/passwd` that is read.
 const PASSWD_MAX_BYTES: u64 = 10 << 20;
@@ -249,7 +251,8 @@ pub(super) async fn run(
     // Locks and sockets, kept until no process of the step is alive.
     drop(fetched);
     let id = vertex.id;
-    match verdict(execution, exit) {
+    let verdict = verdict(execution, exit).map_err(|failure| disk_is_full(&upper, failure));
+    match verdict {
         Ok(()) => {
             vertex.finish();
             Ok(Directory {
@@ -457,6 +460,19 @@ fn verdict(execution: &Execution, exit: Result<StepExit, SandboxError>) -> Resul
         }
         Err(error) => Err(failure(FailureKind::Platform, chain(&error))),
     }
+}
+
+/// Says so when a command failed while the disk was full that it writes to: hardly any says it in a way that could be understood.
+fn disk_is_full(upper: &Path, mut failure: Failure) -> Failure {
+    let is_full = rustix::fs::statvfs(upper).is_ok_and(|disk| {
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        free_bytes < FULL_BELOW_BYTES || (disk.f_files > 0 && disk.f_favail == 0)
+    });
+    if is_full && failure.kind == FailureKind::Dockerfile && failure.exit_code.is_some() {
+        failure.kind = FailureKind::OutOfDisk;
+        failure.message.push_str(": the disk of builds is full");
+    }
+    failure
 }
 
 /// Ends a vertex with `failure`, and completes it: which instruction, at which line, and what it said last.
