@@ -253,6 +253,14 @@ fn encode(record: &Record) -> Result<Vec<u8>, JournalError> {
     Ok(frame)
 }
 
+/// The beginning of a record.
+struct Head {
+    bytes: [u8; FRAME_BYTES + 1],
+    /// Length of what is behind the frame.
+    length: usize,
+    kind: u8,
+}
+
 /// Reads records from the start, and again whenever more may have been appended.
 #[derive(Debug)]
 pub struct Reader {
@@ -301,45 +309,67 @@ impl Reader {
     /// # Errors
     /// As [`Self::next`].
     pub fn next_event(&mut self) -> Result<Option<(u64, Event)>, JournalError> {
+        self.read_again(Self::next_event_as_read)
+    }
+
+    fn next_event_as_read(&mut self) -> Result<Option<(u64, Event)>, JournalError> {
         loop {
-            let Some((head, kind)) = self.head()? else {
+            let Some(head) = self.head()? else {
                 return Ok(None);
             };
-            if kind != KIND_OUTPUT {
+            if head.kind != KIND_OUTPUT {
                 return Ok(self.next()?.and_then(|record| match record.body {
                     Body::Event(event) => Some((record.at_ms, event)),
                     Body::Output { .. } => None,
                 }));
             }
-            let size_bytes = FRAME_BYTES + head;
+            let size_bytes = FRAME_BYTES + head.length;
             if self.buffer.len() - self.start >= size_bytes {
                 self.start += size_bytes;
             } else {
                 let end = self.file.metadata().map_err(JournalError::Read)?.len();
+                // What was read ahead may have been taken back, and something else follow: only what is still there is passed over.
+                let is_still_there = self.is_on_disk(&head)?;
+                self.forget();
+                if !is_still_there {
+                    continue;
+                }
                 if end < self.offset + size_bytes as u64 {
                     return Ok(None);
                 }
-                self.buffer.clear();
-                self.start = 0;
             }
             self.offset += size_bytes as u64;
         }
     }
 
-    /// Returns the length of the next record behind its frame, and its kind.
-    fn head(&mut self) -> Result<Option<(usize, u8)>, JournalError> {
+    /// Returns the beginning of the next record.
+    fn head(&mut self) -> Result<Option<Head>, JournalError> {
         let offset = self.offset;
         let damaged = || JournalError::Damaged { offset };
-        let Some(frame) = self.peek(0, FRAME_BYTES + 1)? else {
+        let Some(bytes) = self.peek(0, FRAME_BYTES + 1)? else {
             return Ok(None);
         };
-        let (length, rest) = frame.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let bytes: [u8; FRAME_BYTES + 1] = bytes.try_into().map_err(|_| damaged())?;
+        let (length, rest) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
         let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| damaged())?;
         if !(PREFIX_BYTES..=RECORD_MAX_BYTES).contains(&length) {
             return Err(damaged());
         }
         let kind = rest.last().copied().ok_or_else(damaged)?;
-        Ok(Some((length, kind)))
+        Ok(Some(Head {
+            bytes,
+            length,
+            kind,
+        }))
+    }
+
+    fn is_on_disk(&self, head: &Head) -> Result<bool, JournalError> {
+        let mut bytes = [0; FRAME_BYTES + 1];
+        match self.file.read_exact_at(&mut bytes, self.offset) {
+            Ok(()) => Ok(bytes == head.bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(JournalError::Read(error)),
+        }
     }
 
     /// Returns the offset of the next record in the file.
@@ -356,11 +386,21 @@ impl Reader {
         reason = "None is not the end here: more may come"
     )]
     pub fn next(&mut self) -> Result<Option<Record>, JournalError> {
-        match self.next_as_read() {
-            Err(JournalError::Damaged { .. }) => {
-                // Half of it may have been read before it was taken back, and the other half after.
+        self.read_again(Self::next_as_read)
+    }
+
+    /// Reads, and once more from the file alone when what was read ahead may have been taken back since: the half of a record that came
+    /// before and the half that came after are none, and the length of what is not there any more says nothing about what is.
+    fn read_again<T>(
+        &mut self,
+        read: fn(&mut Self) -> Result<Option<T>, JournalError>,
+    ) -> Result<Option<T>, JournalError> {
+        let has_ahead = self.buffer.len() > self.start;
+        match read(self) {
+            Ok(None) if !has_ahead => Ok(None),
+            Ok(None) | Err(JournalError::Damaged { .. }) => {
                 self.forget();
-                self.next_as_read()
+                read(self)
             }
             next => next,
         }
