@@ -16,6 +16,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 pub use self::bearer::Bearer;
 use crate::background::Background;
+use crate::faults::Dice;
 
 /// A proxy on loopback.
 #[derive(Debug)]
@@ -57,6 +58,52 @@ pub enum Action {
     },
 }
 
+/// How often requests are answered differently at random: of a thousand, so many each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chaos {
+    /// What chance begins with.
+    pub seed: u64,
+    /// Answered 503 without asking the registry.
+    pub server_errors: u64,
+    /// Closed without an answer.
+    pub disconnects: u64,
+    /// Answers that break off.
+    pub truncations: u64,
+    /// Answered 429, with a second to wait.
+    pub too_many: u64,
+    /// Answers of which one bit is turned.
+    pub flips: u64,
+}
+
+impl Chaos {
+    fn action(&self, dice: &mut Dice) -> Option<Action> {
+        let mut roll = dice.below(1000);
+        let mut falls = |n: u64| {
+            let is_it = roll < n;
+            roll = roll.wrapping_sub(n);
+            is_it
+        };
+        if falls(self.server_errors) {
+            return Some(Action::Status(503));
+        }
+        if falls(self.disconnects) {
+            return Some(Action::Disconnect);
+        }
+        if falls(self.truncations) {
+            let after_bytes = usize::try_from(dice.below(100_000)).unwrap_or(0);
+            return Some(Action::Truncate { after_bytes });
+        }
+        if falls(self.too_many) {
+            return Some(Action::TooManyRequests { retry_after_s: 1 });
+        }
+        if falls(self.flips) {
+            let at_byte = usize::try_from(dice.below(1000)).unwrap_or(0);
+            return Some(Action::Flip { at_byte });
+        }
+        None
+    }
+}
+
 /// Which requests are answered differently, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -87,6 +134,7 @@ struct Site {
     client: reqwest::Client,
     bearer: Option<Bearer>,
     rules: Mutex<Vec<Rule>>,
+    chaos: Mutex<Option<(Chaos, Dice)>>,
     requests: Mutex<Vec<ProxyRequest>>,
 }
 
@@ -171,6 +219,7 @@ impl Proxy {
             client,
             bearer,
             rules: Mutex::default(),
+            chaos: Mutex::default(),
             requests: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&site));
@@ -191,9 +240,16 @@ impl Proxy {
         lock(&self.site.rules).push(rule);
     }
 
-    /// Removes all rules.
+    /// Lets requests that no rule fits be answered at random.
+    pub fn chaos(&self, chaos: Chaos) {
+        let dice = Dice::new(chaos.seed);
+        *lock(&self.site.chaos) = Some((chaos, dice));
+    }
+
+    /// Removes all rules, and chance.
     pub fn behave(&self) {
         lock(&self.site.rules).clear();
+        *lock(&self.site.chaos) = None;
     }
 
     /// Returns every request so far.
@@ -213,6 +269,10 @@ async fn answer(State(site): State<Arc<Site>>, request: Request) -> Response<Bod
     let action = lock(&site.rules)
         .iter_mut()
         .find_map(|rule| rule.apply(&parts));
+    let action = action.or_else(|| {
+        let mut chaos = lock(&site.chaos);
+        chaos.as_mut().and_then(|(chaos, dice)| chaos.action(dice))
+    });
     let disconnect = action == Some(Action::Disconnect);
     let response = respond(&site, &parts, body, action).await;
     let authorization = parts

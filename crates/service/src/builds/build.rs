@@ -27,7 +27,8 @@ impl Progress {
         let next = match self.state.clone().next(event) {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(%error, "the journal says something that cannot be");
+                // After a restart a journal is read once more from its beginning.
+                tracing::debug!(%error, "the journal says something that was known");
                 return false;
             }
         };
