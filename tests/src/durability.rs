@@ -203,3 +203,39 @@ async fn a_build_on_a_server_is_cancelled_by_the_command() {
     let unknown = cancel(&"a".repeat(id.len()));
     assert_eq!(unknown.status.code(), Some(3));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_waits_survives_a_server_that_is_killed() {
+    let config = "[server]\nmax_running_builds = 1\n";
+    let registry = testkit::docker_registry::DockerRegistry::start();
+    let mut scene = Scene::around(registry, Target::Embedded, config);
+    let base = scene.busybox();
+    let first = scene.dockerfile("first", &slow(&base, 4));
+    let first = start_and_leave(&scene, first).await;
+    let mut client = scene.kiln.image_builder().await;
+    let mut waiting = Vec::new();
+    // Not the same step: it would come from the cache.
+    for (name, seconds) in [("second", 1), ("third", 2)] {
+        let request = scene.dockerfile(name, &slow(&base, seconds));
+        let mut stream = client.build(request).await.unwrap().into_inner();
+        let told = stream.message().await.unwrap().unwrap();
+        waiting.push(told.info.unwrap().build_id);
+    }
+    let folder = |id: &str| scene.kiln.state().join("builds").join(id);
+    let (one, two) = (folder(&waiting[0]), folder(&waiting[1]));
+    assert!(one.join("turn").exists() && two.join("turn").exists());
+    scene.kiln.kill();
+    scene.kiln.start_again();
+    for id in [&first, &waiting[0], &waiting[1]] {
+        let log = scene.log(id).await;
+        assert_eq!(log.matches(" ended\n").count(), 1, "{log}");
+        assert_eq!(log.contains("waiting for its turn"), *id != first, "{log}");
+    }
+    nothing_runs(&scene).await;
+    // One after the other, in the order in which they came.
+    let ended = |folder: &std::path::Path| {
+        let journal = std::fs::metadata(folder.join("journal")).unwrap();
+        journal.modified().unwrap()
+    };
+    assert!(ended(&one) < ended(&two));
+}

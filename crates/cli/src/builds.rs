@@ -94,7 +94,7 @@ fn is_named(record: &Record, wanted: &Reference) -> bool {
 /// Returns the one word for a state.
 pub(crate) fn word(state: &BuildState) -> &'static str {
     match state {
-        BuildState::Queued => "queued",
+        BuildState::Queued { .. } => "queued",
         BuildState::Active { .. } => "running",
         BuildState::Succeeded { .. } => "succeeded",
         BuildState::Failed { .. } => "failed",

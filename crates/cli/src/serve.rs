@@ -9,17 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engine::chain;
 use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
+use engine::turn::Turn;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use service::agents::AgentId;
 use service::app::{self, Setup};
 use service::environment::Environment;
-use service::executor::{Executor, ExecutorError, Running};
+use service::executor::{Disk, Executor, ExecutorError, Running};
 use store::collect::{Collected, Policy};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use worker::{Canceller, WorkerCommand, WorkerHandle};
+use worker::{WorkerCommand, WorkerHandle, WorkerSignals};
 
 use crate::args::ServeArgs;
 use crate::build::agent;
@@ -84,40 +85,57 @@ fn start_log() -> Outcome {
 /// Starts workers on this machine.
 struct Workers {
     command: WorkerCommand,
-    /// Workers that have not been waited for to their end; shared with whoever waits.
-    living: Living,
+    /// What speaks to workers that have not been waited for to their end; shared with whoever waits.
+    signals: AllSignals,
 }
 
-type Living = Arc<Mutex<HashMap<BuildId, Canceller>>>;
+type AllSignals = Arc<Mutex<HashMap<BuildId, Arc<WorkerSignals>>>>;
 
 impl Workers {
     fn new(command: WorkerCommand) -> Self {
         Self {
             command,
-            living: Living::default(),
+            signals: AllSignals::default(),
         }
     }
 
     /// Takes note of a worker and returns what the service waits for.
     fn running(&self, id: BuildId, handle: WorkerHandle) -> Running {
-        match handle.canceller() {
-            Ok(Some(canceller)) => drop(lock(&self.living).insert(id.clone(), canceller)),
+        match handle.signals() {
+            Ok(Some(signals)) => {
+                lock(&self.signals).insert(id.clone(), Arc::new(signals));
+            }
+            // Gone already, which waiting for it will tell.
             Ok(None) => {}
-            Err(error) => tracing::error!(%id, %error, "this build cannot be cancelled"),
+            Err(error) => tracing::error!(%id, %error, "this build cannot be spoken to"),
         }
-        let living = Arc::clone(&self.living);
-        let folder = handle.folder.clone();
+        let signals = Arc::clone(&self.signals);
+        let (folder, waits) = (handle.folder.clone(), handle.waits());
         let ended = async move {
             if let Err(error) = handle.wait().await {
                 tracing::error!(%id, error = %chain(&error), "a build could not be concluded");
             }
-            lock(&living).remove(&id);
+            lock(&signals).remove(&id);
         };
         Running {
             folder,
             agents: Vec::new(),
+            waits,
             ended: ended.boxed(),
         }
+    }
+
+    /// Speaks to the worker of a build on a thread that may wait. Nothing happens when it is gone.
+    async fn speak(
+        &self,
+        id: &BuildId,
+        speak: impl FnOnce(&WorkerSignals) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let Some(signals) = lock(&self.signals).get(id).cloned() else {
+            return Ok(());
+        };
+        tokio::task::spawn_blocking(move || speak(&signals)).await??;
+        Ok(())
     }
 
     /// Puts up a socket for each of `agents` in the build's folder, and says in `spec` where.
@@ -141,8 +159,8 @@ impl Workers {
     }
 }
 
-fn lock(living: &Living) -> std::sync::MutexGuard<'_, HashMap<BuildId, Canceller>> {
-    living.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(signals: &AllSignals) -> std::sync::MutexGuard<'_, HashMap<BuildId, Arc<WorkerSignals>>> {
+    signals.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Executor for Workers {
@@ -151,6 +169,7 @@ impl Executor for Workers {
         record: Record,
         mut spec: BuildSpec,
         agents: Vec<AgentId>,
+        turn: Turn,
     ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         async move {
             let id = record.id.clone();
@@ -161,7 +180,7 @@ impl Executor for Workers {
             let folder = worker::prepare(&self.command, &record).map_err(|e| failed(e.into()))?;
             let agents = self.listen(&folder, agents, &mut spec);
             let agents = agents.map_err(|e| failed(e.into()))?;
-            let handle = worker::launch(&self.command, &spec).await;
+            let handle = worker::launch_in_turn(&self.command, &spec, turn).await;
             let handle = handle.map_err(|e| failed(e.into()))?;
             Ok(Running {
                 agents,
@@ -188,14 +207,18 @@ impl Executor for Workers {
         .boxed()
     }
 
+    fn turn(&self, id: BuildId, turn: Turn) -> BoxFuture<'_, Result<(), ExecutorError>> {
+        async move {
+            let told = self.speak(&id, move |signals| signals.tell(turn)).await;
+            told.map_err(|source| ExecutorError::Turn { id, source })
+        }
+        .boxed()
+    }
+
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>> {
         async move {
-            let cancelled = lock(&self.living).get(&id).map(Canceller::cancel);
-            let failed = |source: std::io::Error| ExecutorError::Cancel {
-                id,
-                source: Box::new(source),
-            };
-            cancelled.transpose().map(drop).map_err(failed)
+            let told = self.speak(&id, WorkerSignals::cancel).await;
+            told.map_err(|source| ExecutorError::Cancel { id, source })
         }
         .boxed()
     }
@@ -206,6 +229,14 @@ impl Executor for Workers {
             collected.map_err(|source| ExecutorError::Collect(Box::new(source)))
         }
         .boxed()
+    }
+
+    fn disk(&self) -> std::io::Result<Disk> {
+        let found = rustix::fs::statvfs(&self.command.state)?;
+        Ok(Disk {
+            bytes: found.f_blocks * found.f_frsize,
+            free_bytes: found.f_bavail * found.f_frsize,
+        })
     }
 
     fn ready(&self) -> BoxFuture<'_, Result<(), ExecutorError>> {

@@ -39,6 +39,11 @@ pub enum Stream {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
+    /// The build waits for its turn.
+    Queued {
+        /// How many come before it.
+        ahead: u32,
+    },
     /// The build entered a phase.
     Phase {
         /// Which one.

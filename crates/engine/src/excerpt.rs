@@ -83,7 +83,8 @@ fn step_of(body: &Body) -> Option<StepId> {
             | Event::OutputCut { step, .. }
             | Event::OutputResumed { step, .. }
             | Event::LayerWritten { step, .. } => Some(*step),
-            Event::Phase { .. }
+            Event::Queued { .. }
+            | Event::Phase { .. }
             | Event::ContextReady { .. }
             | Event::BaseResolved { .. }
             | Event::Warning { .. }

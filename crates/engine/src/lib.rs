@@ -14,6 +14,7 @@
 //! | [`sandbox`] | how a RUN runs |
 //! | [`agent`] | what steps may ask of an SSH agent |
 //! | [`subassembly`] | an image's root filesystem as one file |
+//! | [`turn`] | what a build that has to wait is told |
 //!
 //! Does not know of gRPC, of the table of builds, or of who may do what: that is the service's.
 
@@ -40,6 +41,7 @@ pub mod spec;
 pub mod state;
 pub mod subassembly;
 pub mod summary;
+pub mod turn;
 
 pub use build::{Rig, build};
 pub use failure::{blame, chain};

@@ -23,6 +23,15 @@ struct Running {
     line: Vec<u8>,
 }
 
+/// Returns what is told of a build that waits for its turn.
+pub fn waiting(ahead: u32) -> String {
+    match ahead {
+        0 => "waiting for its turn: it is the next".to_owned(),
+        1 => "waiting for its turn: 1 build comes before it".to_owned(),
+        n => format!("waiting for its turn: {n} builds come before it"),
+    }
+}
+
 impl Renderer {
     /// Appends the text of `record` to `out`.
     pub fn render(&mut self, record: &Record, out: &mut Vec<u8>) {
@@ -76,6 +85,7 @@ impl Renderer {
             Event::BaseResolved { reference, digest } => {
                 line(out, &format!("{reference} is {digest}"));
             }
+            Event::Queued { ahead } => line(out, &waiting(*ahead)),
             Event::Warning { text } => line(out, &format!("WARNING: {text}")),
             Event::Published { reference, digest } => {
                 line(out, &format!("published {reference} with digest {digest}"));

@@ -118,7 +118,39 @@ impl BuildSpec {
     }
 }
 
+impl BuildSpec {
+    /// Returns the ids of everything uploaded that the build needs.
+    pub fn uploads(&self) -> Vec<&str> {
+        let main = match &self.source {
+            Source::Dockerfile { context, .. } => Some(context),
+            Source::Image { .. } => None,
+        };
+        let mut ids: Vec<&str> = main.and_then(Context::upload).into_iter().collect();
+        ids.extend(self.contexts.values().filter_map(|named| match named {
+            NamedContext::UploadedLayout { context, .. } => Some(context.as_str()),
+            NamedContext::Files { context, .. } => context.upload(),
+            NamedContext::Scratch | NamedContext::Image { .. } | NamedContext::Layout { .. } => {
+                None
+            }
+        }));
+        ids.extend(self.cache_from.iter().filter_map(|from| match from {
+            CacheFrom::Uploaded { context, .. } => Some(context.as_str()),
+            CacheFrom::Registry { .. } | CacheFrom::Folder { .. } => None,
+        }));
+        ids
+    }
+}
+
 impl Context {
+    fn upload(&self) -> Option<&str> {
+        match self {
+            Self::Uploaded { context, .. } => Some(context),
+            Self::Archive { .. } | Self::Directory { .. } | Self::Git(_) | Self::Filled { .. } => {
+                None
+            }
+        }
+    }
+
     fn path_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::Archive { path } | Self::Directory { path, .. } => Some(path),

@@ -8,12 +8,15 @@ use crate::event::{BuiltImage, Event, Failure, Phase};
 use crate::journal::{JournalError, Reader};
 
 /// The state of a build.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum BuildState {
-    /// Accepted; its worker has not spoken yet.
-    #[default]
-    Queued,
+    /// Accepted; its worker waits for its turn, or has not spoken yet.
+    Queued {
+        /// How many builds come before it, as far as that was said.
+        #[serde(default)]
+        ahead: Option<u32>,
+    },
     /// On its way.
     Active {
         /// How far.
@@ -41,6 +44,12 @@ pub struct IllegalEvent {
     event: Box<Event>,
 }
 
+impl Default for BuildState {
+    fn default() -> Self {
+        Self::Queued { ahead: None }
+    }
+}
+
 impl BuildState {
     /// Returns the state after `event`.
     pub fn next(self, event: &Event) -> Result<Self, IllegalEvent> {
@@ -55,6 +64,9 @@ impl BuildState {
                     event: Box::new(event.clone()),
                 })
             }
+            (Self::Queued { .. }, Event::Queued { ahead }) => Ok(Self::Queued {
+                ahead: Some(*ahead),
+            }),
             (_, Event::Phase { phase }) => Ok(Self::Active { phase: *phase }),
             (_, Event::Succeeded { image }) => Ok(Self::Succeeded {
                 image: image.clone(),
@@ -70,7 +82,7 @@ impl BuildState {
     /// Tells whether the build has ended.
     pub fn is_terminal(&self) -> bool {
         match self {
-            Self::Queued | Self::Active { .. } => false,
+            Self::Queued { .. } | Self::Active { .. } => false,
             Self::Succeeded { .. } | Self::Failed { .. } | Self::Cancelled => true,
         }
     }

@@ -146,7 +146,8 @@ impl Summary {
                 push(&mut self.published, (reference.clone(), digest.clone()));
             }
             Event::ContextReady { commit } => self.commit.clone_from(commit),
-            Event::OutputCut { .. }
+            Event::Queued { .. }
+            | Event::OutputCut { .. }
             | Event::Succeeded { .. }
             | Event::Failed { .. }
             | Event::Cancelled => {}

@@ -1,6 +1,5 @@
 //! Has the data plane collect what nobody uses, from time to time.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +17,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// What housekeeping needs.
 pub(crate) struct Housekeeping {
     pub(crate) executor: Arc<dyn Executor>,
-    /// The state directory.
-    pub(crate) state: PathBuf,
     pub(crate) cache: Cache,
 }
 
@@ -36,7 +33,7 @@ impl Housekeeping {
         let mut next = tokio::time::Instant::now() + INTERVAL;
         loop {
             let now = ticks.tick().await;
-            match self.disk() {
+            match self.executor.disk() {
                 Ok(disk) => {
                     let policy = self.cache.policy(disk.bytes);
                     let is_full = policy
@@ -69,17 +66,4 @@ impl Housekeeping {
             Err(error) => tracing::warn!(error = chain(&error), "caches cannot be collected"),
         }
     }
-
-    fn disk(&self) -> std::io::Result<Disk> {
-        let found = rustix::fs::statvfs(&self.state)?;
-        Ok(Disk {
-            bytes: found.f_blocks * found.f_frsize,
-            free_bytes: found.f_bavail * found.f_frsize,
-        })
-    }
-}
-
-struct Disk {
-    bytes: u64,
-    free_bytes: u64,
 }

@@ -164,7 +164,7 @@ impl Service {
         }
         let keychains = self.images.keychains(&call.rights).await?;
         let order = self.order(tenant, call, names, key, keychains)?;
-        let (build, _) = self.builds.start_or_join(order)?;
+        let (build, _) = self.builds.start_or_join(order).await?;
         Ok(Admitted::Building(build))
     }
 

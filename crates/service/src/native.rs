@@ -152,7 +152,7 @@ impl Service {
             spec,
             agents,
         };
-        let (build, joined) = self.builds.start_or_join(order)?;
+        let (build, joined) = self.builds.start_or_join(order).await?;
         match joined {
             Joined::Started => Ok((build, joined)),
             Joined::Joined => same_request(build, &fingerprint),

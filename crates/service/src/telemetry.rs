@@ -68,6 +68,8 @@ pub struct Metrics {
     call_seconds: Family<Call, Histogram, fn() -> Histogram>,
     /// Connections that are open.
     pub connections: Gauge,
+    /// Builds that wait for their turn.
+    pub builds_waiting: Gauge,
 }
 
 /// A name of one of the calls that are served, as `/package.Service/Method`.
@@ -139,6 +141,7 @@ impl Default for Metrics {
             calls_handled: Family::default(),
             call_seconds: Family::new_with_constructor(|| Histogram::new(CALL_BUCKETS)),
             connections: Gauge::default(),
+            builds_waiting: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -173,6 +176,11 @@ impl Metrics {
             "kiln_build_duration_seconds",
             "How long builds took, from their order to their end",
             self.build_seconds.clone(),
+        );
+        registry.register(
+            "kiln_builds_waiting",
+            "Builds that wait for their turn",
+            self.builds_waiting.clone(),
         );
         registry.register(
             "kiln_connections_open",

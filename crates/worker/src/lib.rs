@@ -8,6 +8,7 @@
 //! | `record.json` | starter | what was asked, without secrets |
 //! | `journal` | worker | every event and log byte |
 //! | `lock` | worker | locked as long as it lives |
+//! | `turn` | starter | whose turn it is, if the build has to wait |
 //! | `work/` | worker | scratch, gone at the end |
 //! | `output/` | worker | exported files |
 //! | `worker.log` | worker | its own complaints, when it cannot even write the journal |
@@ -15,6 +16,7 @@
 pub mod check;
 pub mod doctor;
 pub mod folder;
+mod line;
 mod run;
 mod start;
 pub mod storage;
@@ -22,5 +24,6 @@ pub mod userns;
 
 pub use run::{WorkerArgs, main};
 pub use start::{
-    Canceller, StartError, WorkerCommand, WorkerHandle, adopt, conclude, launch, prepare, start,
+    Canceller, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, conclude, launch,
+    launch_in_turn, prepare, start,
 };

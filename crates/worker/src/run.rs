@@ -20,10 +20,11 @@ use engine::sandbox::{
 use engine::spec::BuildSpec;
 use rustix::fs::{Mode, OFlags};
 use store::Store;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::folder;
+use crate::line::{self, Waited};
 use crate::start::Handover;
 use crate::userns::{self, UserNsOptions};
 
@@ -132,29 +133,10 @@ async fn carry_out(
         recorder: recorder.clone(),
         cancel: cancel.clone(),
     };
-    let build = tokio::spawn(rig.build(spec));
-    tokio::pin!(build);
-    let end = tokio::select! {
-        joined = &mut build => match joined {
-            Ok(Ok(image)) => Event::Succeeded { image },
-            Ok(Err(failure)) => Event::Failed { failure },
-            Err(error) => failed(FailureKind::Platform, format!("internal error: {error}")),
-        },
-        () = tokio::time::sleep(wall_time) => {
-            cancel.cancel();
-            wind_down(build).await;
-            failed(FailureKind::Timeout, format!("timed out after {}", humane(wall_time.as_secs())))
-        }
-        _ = terminate.recv() => {
-            cancel.cancel();
-            wind_down(build).await;
-            Event::Cancelled
-        }
-        () = recorder.broken() => {
-            cancel.cancel();
-            wind_down(build).await;
-            failed(FailureKind::Platform, "the log could not be written".to_owned())
-        }
+    let waited = line::wait((state, folder), &spec, &recorder, &mut terminate).await?;
+    let end = match waited {
+        Waited::Turn => rig.carry_through(spec, wall_time, &mut terminate).await,
+        Waited::Cancelled => Event::Cancelled,
     };
     let end = match (recorder.take_error(), end) {
         (_, Event::Cancelled) => Event::Cancelled,
@@ -221,6 +203,40 @@ struct Job {
 }
 
 impl Job {
+    /// Carries the build out, for as long as it may take and until it is told to end; returns how it ended.
+    async fn carry_through(
+        self,
+        spec: BuildSpec,
+        wall_time: std::time::Duration,
+        terminate: &mut Signal,
+    ) -> Event {
+        let (cancel, recorder) = (self.cancel.clone(), self.recorder.clone());
+        let build = tokio::spawn(self.build(spec));
+        tokio::pin!(build);
+        tokio::select! {
+            joined = &mut build => match joined {
+                Ok(Ok(image)) => Event::Succeeded { image },
+                Ok(Err(failure)) => Event::Failed { failure },
+                Err(error) => failed(FailureKind::Platform, format!("internal error: {error}")),
+            },
+            () = tokio::time::sleep(wall_time) => {
+                cancel.cancel();
+                wind_down(build).await;
+                failed(FailureKind::Timeout, format!("timed out after {}", humane(wall_time.as_secs())))
+            }
+            _ = terminate.recv() => {
+                cancel.cancel();
+                wind_down(build).await;
+                Event::Cancelled
+            }
+            () = recorder.broken() => {
+                cancel.cancel();
+                wind_down(build).await;
+                failed(FailureKind::Platform, "the log could not be written".to_owned())
+            }
+        }
+    }
+
     async fn build(self, spec: BuildSpec) -> Result<BuiltImage, Failure> {
         let opened = Store::open(&self.state.join(folder::STORE), None);
         let store = opened.map_err(|e| Failure {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,13 +16,14 @@ use engine::recorder::Environment;
 use engine::sandbox::{self, CgroupError, CgroupParent};
 use engine::spec::{BuildSpec, Record};
 use engine::state;
+use engine::turn::Turn;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 
-use crate::folder;
 use crate::userns::Owner;
+use crate::{folder, line};
 
 /// How often, and after which pauses, cgroups of a dead worker are tried to be removed.
 const TIDY_TRIES_MAX: u32 = 40;
@@ -54,9 +56,7 @@ pub struct WorkerHandle {
 #[derive(Debug)]
 enum Process {
     Child(tokio::process::Child),
-    Adopted {
-        pidfd: AsyncFd<std::os::fd::OwnedFd>,
-    },
+    Adopted { pidfd: AsyncFd<OwnedFd> },
 }
 
 /// Tells why no worker was started.
@@ -112,7 +112,25 @@ pub async fn start(
 /// # Errors
 /// See [`StartError`].
 pub async fn launch(command: &WorkerCommand, spec: &BuildSpec) -> Result<WorkerHandle, StartError> {
+    launch_in_turn(command, spec, Turn::Now).await
+}
+
+/// The same; if it is not the build's turn, the worker waits until it is told that it is ([`WorkerSignals::tell`]).
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn launch_in_turn(
+    command: &WorkerCommand,
+    spec: &BuildSpec,
+    turn: Turn,
+) -> Result<WorkerHandle, StartError> {
     let folder = folder::of(&command.state, &spec.id);
+    if turn != Turn::Now {
+        line::write(&folder, turn).map_err(|source| StartError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
+    }
     let log =
         File::create(folder.join(folder::WORKER_LOG)).map_err(|source| StartError::Folder {
             path: folder.clone(),
@@ -321,12 +339,29 @@ impl WorkerHandle {
         };
         Ok(Some(Canceller { pidfd }))
     }
+
+    /// Returns what speaks to the worker while somebody else waits for it; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When there is no descriptor left for it.
+    pub fn signals(&self) -> io::Result<Option<WorkerSignals>> {
+        let canceller = self.canceller()?;
+        Ok(canceller.map(|canceller| WorkerSignals {
+            folder: self.folder.clone(),
+            canceller,
+        }))
+    }
+
+    /// Tells whether the worker waits for its turn.
+    pub fn waits(&self) -> bool {
+        matches!(line::read(&self.folder), Ok(Some(Turn::After(_))))
+    }
 }
 
 /// Cancels one build, however long ago its worker has gone and whoever has got its process id since.
 #[derive(Debug)]
 pub struct Canceller {
-    pidfd: std::os::fd::OwnedFd,
+    pidfd: OwnedFd,
 }
 
 impl Canceller {
@@ -335,10 +370,40 @@ impl Canceller {
     /// # Errors
     /// When the caller may not.
     pub fn cancel(&self) -> io::Result<()> {
-        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::TERM) {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
             Err(rustix::io::Errno::SRCH) => Ok(()),
             told => Ok(told?),
         }
+    }
+}
+
+/// Speaks to one worker, and to nobody who has got its process id since.
+#[derive(Debug)]
+pub struct WorkerSignals {
+    folder: PathBuf,
+    canceller: Canceller,
+}
+
+impl WorkerSignals {
+    /// Asks the worker to cancel its build. One that has ended meanwhile is left alone.
+    ///
+    /// # Errors
+    /// When the caller may not.
+    pub fn cancel(&self) -> io::Result<()> {
+        self.canceller.cancel()
+    }
+
+    /// Tells a worker that waits whose turn it is. Nothing can be said after it was told that it is its own.
+    ///
+    /// # Errors
+    /// When it cannot be written down, or the caller may not.
+    pub fn tell(&self, turn: Turn) -> io::Result<()> {
+        line::write(&self.folder, turn)?;
+        self.canceller.signal(line::BELL)
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn image(state: BuildState, style: Style) -> Outcome<BuiltImage> {
         BuildState::Succeeded { image } => Ok(image),
         BuildState::Failed { failure } => Err(failed(&failure, style)),
         BuildState::Cancelled => Err(Failure::text(Exit::Interrupted, "the build was cancelled")),
-        BuildState::Queued | BuildState::Active { .. } => Err(Failure::text(
+        BuildState::Queued { .. } | BuildState::Active { .. } => Err(Failure::text(
             Exit::Internal,
             "the build's journal has no end",
         )),

@@ -46,7 +46,7 @@ fn list_here(place: &Place, filter: &Filter, limit: usize) -> Outcome<Vec<wire::
             // A journal that cannot be read is worth showing, not a reason to show nothing.
             Err(_) => found.push(wire::Build {
                 phase: wire::BuildPhase::Unspecified.into(),
-                ..told::build(&record, &state::BuildState::Queued, None)
+                ..told::build(&record, &state::BuildState::default(), None)
             }),
         }
     }

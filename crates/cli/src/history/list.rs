@@ -31,12 +31,21 @@ pub(crate) async fn ls(args: LsArgs) -> Outcome {
             safe(&build.build_id),
             state(build),
             age(now_ms.saturating_sub(unsigned(build.started_at_ms))),
-            reason(build),
+            why(build),
             safe(&build.r#ref)
         );
         terminal::data(line.trim_end()).or_exit(Exit::Machine)?;
     }
     Ok(())
+}
+
+/// Returns why a build has not ended well, or does not run.
+fn why(build: &wire::Build) -> String {
+    match build.builds_ahead {
+        Some(0) => "next".to_owned(),
+        Some(n) => format!("{n} before it"),
+        None => reason(build).to_owned(),
+    }
 }
 
 /// `kiln history`.
@@ -94,6 +103,7 @@ pub(super) fn json(build: &wire::Build) -> Value {
         "id": build.build_id,
         "state": state(build),
         "phase": phase(build),
+        "builds_ahead": build.builds_ahead,
         "reference": build.r#ref,
         "base_reference": build.base_ref,
         "started_at_ms": build.started_at_ms,

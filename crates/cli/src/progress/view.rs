@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use console::{measure_text_width, truncate_str};
 use engine::event::{Event, StepId};
 use engine::journal::{Body, Record};
+use engine::render::waiting;
 
 use super::clean::{Colours, clean};
 
@@ -115,6 +116,9 @@ impl View {
                     "",
                     Paint::Good,
                 );
+            }
+            Event::Queued { ahead } => {
+                self.print(format!(" {}", waiting(*ahead)), "", Paint::Dim);
             }
             Event::Phase { .. }
             | Event::ContextReady { .. }

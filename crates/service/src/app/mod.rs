@@ -239,8 +239,6 @@ pub async fn run(
 
 /// What is open as long as the service runs.
 struct Opened {
-    /// The state directory.
-    state: PathBuf,
     /// Keys, and what is known of names. Nobody but us may look into it.
     folder: PathBuf,
     store: Store,
@@ -287,8 +285,9 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
         provenance,
         requests,
         limits: Limits {
-            running: config.server.max_running_builds,
-            queued: config.server.max_queued_builds,
+            turns: config.turn_limits(),
+            cache: config.cache.clone(),
+            min_free_bytes: config.admission.min_free_bytes,
             retention: config.server.retention,
             retention_bytes: config.server.retention_bytes,
         },
@@ -299,7 +298,6 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
     Ok(Opened {
         builds: builds.await.map_err(RunError::Recover)?,
         tasks: TaskTracker::new(),
-        state: state.to_owned(),
         folder,
         store,
         tokens,
@@ -453,7 +451,6 @@ fn go_about(config: &Config, setup: &Setup, service: &Arc<Service>, opened: &Ope
     expire_uploads(&opened.store, tasks, stop);
     let housekeeping = Housekeeping {
         executor: Arc::clone(&setup.executor),
-        state: opened.state.clone(),
         cache: config.cache.clone(),
     };
     tasks.spawn(housekeeping.run(stop.clone()));

@@ -1,5 +1,6 @@
-//! The task that goes with each build: wait for a turn, start, follow the journal to its end.
+//! The task that goes with each build: start it, tell it when it is its turn, follow its journal to the end.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,10 +8,12 @@ use std::time::Duration;
 
 use engine::event::{Event, Failure as BuildFailure, FailureKind};
 use engine::follow::Follower;
+use engine::id::BuildId;
 use engine::journal::{Body, JournalError, Record as JournalRecord};
 use engine::spec::{BuildSpec, Purpose, Record};
+use engine::turn::Turn;
 use futures_util::FutureExt as _;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::oneshot;
 
 use super::Builds;
 use super::build::Build;
@@ -20,40 +23,168 @@ use crate::failure::chain;
 use crate::names::identity_of;
 use crate::telemetry::Outcome;
 
+/// Pause between two rounds of telling builds their places.
+const PLACES_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before a build that could not be told that it is its turn is told again.
+const TURN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Hears when it is a build's turn.
+pub(super) type TurnComes = oneshot::Receiver<()>;
+
 /// Carries a build through, and ends it also when that goes wrong in a way that nobody has thought of.
-pub(super) async fn drive(builds: Builds, build: Arc<Build>, spec: BuildSpec) {
-    let driven = AssertUnwindSafe(carry_through(&builds, &build, spec));
+pub(super) async fn drive(builds: Builds, build: Arc<Build>, spec: BuildSpec, turn: TurnComes) {
+    let _place = Place::of(&builds, &build);
+    let driven = AssertUnwindSafe(carry_through(&builds, &build, spec, turn));
     if driven.catch_unwind().await.is_err() {
         let problem = "kiln made a mistake; its log says more".to_owned();
         end(&builds, &build, &failed(FailureKind::Platform, problem));
     }
 }
 
-/// Carries a build through, from its order to its end or until the service stops.
-async fn carry_through(builds: &Builds, build: &Arc<Build>, spec: BuildSpec) {
-    let turn = wait_for_turn(builds, build).await;
-    builds.table().n_queued -= 1;
-    let Some(turn) = turn else {
-        return;
-    };
-    match start(builds, build, spec).await {
-        Ok(running) => follow(builds, build, running).await,
-        Err((kind, problem)) => end(builds, build, &failed(kind, problem)),
+/// Goes on with a build that another process has started, and that waits or runs.
+pub(super) async fn go_on(
+    builds: Builds,
+    build: Arc<Build>,
+    running: Running,
+    turn: Option<TurnComes>,
+) {
+    let _place = Place::of(&builds, &build);
+    match turn {
+        Some(turn) => follow_in_turn(&builds, &build, running, turn).await,
+        None => follow(&builds, &build, running).await,
     }
-    drop(turn);
 }
 
-async fn wait_for_turn(builds: &Builds, build: &Build) -> Option<OwnedSemaphorePermit> {
+/// A build's place in the line, or among those that run: until this is dropped.
+struct Place {
+    builds: Builds,
+    id: BuildId,
+}
+
+impl Place {
+    fn of(builds: &Builds, build: &Build) -> Self {
+        Self {
+            builds: builds.clone(),
+            id: build.record.id.clone(),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.builds.leave(&self.id);
+    }
+}
+
+/// Carries a build through, from its order to its end or until the service stops.
+async fn carry_through(builds: &Builds, build: &Arc<Build>, spec: BuildSpec, mut turn: TurnComes) {
     let inner = &builds.inner;
+    let may_start = tokio::select! {
+        biased;
+        // Nobody was told of it yet: its callers hear that the server is shutting down, and ask another one.
+        () = inner.shutdown.cancelled() => return,
+        permit = inner.starts.acquire() => permit,
+    };
+    let now = match turn.try_recv() {
+        Ok(()) => Turn::Now,
+        Err(_) => Turn::After(builds.n_ahead(&build.record.id)),
+    };
+    let started = start(builds, build, spec, now).await;
+    drop(may_start);
+    match (started, now) {
+        (Ok(running), Turn::Now) => follow(builds, build, running).await,
+        (Ok(running), Turn::After(_)) => follow_in_turn(builds, build, running, turn).await,
+        (Err((kind, problem)), _) => end(builds, build, &failed(kind, problem)),
+    }
+}
+
+/// Follows a build that waits, and tells it when it is its turn.
+async fn follow_in_turn(builds: &Builds, build: &Arc<Build>, running: Running, turn: TurnComes) {
+    let following = follow(builds, build, running);
+    tokio::pin!(following);
     tokio::select! {
         biased;
-        () = build.withdrawn.cancelled() => {
-            end(builds, build, &Event::Cancelled);
-            None
+        () = &mut following => return,
+        comes = turn => if comes.is_err() {
+            // The table is gone, and so are we soon.
+            return following.await;
+        },
+    }
+    loop {
+        let told = builds
+            .inner
+            .executor
+            .turn(build.record.id.clone(), Turn::Now);
+        match told.await {
+            Ok(()) => break,
+            Err(error) => {
+                tracing::error!(error = chain(&error), build = %build.record.id, "a build does not hear that it is its turn");
+            }
         }
-        // Nothing of it is on disk: its callers hear that the server is shutting down, and ask another one.
-        () = inner.shutdown.cancelled() => None,
-        turn = Arc::clone(&inner.turns).acquire_owned() => turn.ok(),
+        tokio::select! {
+            () = &mut following => return,
+            () = tokio::time::sleep(TURN_PAUSE) => {}
+        }
+    }
+    following.await;
+}
+
+/// Tells builds that wait how many come before them, whenever that may have changed, until the service stops.
+pub(super) async fn tell_places(builds: Builds) {
+    let mut told: HashMap<BuildId, u32> = HashMap::new();
+    let inner = &builds.inner;
+    loop {
+        let pause = async {
+            inner.moved.notified().await;
+            tokio::time::sleep(PLACES_PAUSE).await;
+        };
+        if inner.shutdown.run_until_cancelled(pause).await.is_none() {
+            return;
+        }
+        let line = builds.places();
+        told.retain(|id, _| line.iter().any(|(waits, _)| waits == id));
+        for (id, ahead) in line {
+            if !is_worth_telling(told.get(&id).copied(), ahead) {
+                continue;
+            }
+            match inner.executor.turn(id.clone(), Turn::After(ahead)).await {
+                Ok(()) => drop(told.insert(id, ahead)),
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), build = %id, "a build does not hear its place");
+                }
+            }
+        }
+    }
+}
+
+/// Far back in a long line, every step forward is not news: each of them is a record in a journal.
+fn is_worth_telling(told: Option<u32>, ahead: u32) -> bool {
+    const NEAR: u32 = 10;
+    match told {
+        None => true,
+        Some(told) if told == ahead => false,
+        Some(told) => ahead < NEAR || told.abs_diff(ahead) >= told / 10,
+    }
+}
+
+impl Builds {
+    /// Returns how many come before a build that waits.
+    fn n_ahead(&self, id: &BuildId) -> u32 {
+        let table = self.table();
+        let line = table.turns.line(self.now_ms());
+        let at = line.iter().position(|waits| waits == id);
+        at.and_then(|at| u32::try_from(at).ok()).unwrap_or_default()
+    }
+
+    /// Returns the builds that wait in their workers, each with how many come before it.
+    fn places(&self) -> Vec<(BuildId, u32)> {
+        let table = self.table();
+        let line = table.turns.line(self.now_ms());
+        let started = (0..).zip(line).filter(|(_, id)| {
+            let build = table.builds.get(id);
+            build.is_some_and(|build| build.progress().folder.is_some())
+        });
+        started.map(|(ahead, id)| (id, ahead)).collect()
     }
 }
 
@@ -61,6 +192,7 @@ async fn start(
     builds: &Builds,
     build: &Arc<Build>,
     spec: BuildSpec,
+    turn: Turn,
 ) -> Result<Running, (FailureKind, String)> {
     let (known, record) = (builds.clone(), build.record.clone());
     let remembered = tokio::task::spawn_blocking(move || {
@@ -77,7 +209,7 @@ async fn start(
         Err(error) => return Err((FailureKind::Platform, chain(&error))),
     }
     let (executor, record) = (&builds.inner.executor, build.record.clone());
-    let started = executor.start(record, spec, build.agents.ids());
+    let started = executor.start(record, spec, build.agents.ids(), turn);
     started.await.map_err(|error| {
         tracing::error!(error = chain(&error), build = %build.record.id, "a build could not be started");
         (engine::blame(&error), chain(&error))
@@ -91,6 +223,9 @@ pub(super) async fn follow(builds: &Builds, build: &Arc<Build>, running: Running
         progress.folder = Some(running.folder.clone());
         true
     });
+    if running.waits {
+        builds.inner.moved.notify_one();
+    }
     if build.withdrawn.is_cancelled()
         && let Err(error) = builds.inner.executor.cancel(build.record.id.clone()).await
     {

@@ -69,7 +69,7 @@ impl Standing {
     /// Returns where a build of this state stands.
     pub fn of(state: &BuildState) -> Self {
         match state {
-            BuildState::Queued => Self::Queued,
+            BuildState::Queued { .. } => Self::Queued,
             BuildState::Active { phase } => match phase {
                 Phase::Resolving => Self::Resolving,
                 Phase::Planning => Self::Planning,
@@ -98,7 +98,9 @@ impl Reason {
         match state {
             BuildState::Failed { failure } => Some(Self::Failed(failure.kind)),
             BuildState::Cancelled => Some(Self::Cancelled),
-            BuildState::Queued | BuildState::Active { .. } | BuildState::Succeeded { .. } => None,
+            BuildState::Queued { .. }
+            | BuildState::Active { .. }
+            | BuildState::Succeeded { .. } => None,
         }
     }
 

@@ -1,19 +1,21 @@
 //! The table of builds: start, join, find, list, cancel, remember.
 //!
 //! The table holds no truth of its own. Where a build stands is the fold of its journal, read as it grows; what was asked is its
-//! `record.json`. After a restart both are read again (`recover`) and the table is what it was. Builds that wait for their turn
-//! are the exception: nothing of them is on disk yet, and a restart forgets them; their callers are told to ask again.
+//! `record.json`. After a restart both are read again (`recover`) and the table is what it was. That holds of builds that wait for
+//! their turn too: each waits in its worker, which has what it needs in its memory, and is told when it is its turn (`turns`).
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `build` | one build and its progress |
-//! | `drive` | the task that goes with each build: wait for a turn, start, follow to the end |
+//! | `drive` | the task that goes with each build: start, tell it its turn, follow to the end |
 //! | [`list`] | filters and pages |
 //! | [`log`] | the text of a journal, as a stream that ends when the build does |
 //! | [`provenance`] | which inputs made the image under a name |
 //! | [`requests`] | what was asked, to be asked once more |
 //! | `recover` | after a restart |
 //! | `retention` | forgetting |
+//! | `room` | whether the disk has room for another build |
+//! | [`turns`] | who runs, who waits, who is next; pure |
 
 pub mod build;
 mod drive;
@@ -23,6 +25,8 @@ pub mod provenance;
 mod recover;
 pub mod requests;
 mod retention;
+mod room;
+pub mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -31,21 +35,27 @@ use std::time::Duration;
 
 use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::build::{Build, Progress};
 use self::provenance::Provenance;
 use self::requests::Requests;
+use self::room::Room;
+use self::turns::{Full, TurnLimits, Turns};
 use crate::access::Tenant;
 use crate::agents::Agents;
+use crate::config::Cache;
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::failure::{Blame, Failure};
 use crate::telemetry::Metrics;
 
 pub use self::recover::RecoverError;
+
+/// Builds that are started at the same time.
+const STARTS_MAX: usize = 8;
 
 /// Every build that the service knows. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -82,12 +92,14 @@ impl std::fmt::Debug for Parts {
 }
 
 /// How much is taken on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
-    /// Builds that run at the same time.
-    pub running: usize,
-    /// Builds that wait for their turn.
-    pub queued: usize,
+    /// Builds that run and builds that wait, in all and of each tenant.
+    pub turns: TurnLimits,
+    /// What is collected when the disk is too full for another build.
+    pub cache: Cache,
+    /// What has to be free on the disk for another build.
+    pub min_free_bytes: Option<u64>,
     /// How long an ended build is kept.
     pub retention: Duration,
     /// How much ended builds may take together.
@@ -103,7 +115,11 @@ struct Inner {
     environment: Environment,
     metrics: Metrics,
     shutdown: CancellationToken,
-    turns: Arc<Semaphore>,
+    /// Builds that are being started: a process each, so not all at once.
+    starts: Semaphore,
+    room: Room,
+    /// Woken when those who wait may have other places.
+    moved: Notify,
     table: Mutex<Table>,
     tasks: TaskTracker,
 }
@@ -114,8 +130,10 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-#[derive(Default)]
 struct Table {
+    turns: Turns,
+    /// Where each build that waits hears that it is its turn.
+    waiting: HashMap<BuildId, oneshot::Sender<()>>,
     builds: HashMap<BuildId, Arc<Build>>,
     /// Builds that have not ended, by tenant and request key.
     by_key: HashMap<String, Arc<Build>>,
@@ -123,7 +141,6 @@ struct Table {
     lines_by_key: HashMap<String, Line>,
     lines_by_image: HashMap<(String, String), Line>,
     lines_by_tenant: HashMap<String, Line>,
-    n_queued: usize,
 }
 
 /// A build to start, unless the same one is running.
@@ -151,7 +168,14 @@ impl Builds {
     pub async fn open(parts: Parts) -> Result<Self, RecoverError> {
         let builds = Self {
             inner: Arc::new(Inner {
-                turns: Arc::new(Semaphore::new(parts.limits.running)),
+                starts: Semaphore::new(STARTS_MAX),
+                room: Room::new(
+                    Arc::clone(&parts.executor),
+                    parts.limits.cache.clone(),
+                    parts.limits.min_free_bytes,
+                ),
+                moved: Notify::new(),
+                table: Mutex::new(Table::new(Turns::new(parts.limits.turns.clone()))),
                 executor: parts.executor,
                 state: parts.state,
                 provenance: parts.provenance,
@@ -160,12 +184,13 @@ impl Builds {
                 environment: parts.environment,
                 metrics: parts.metrics,
                 shutdown: parts.shutdown,
-                table: Mutex::default(),
                 tasks: TaskTracker::new(),
             }),
         };
         recover::recover(&builds).await?;
         retention::spawn(&builds);
+        let places = drive::tell_places(builds.clone());
+        builds.inner.tasks.spawn(places);
         Ok(builds)
     }
 
@@ -179,11 +204,28 @@ impl Builds {
         &self.inner.requests
     }
 
-    /// Returns the running build of this key if there is one, else starts `order`.
+    /// Returns the running build of this key if there is one, else starts `order`. A build that is returned is not lost any more, whatever
+    /// becomes of this process.
     ///
     /// # Errors
-    /// When too many builds wait already, or the service is about to stop.
-    pub fn start_or_join(&self, order: Order) -> Result<(Arc<Build>, Joined), Failure> {
+    /// When too many builds wait already, the disk is too full, or the service is about to stop.
+    pub async fn start_or_join(&self, order: Order) -> Result<(Arc<Build>, Joined), Failure> {
+        let (build, joined) = if let Some(build) = self.running_under(&order.record.key) {
+            (build, Joined::Joined)
+        } else {
+            self.inner.room.make().await?;
+            self.enter(order)?
+        };
+        let shutdown = &self.inner.shutdown;
+        let kept = shutdown.run_until_cancelled(log::folder_or_end(&build));
+        if kept.await.is_none() {
+            return Err(shutting_down());
+        }
+        Ok((build, joined))
+    }
+
+    /// Puts a build into the table and the line, unless the same one is running.
+    fn enter(&self, order: Order) -> Result<(Arc<Build>, Joined), Failure> {
         let mut table = self.table();
         if let Some(build) = table.by_key.get(&order.record.key)
             && !build.has_ended()
@@ -191,26 +233,50 @@ impl Builds {
             return Ok((Arc::clone(build), Joined::Joined));
         }
         if self.inner.shutdown.is_cancelled() {
-            return Err(Failure::new(Blame::Shutdown, "server is shutting down"));
+            return Err(shutting_down());
         }
-        let must_wait = self.inner.turns.available_permits() == 0;
-        if must_wait && table.n_queued >= self.inner.limits.queued {
-            let text = format!("{} builds are waiting already", table.n_queued);
-            return Err(Failure::new(Blame::Load, text));
-        }
+        table.admit(&order.record.tenant)?;
         let build = Arc::new(Build::new(order.record, order.agents, Progress::default()));
         table.insert(&build);
         table
             .by_key
             .insert(build.record.key.clone(), Arc::clone(&build));
-        table.n_queued += 1;
+        let now_ms = self.now_ms();
+        let turn = table.wait(&build, now_ms);
+        self.dispatch(&mut table, now_ms);
         drop(table);
         if build.record.purpose.is_image() {
             self.inner.metrics.build_started();
         }
-        let driven = drive::drive(self.clone(), Arc::clone(&build), order.spec);
+        let driven = drive::drive(self.clone(), Arc::clone(&build), order.spec, turn);
         self.inner.tasks.spawn(driven);
         Ok((build, Joined::Started))
+    }
+
+    /// Tells everybody whose turn it is now.
+    fn dispatch(&self, table: &mut Table, now_ms: u64) {
+        // Those who wait go on waiting, in their workers: the next server has a line of its own.
+        if self.inner.shutdown.is_cancelled() {
+            return;
+        }
+        while let Some(id) = table.turns.next(now_ms) {
+            if let Some(turn) = table.waiting.remove(&id) {
+                // Who does not listen any more leaves the line by itself.
+                let _gone = turn.send(());
+            }
+        }
+        let n_waiting = i64::try_from(table.turns.n_waiting()).unwrap_or(i64::MAX);
+        self.inner.metrics.builds_waiting.set(n_waiting);
+        self.inner.moved.notify_one();
+    }
+
+    /// Takes a build out of the line, or from its place: somebody else may be next.
+    fn leave(&self, id: &BuildId) {
+        let mut table = self.table();
+        let now_ms = self.now_ms();
+        table.turns.leave(id, now_ms);
+        table.waiting.remove(id);
+        self.dispatch(&mut table, now_ms);
     }
 
     /// Returns the build that is running under this key.
@@ -316,7 +382,46 @@ fn leave<K: Eq + std::hash::Hash>(lines: &mut HashMap<K, Line>, key: &K, build: 
     }
 }
 
+fn shutting_down() -> Failure {
+    Failure::new(Blame::Shutdown, "server is shutting down")
+}
+
 impl Table {
+    fn new(turns: Turns) -> Self {
+        Self {
+            turns,
+            waiting: HashMap::new(),
+            builds: HashMap::new(),
+            by_key: HashMap::new(),
+            lines_by_key: HashMap::new(),
+            lines_by_image: HashMap::new(),
+            lines_by_tenant: HashMap::new(),
+        }
+    }
+
+    /// Refuses a build for which there is no room in the line, in words that name the limit.
+    fn admit(&self, tenant: &str) -> Result<(), Failure> {
+        let text = match self.turns.admit(tenant) {
+            Ok(()) => return Ok(()),
+            Err(Full::Server(n)) => {
+                format!("{n} builds are waiting already (server.max_queued_builds)")
+            }
+            Err(Full::Tenant(n)) => {
+                format!("{n} builds of {tenant} are waiting already (admission.tenant_queued)")
+            }
+        };
+        Err(Failure::new(Blame::Load, text))
+    }
+
+    /// Puts a build into the line; what is returned tells when it is its turn.
+    fn wait(&mut self, build: &Build, now_ms: u64) -> oneshot::Receiver<()> {
+        let record = &build.record;
+        let (sender, turn) = oneshot::channel();
+        self.waiting.insert(record.id.clone(), sender);
+        self.turns.wait(&record.tenant, &record.id, now_ms);
+        turn
+    }
+
     fn insert(&mut self, build: &Arc<Build>) {
         self.builds
             .insert(build.record.id.clone(), Arc::clone(build));

@@ -14,6 +14,7 @@ use super::Builds;
 use super::build::{Build, Progress};
 use super::drive;
 use crate::agents::Agents;
+use crate::executor::Running;
 use crate::failure::chain;
 
 /// Name of the folder with every build, within the state directory.
@@ -59,20 +60,39 @@ pub(super) async fn recover(builds: &Builds) -> Result<(), RecoverError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
+    let mut waiting = Vec::new();
     for entry in entries {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        if let Err(error) = recover_one(builds, id, entry.path()).await {
-            tracing::warn!(error = chain(&error), build = ?name, "a build of an earlier run is left alone");
+        match recover_one(builds, id, entry.path()).await {
+            Ok(None) => {}
+            Ok(Some(waits)) => waiting.push(waits),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), build = ?name, "a build of an earlier run is left alone");
+            }
         }
     }
+    // Now that it is known who runs: in the order in which they came.
+    waiting.sort_by_key(|(build, _)| (build.record.started_at_ms, build.record.id.clone()));
+    let now_ms = builds.now_ms();
+    for (build, running) in waiting {
+        let turn = builds.table().wait(&build, now_ms);
+        let going_on = drive::go_on(builds.clone(), build, running, Some(turn));
+        builds.inner.tasks.spawn(going_on);
+    }
+    builds.dispatch(&mut builds.table(), now_ms);
     Ok(())
 }
 
-async fn recover_one(builds: &Builds, id: BuildId, folder: PathBuf) -> Result<(), ReadError> {
+/// Puts a build into the table. Returns one that waits for its turn.
+async fn recover_one(
+    builds: &Builds,
+    id: BuildId,
+    folder: PathBuf,
+) -> Result<Option<(Arc<Build>, Running)>, ReadError> {
     let (record, mut progress) = read(&folder).await?;
     if record.id != id {
         return Err(ReadError::Record(io::ErrorKind::InvalidData.into()));
@@ -112,15 +132,17 @@ async fn recover_one(builds: &Builds, id: BuildId, folder: PathBuf) -> Result<()
         builds.inner.metrics.build_adopted();
         let key = build.record.key.clone();
         builds.table().by_key.insert(key, Arc::clone(&build));
-        let (builds, tasks) = (builds.clone(), builds.inner.tasks.clone());
-        tasks.spawn(async move {
-            // Counts as one of those that run; when fewer may run than before, it runs nevertheless.
-            let turn = Arc::clone(&builds.inner.turns).try_acquire_owned();
-            drive::follow(&builds, &build, running).await;
-            drop(turn);
-        });
+        if running.waits {
+            return Ok(Some((build, running)));
+        }
+        // Counts as one of those that run; when fewer may run than before, it runs nevertheless.
+        let now_ms = builds.now_ms();
+        let record = &build.record;
+        builds.table().turns.run(&record.tenant, &record.id, now_ms);
+        let going_on = drive::go_on(builds.clone(), build, running, None);
+        builds.inner.tasks.spawn(going_on);
     }
-    Ok(())
+    Ok(None)
 }
 
 async fn read(folder: &Path) -> Result<(Record, Progress), ReadError> {

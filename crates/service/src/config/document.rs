@@ -111,6 +111,24 @@ retention = "7d"
 # How much the journals of ended builds may take together, in bytes: the oldest go first. Not limited when not given.
 #retention_bytes = 10737418240
 
+# Which builds are taken on. What is too much is refused with RESOURCE_EXHAUSTED and the name of the key. Tenants that want more than there
+# is get the same share of the places where builds run, by the time that their builds take; the builds of one tenant run in the order in
+# which they came. A build that waits says how many come before it, and is not lost when the server restarts.
+[admission]
+# Builds of one tenant that run at the same time; as many as server.max_running_builds when not given.
+#tenant_running = 4
+# Builds of one tenant that wait; as many as server.max_queued_builds when not given, and half of them where there are callers.
+#tenant_queued = 100
+# What has to be free on the disk for another build; 2 % of it when not given, and 1 GiB at most. Before a build is refused, what nobody uses
+# is collected.
+#min_free_bytes = 1073741824
+# Tenants for which something else is meant.
+#[admission.tenants.team-a]
+# How much it gets when others want something too, compared with them: 1 to 1000.
+#weight = 2
+#running = 4
+#queued = 100
+
 # Folders that callers upload to build from. How much one may hold, limits.context_bytes and limits.context_files say.
 [contexts]
 # How long a build can be started from one. What was uploaded is kept for up to twice as long, and need not be sent again meanwhile.

@@ -3,6 +3,7 @@
 //! Read once, before anything is started. Nothing here looks at the environment or at the machine: whoever calls fills in what
 //! depends on those ([`Config::state`]). Every key is explained by [`print_documented`].
 
+mod admission;
 mod cache;
 mod callers;
 mod contexts;
@@ -26,6 +27,7 @@ use registry::hosts::Hosts;
 use serde::Deserialize;
 use source::git::{FetchOptions, Lfs, Submodules};
 
+pub use self::admission::{Admission, TenantAdmission};
 pub use self::cache::Cache;
 pub use self::callers::{Caller, CertificateName, CertificateNameError, TokenHash, TokenHashError};
 pub use self::contexts::Contexts;
@@ -75,6 +77,8 @@ pub struct Config {
     pub cache: Cache,
     /// How much the server takes on.
     pub server: Server,
+    /// Which builds are taken on, and how tenants share what there is.
+    pub admission: Admission,
     /// How folders are taken that callers upload.
     pub contexts: Contexts,
     /// Where connections may lead.
@@ -117,6 +121,7 @@ impl Default for Config {
             ref_cache: RefCache::default(),
             cache: Cache::default(),
             server: Server::default(),
+            admission: Admission::default(),
             contexts: Contexts::default(),
             egress: Egress::default(),
             git: Git::default(),
@@ -479,6 +484,7 @@ impl Config {
         }
         self.check_namespaces()?;
         self.check_callers()?;
+        self.check_admission()?;
         let address = self.address.as_deref();
         if let Some(address) = address
             && oci::reference::canonical_host(address).is_none()

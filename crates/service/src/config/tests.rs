@@ -17,6 +17,8 @@ fn what_is_printed_is_the_default_and_names_every_key() {
     assert!(config.limits.step_memory_bytes.is_some());
     assert_eq!(config.registry.hosts().count(), 2);
     assert_eq!(config.callers.len(), 1);
+    assert!(config.admission.tenants["team-a"].queued.is_some());
+    assert!(config.admission.min_free_bytes.is_some());
     assert!(config.callers[0].token_file.is_some());
     assert!(config.base_image_repository.is_some());
     assert!(config.pull_secret_file.is_some());

@@ -32,6 +32,10 @@ pub fn build(record: &Record, state: &BuildState, ended_at_ms: Option<u64>) -> w
         purpose: purpose(record.purpose).into(),
         n_run: image.map(|image| image.n_run).unwrap_or_default(),
         n_cached: image.map(|image| image.n_cached).unwrap_or_default(),
+        builds_ahead: match state {
+            BuildState::Queued { ahead } => *ahead,
+            _ => None,
+        },
     }
 }
 

@@ -207,7 +207,7 @@ impl Subassemblies {
             ));
         };
         Ok(match build.progress().state {
-            BuildState::Queued | BuildState::Active { .. } => Standing::Creating,
+            BuildState::Queued { .. } | BuildState::Active { .. } => Standing::Creating,
             BuildState::Failed { failure } => Standing::Unavailable(build_message(&failure)),
             BuildState::Cancelled => Standing::Unavailable("making it was cancelled".to_owned()),
             BuildState::Succeeded { .. } => {
@@ -223,7 +223,7 @@ impl Subassemblies {
         let (kept, wish) = (wish.key(format), wish);
         self.blocking(move |inner| inner.wishes.add(&wish, format))
             .await?;
-        match self.inner.service.builds.start_or_join(order) {
+        match self.inner.service.builds.start_or_join(order).await {
             Ok((build, _)) => {
                 self.watch(build);
                 Ok(())

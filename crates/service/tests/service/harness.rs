@@ -13,6 +13,7 @@ use engine::event::{BuiltImage, Event, Failure, FailureKind, Phase, StepId, Stre
 use engine::id::BuildId;
 use engine::journal::{Body, Record as JournalRecord, Writer};
 use engine::spec::{BuildSpec, Output, Record};
+use engine::turn::Turn;
 use futures_util::future::BoxFuture;
 use oci::{Digest, Reference};
 use registry::client::Options as ClientOptions;
@@ -20,7 +21,7 @@ use service::agents::AgentId;
 use service::app::{RunError, Setup};
 use service::config::Config;
 use service::environment::Environment;
-use service::executor::{Executor, ExecutorError, Running};
+use service::executor::{Disk, Executor, ExecutorError, Running};
 use store::Store;
 use store::collect::{Collected, Policy};
 use tokio::net::UnixListener;
@@ -44,6 +45,10 @@ pub(crate) struct Scripted {
     started: mpsc::UnboundedSender<Arc<Worker>>,
     alive: Arc<Mutex<HashMap<BuildId, Arc<Worker>>>>,
     refuses: Arc<Mutex<HashSet<&'static str>>>,
+    /// How much is free on the disk, and how much more after a collection.
+    pub(crate) free_bytes: Arc<Mutex<u64>>,
+    pub(crate) freed_bytes: Arc<Mutex<u64>>,
+    pub(crate) collections: Arc<Mutex<Vec<Policy>>>,
 }
 
 /// A build that the test carries out.
@@ -53,9 +58,16 @@ pub(crate) struct Worker {
     pub(crate) spec: Option<BuildSpec>,
     writer: Mutex<Writer>,
     gone: CancellationToken,
+    turn: Mutex<Turn>,
 }
 
 impl Worker {
+    fn told(&self, turn: Turn) {
+        if let Turn::After(ahead) = turn {
+            self.event(Event::Queued { ahead });
+        }
+    }
+
     pub(crate) fn event(&self, event: Event) {
         self.append(Body::Event(event));
     }
@@ -122,6 +134,7 @@ impl Worker {
         Running {
             folder: self.folder.clone(),
             agents: Vec::new(),
+            waits: *self.turn.lock().unwrap() != Turn::Now,
             ended: Box::pin(async move { worker.gone.cancelled().await }),
         }
     }
@@ -135,6 +148,9 @@ impl Scripted {
             started,
             alive: Arc::default(),
             refuses: Arc::default(),
+            free_bytes: Arc::new(Mutex::new(1 << 39)),
+            freed_bytes: Arc::default(),
+            collections: Arc::default(),
         };
         (scripted, workers)
     }
@@ -150,7 +166,7 @@ impl Scripted {
         folder
     }
 
-    fn create(&self, record: Record, spec: Option<BuildSpec>) -> Arc<Worker> {
+    fn create(&self, record: Record, spec: Option<BuildSpec>, turn: Turn) -> Arc<Worker> {
         let folder = self.folder_of(&record);
         let text = serde_json::to_vec(&record).unwrap();
         std::fs::write(folder.join("record.json"), text).unwrap();
@@ -160,7 +176,9 @@ impl Scripted {
             record,
             spec,
             gone: CancellationToken::new(),
+            turn: Mutex::new(turn),
         });
+        worker.told(turn);
         let mut alive = self.alive.lock().unwrap();
         alive.insert(worker.record.id.clone(), Arc::clone(&worker));
         worker
@@ -173,6 +191,7 @@ impl Executor for Scripted {
         record: Record,
         mut spec: BuildSpec,
         agents: Vec<AgentId>,
+        turn: Turn,
     ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         Box::pin(async move {
             if self.refuses.lock().unwrap().contains("start") {
@@ -189,13 +208,43 @@ impl Executor for Scripted {
                 listeners.push((id.clone(), UnixListener::bind(&socket).unwrap()));
                 spec.ssh.insert(id.as_str().to_owned(), socket);
             }
-            let worker = self.create(record, Some(spec));
+            let worker = self.create(record, Some(spec), turn);
             let running = Running {
                 agents: listeners,
                 ..worker.running()
             };
-            self.started.send(worker).unwrap();
+            if turn == Turn::Now {
+                self.started.send(worker).unwrap();
+            }
             Ok(running)
+        })
+    }
+
+    fn turn(&self, id: BuildId, turn: Turn) -> BoxFuture<'_, Result<(), ExecutorError>> {
+        Box::pin(async move {
+            let worker = self.alive.lock().unwrap().get(&id).cloned();
+            let Some(worker) = worker.filter(|worker| !worker.gone.is_cancelled()) else {
+                return Ok(());
+            };
+            {
+                let mut last = worker.turn.lock().unwrap();
+                if *last == Turn::Now {
+                    return Ok(());
+                }
+                *last = turn;
+            }
+            worker.told(turn);
+            if turn == Turn::Now {
+                self.started.send(worker).unwrap();
+            }
+            Ok(())
+        })
+    }
+
+    fn disk(&self) -> std::io::Result<Disk> {
+        Ok(Disk {
+            bytes: 1 << 40,
+            free_bytes: *self.free_bytes.lock().unwrap(),
         })
     }
 
@@ -224,8 +273,10 @@ impl Executor for Scripted {
         })
     }
 
-    fn collect(&self, _: Policy) -> BoxFuture<'_, Result<Collected, ExecutorError>> {
+    fn collect(&self, policy: Policy) -> BoxFuture<'_, Result<Collected, ExecutorError>> {
         Box::pin(async move {
+            self.collections.lock().unwrap().push(policy);
+            *self.free_bytes.lock().unwrap() += *self.freed_bytes.lock().unwrap();
             Ok(Collected {
                 removed: Vec::new(),
                 left_bytes: 0,

@@ -401,7 +401,7 @@ async fn a_log_is_read_of_one_step_from_a_time_on_or_raw() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_waits_has_no_log_yet_and_no_artifacts() {
+async fn a_build_that_waits_has_a_log_that_says_so_and_no_artifacts() {
     let world = World::new();
     let server = world.serve_with("[server]\nmax_running_builds = 1\n").await;
     let first = started(&server, request()).await;
@@ -411,7 +411,8 @@ async fn a_build_that_waits_has_no_log_yet_and_no_artifacts() {
         build_id: waiting.clone(),
         ..wire::GetLogRequest::default()
     };
-    assert!(log(&server, asked).await.unwrap().is_empty());
+    let text = log(&server, asked).await.unwrap();
+    assert_eq!(text, b"waiting for its turn: it is the next\n");
     let told = get(&server, &waiting).await;
     assert_eq!(told.build.unwrap().phase(), wire::BuildPhase::Queued);
     assert!(told.detail.unwrap().steps.is_empty());

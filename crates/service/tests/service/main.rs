@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod admission;
 mod agents;
 mod building;
 mod contexts;

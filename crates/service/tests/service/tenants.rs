@@ -200,7 +200,7 @@ async fn a_caller_does_what_it_has_the_right_to_and_no_more() {
 }
 
 /// What is said of something of another tenant's, and of what is not there at all.
-async fn told<T>(answers: [Result<T, Status>; 2]) {
+fn told<T>(answers: [Result<T, Status>; 2]) {
     let [forbidden, unknown] = answers.map(|answer| answer.err().expect("an error"));
     assert_eq!(forbidden.code(), Code::NotFound, "{forbidden:?}");
     assert_eq!(forbidden.code(), unknown.code());
@@ -227,18 +227,18 @@ async fn a_build_of_another_tenant_is_as_unknown_as_one_that_never_was() {
     for build_id in ids.clone() {
         answers.push(soon(native.get_build(by(B, wire::GetBuildRequest { build_id }))).await);
     }
-    told(answers.try_into().unwrap()).await;
+    told(answers.try_into().unwrap());
     let mut answers = Vec::new();
     for build_id in ids.clone() {
         let message = wire::WatchBuildRequest { build_id, skip: 0 };
         answers.push(soon(native.watch_build(by(B, message))).await);
     }
-    told(answers.try_into().unwrap()).await;
+    told(answers.try_into().unwrap());
     let mut answers = Vec::new();
     for build_id in ids.clone() {
         answers.push(soon(native.cancel_build(by(B, wire::CancelBuildRequest { build_id }))).await);
     }
-    told(answers.try_into().unwrap()).await;
+    told(answers.try_into().unwrap());
     let mut answers = Vec::new();
     for build_id in ids.clone() {
         let message = wire::DownloadOutputRequest {
@@ -247,12 +247,12 @@ async fn a_build_of_another_tenant_is_as_unknown_as_one_that_never_was() {
         };
         answers.push(soon(native.download_output(by(B, message))).await);
     }
-    told(answers.try_into().unwrap()).await;
+    told(answers.try_into().unwrap());
     let mut answers = Vec::new();
     for build_id in &ids {
         answers.push(soon(client.logs(by(B, by_id(build_id)))).await);
     }
-    told(answers.try_into().unwrap()).await;
+    told(answers.try_into().unwrap());
     let by_ref = published::LogsRequest {
         build_ref: first.r#ref.clone(),
         ..published::LogsRequest::default()
@@ -550,9 +550,34 @@ async fn an_image_of_another_tenant_is_no_base_and_no_subassembly() {
         texts.push(statuses.map(|status| same(status.message())));
     }
     assert_eq!(texts[0], texts[1]);
-    // Nor is it a way to say that it was resolved before.
+    let resolve = ResolveBaseImageRequest {
+        r#ref: there.clone(),
+        ..ResolveBaseImageRequest::default()
+    };
+    soon(client.resolve_base_image(by(A_READER, resolve)))
+        .await
+        .unwrap();
+    let look = GetSubassemblyRequest {
+        oci_reference: there,
+    };
+    let answer = soon(makers.get_subassembly(by(A_READER, look)))
+        .await
+        .unwrap();
+    let status = answer.into_inner().status.unwrap();
+    assert_eq!(status.phase(), SubassemblyPhase::Unavailable);
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_is_told_what_its_tenant_may_read() {
+    let world = World::new();
+    let server = world.serve_with(&callers()).await;
+    let there = format!("{}/tenants/a/app:1", server.address);
+    put(&server.store, &there.parse().unwrap(), &manifest("a"));
+    let mut client = server.client().await;
+    // To say that it was resolved before is no way to it.
     let mut sneaky = request(git_source(git()));
-    sneaky.base_image_name_resolved = there.clone();
+    sneaky.base_image_name_resolved = there;
     let mut stream = soon(client.build(by(B, sneaky)))
         .await
         .unwrap()
@@ -569,21 +594,6 @@ async fn an_image_of_another_tenant_is_no_base_and_no_subassembly() {
     assert!(!readable.allows("tenants/a/app") && readable.allows("tenants/b/app"));
     assert!(!readable.allows("base-images") && readable.allows("library/alpine"));
     worker.die();
-    let resolve = ResolveBaseImageRequest {
-        r#ref: there.clone(),
-        ..ResolveBaseImageRequest::default()
-    };
-    soon(client.resolve_base_image(by(A_READER, resolve)))
-        .await
-        .unwrap();
-    let look = GetSubassemblyRequest {
-        oci_reference: there,
-    };
-    let answer = soon(makers.get_subassembly(by(A_READER, look)))
-        .await
-        .unwrap();
-    let status = answer.into_inner().status.unwrap();
-    assert_eq!(status.phase(), SubassemblyPhase::Unavailable);
     server.stopped().await;
 }
 
@@ -615,7 +625,7 @@ async fn a_folder_of_another_tenant_cannot_be_built_from() {
     for context in [id.as_str(), &never] {
         answers.push(start(&server, B, from(context)).await);
     }
-    told(answers.try_into().unwrap()).await;
+    told(answers.try_into().unwrap());
     start(&server, A, from(&id)).await.unwrap();
     world.worker().await.die();
     server.stopped().await;

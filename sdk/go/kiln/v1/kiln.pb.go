@@ -2166,8 +2166,10 @@ type Build struct {
 	// What it makes.
 	Purpose BuildPurpose `protobuf:"varint,12,opt,name=purpose,proto3,enum=kiln.v1.BuildPurpose" json:"purpose,omitempty"`
 	// Steps that were run and steps that came from the cache, once it has ended well.
-	NRun          uint32 `protobuf:"varint,13,opt,name=n_run,json=nRun,proto3" json:"n_run,omitempty"`
-	NCached       uint32 `protobuf:"varint,14,opt,name=n_cached,json=nCached,proto3" json:"n_cached,omitempty"`
+	NRun    uint32 `protobuf:"varint,13,opt,name=n_run,json=nRun,proto3" json:"n_run,omitempty"`
+	NCached uint32 `protobuf:"varint,14,opt,name=n_cached,json=nCached,proto3" json:"n_cached,omitempty"`
+	// How many builds come before it, while it waits for its turn.
+	BuildsAhead   *uint32 `protobuf:"varint,20,opt,name=builds_ahead,json=buildsAhead,proto3,oneof" json:"builds_ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2296,6 +2298,13 @@ func (x *Build) GetNRun() uint32 {
 func (x *Build) GetNCached() uint32 {
 	if x != nil {
 		return x.NCached
+	}
+	return 0
+}
+
+func (x *Build) GetBuildsAhead() uint32 {
+	if x != nil && x.BuildsAhead != nil {
+		return *x.BuildsAhead
 	}
 	return 0
 }
@@ -5111,7 +5120,7 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x12CancelBuildRequest\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\";\n" +
 	"\x13CancelBuildResponse\x12$\n" +
-	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"\xb1\x04\n" +
+	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"\xea\x04\n" +
 	"\x05Build\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12)\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x13.kiln.v1.BuildPhaseR\x05phase\x12\x10\n" +
@@ -5127,10 +5136,12 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x0erequest_labels\x18\v \x03(\v2!.kiln.v1.Build.RequestLabelsEntryR\rrequestLabels\x12/\n" +
 	"\apurpose\x18\f \x01(\x0e2\x15.kiln.v1.BuildPurposeR\apurpose\x12\x13\n" +
 	"\x05n_run\x18\r \x01(\rR\x04nRun\x12\x19\n" +
-	"\bn_cached\x18\x0e \x01(\rR\anCached\x1a@\n" +
+	"\bn_cached\x18\x0e \x01(\rR\anCached\x12&\n" +
+	"\fbuilds_ahead\x18\x14 \x01(\rH\x00R\vbuildsAhead\x88\x01\x01\x1a@\n" +
 	"\x12RequestLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb7\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0f\n" +
+	"\r_builds_ahead\"\xb7\x01\n" +
 	"\fBuildFailure\x12.\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x16.kiln.v1.FailureReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
@@ -5629,6 +5640,7 @@ func file_kiln_v1_kiln_proto_init() {
 		(*Artifact_File)(nil),
 		(*Artifact_Subassembly)(nil),
 	}
+	file_kiln_v1_kiln_proto_msgTypes[24].OneofWrappers = []any{}
 	file_kiln_v1_kiln_proto_msgTypes[25].OneofWrappers = []any{}
 	file_kiln_v1_kiln_proto_msgTypes[26].OneofWrappers = []any{
 		(*CreateContextRequest_Header)(nil),

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use engine::id::BuildId;
 use engine::spec::{BuildSpec, Record};
+use engine::turn::Turn;
 use futures_util::future::BoxFuture;
 use service::agents::AgentId;
-use service::executor::{Executor, ExecutorError, Running};
+use service::executor::{Disk, Executor, ExecutorError, Running};
 use store::Store;
 use store::collect::{Collected, Policy};
 use store::context::{Entry, EntryKind};
@@ -36,12 +37,24 @@ impl Executor for Nobody {
         record: Record,
         _: BuildSpec,
         _: Vec<AgentId>,
+        _: Turn,
     ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         Box::pin(async move { Err(nobody(record.id)) })
     }
 
     fn adopt(&self, _: BuildId) -> BoxFuture<'_, Result<Option<Running>, ExecutorError>> {
         Box::pin(async move { Ok(None) })
+    }
+
+    fn turn(&self, _: BuildId, _: Turn) -> BoxFuture<'_, Result<(), ExecutorError>> {
+        Box::pin(async move { Ok(()) })
+    }
+
+    fn disk(&self) -> std::io::Result<Disk> {
+        Ok(Disk {
+            bytes: 1 << 40,
+            free_bytes: 1 << 40,
+        })
     }
 
     fn cancel(&self, _: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>> {

@@ -173,7 +173,7 @@ fn short(name: &str, text: String) -> Result<String, Failure> {
 /// Returns the published status of a build: a projection of its state.
 pub(super) fn status(state: &BuildState) -> wire::BuildStatus {
     match state {
-        BuildState::Queued | BuildState::Active { .. } => wire::BuildStatus::Running,
+        BuildState::Queued { .. } | BuildState::Active { .. } => wire::BuildStatus::Running,
         BuildState::Succeeded { .. } => wire::BuildStatus::DoneSuccess,
         BuildState::Failed { .. } | BuildState::Cancelled => wire::BuildStatus::DoneFailure,
     }
@@ -183,7 +183,8 @@ pub(super) fn status(state: &BuildState) -> wire::BuildStatus {
 pub(super) fn message(state: &BuildState) -> String {
     use engine::event::Phase;
     match state {
-        BuildState::Queued => "waiting for its turn".to_owned(),
+        BuildState::Queued { ahead: None } => "waiting for its turn".to_owned(),
+        BuildState::Queued { ahead: Some(n) } => engine::render::waiting(*n),
         BuildState::Active { phase } => match phase {
             Phase::Resolving => "fetching sources and resolving base images",
             Phase::Planning => "planning",

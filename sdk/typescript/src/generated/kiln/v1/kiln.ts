@@ -823,6 +823,8 @@ export interface Build {
   /** Steps that were run and steps that came from the cache, once it has ended well. */
   nRun: number;
   nCached: number;
+  /** How many builds come before it, while it waits for its turn. */
+  buildsAhead?: number | undefined;
 }
 
 export interface Build_RequestLabelsEntry {
@@ -4185,6 +4187,7 @@ function createBaseBuild(): Build {
     purpose: 0,
     nRun: 0,
     nCached: 0,
+    buildsAhead: undefined,
   };
 }
 
@@ -4231,6 +4234,9 @@ export const Build: MessageFns<Build> = {
     }
     if (message.nCached !== 0) {
       writer.uint32(112).uint32(message.nCached);
+    }
+    if (message.buildsAhead !== undefined) {
+      writer.uint32(160).uint32(message.buildsAhead);
     }
     return writer;
   },
@@ -4363,6 +4369,14 @@ export const Build: MessageFns<Build> = {
             message.nCached = reader.uint32();
             continue;
           }
+          case 20: {
+            if (tag !== 160) {
+              break;
+            }
+
+            message.buildsAhead = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4445,6 +4459,11 @@ export const Build: MessageFns<Build> = {
         : isSet(object.n_cached)
         ? globalThis.Number(object.n_cached)
         : 0,
+      buildsAhead: isSet(object.buildsAhead)
+        ? globalThis.Number(object.buildsAhead)
+        : isSet(object.builds_ahead)
+        ? globalThis.Number(object.builds_ahead)
+        : undefined,
     };
   },
 
@@ -4498,6 +4517,9 @@ export const Build: MessageFns<Build> = {
     if (message.nCached !== 0) {
       obj.nCached = Math.round(message.nCached);
     }
+    if (message.buildsAhead !== undefined) {
+      obj.buildsAhead = Math.round(message.buildsAhead);
+    }
     return obj;
   },
 
@@ -4530,6 +4552,7 @@ export const Build: MessageFns<Build> = {
     message.purpose = object.purpose ?? 0;
     message.nRun = object.nRun ?? 0;
     message.nCached = object.nCached ?? 0;
+    message.buildsAhead = object.buildsAhead ?? undefined;
     return message;
   },
 };
