@@ -5,6 +5,7 @@
 #   make check                format, lints, tests, docs, tidy
 #   make corpus               compares Kiln with BuildKit, Dockerfile by Dockerfile; `make corpus CASES='copy/ mount/'` some of them
 #   make bench                times the same builds by Kiln and its peers; `make bench WORKLOADS='W1 W6' ROUNDS=5` some of them, as often
+#   make soak SECONDS=600     kills, fails and fills everything, so long for each part, and prints figures; as root for all of them
 #   make world                builds Dockerfiles as the world writes them, with what package registries offer
 #
 # Nothing here wants a network beyond the package mirrors of this machine, and nothing is left running.
@@ -14,9 +15,10 @@ SECONDS_PER_TARGET ?= 30
 
 APPS ?=
 WORKLOADS ?=
+SECONDS ?= 600
 ROUNDS ?= 3
 
-.PHONY: demo test world bench corpus generated check format lint docs tidy e2e fuzz deny packages
+.PHONY: demo test soak world bench corpus generated check format lint docs tidy e2e fuzz deny packages
 
 demo:
 	scripts/demo.sh
@@ -51,6 +53,15 @@ tidy:
 generated: packages
 	proto/generate.sh
 	proto/check.sh
+
+# What every run of the tests does a little of: every system call of every way of writing is killed and failed, servers and workers are
+# killed, disks are filled, everything is collected beside pushes and pulls. One line per figure, see docs/operations.md.
+soak: packages
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test crash
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test simulation -- --nocapture
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test busy -- --nocapture
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package engine --test journal_simulation -- --nocapture
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package tests soak:: -- --nocapture --test-threads=1
 
 # The end-to-end tests alone.
 e2e: packages

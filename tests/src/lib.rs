@@ -27,6 +27,7 @@
 //! | `subassembly` | one image's root filesystem as one file |
 //! | `http` | HTTP as the server speaks it, for the others |
 //! | `corpus` | Dockerfiles as folders, each with what BuildKit makes of it |
+//! | `soak` | what must hold whatever happens and however long: kills, full disks |
 //! | `ordinary_user` | the same as somebody who is not root |
 
 #![cfg(test)]
@@ -51,6 +52,7 @@ mod remote;
 mod scene;
 mod sdk;
 mod sharing;
+mod soak;
 mod steps;
 mod storage;
 mod subassembly;

@@ -1,0 +1,150 @@
+//! What must hold whatever happens and however long: processes are killed, disks fill.
+//!
+//! An ordinary run is short; `make soak SECONDS=…` gives each test so long. Each prints lines of figures: a name, then `key=value`; names are
+//! those of docs/operations.md. What goes wrong is a panic, with the seed that makes it again.
+
+mod full;
+mod kills;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use testkit::faults::soak_time;
+use testkit::process::finish;
+
+/// For how long, or how often, a test goes on.
+struct Course {
+    began: Instant,
+    time: Option<Duration>,
+    n_at_least: usize,
+}
+
+impl Course {
+    /// So often in an ordinary run, and as long as a soak lasts.
+    fn of(n_at_least: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            time: soak_time(),
+            n_at_least,
+        }
+    }
+
+    fn goes_on(&self, n_done: usize) -> bool {
+        n_done < self.n_at_least || self.time.is_some_and(|time| self.began.elapsed() < time)
+    }
+
+    fn seconds(&self) -> String {
+        self.began.elapsed().as_secs().to_string()
+    }
+}
+
+/// Asks `kiln fsck` for what is wrong or left in a state directory; nothing is expected, and nothing wrong.
+fn check(kiln: &testkit::kiln::Kiln) {
+    let mut command = kiln.command();
+    command.args(["fsck", "--state"]).arg(kiln.state());
+    let output = finish(&mut command);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// What must be the same before and after builds, outside of the state directory and in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Ledger {
+    cgroups: BTreeSet<PathBuf>,
+    /// Mounts that this process sees.
+    n_mounts: usize,
+    /// Network namespaces of all processes.
+    n_networks: usize,
+    /// Descriptors of the server.
+    n_descriptors: usize,
+    /// Folders of sessions, unfinished uploads, scratch folders of builds, reserves of journals.
+    left: BTreeSet<PathBuf>,
+}
+
+impl Ledger {
+    fn of(kiln: &testkit::kiln::Kiln) -> Self {
+        let id = kiln.id().unwrap();
+        let state = kiln.state();
+        let mut left = BTreeSet::new();
+        for build in entries(&state.join("builds")) {
+            left.extend(
+                entries(&build)
+                    .into_iter()
+                    .filter(|path| path.ends_with("work") || path.ends_with("reserve")),
+            );
+        }
+        left.extend(entries(&state.join("store/ingest/uploads")));
+        // The server's own session has another name after each start.
+        let n_sessions = entries(&state.join("store/tmp")).len();
+        left.extend((1..n_sessions).map(|n| PathBuf::from(format!("session {n}"))));
+        Self {
+            cgroups: cgroups(Path::new("/sys/fs/cgroup"), 0),
+            n_mounts: std::fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .lines()
+                .count(),
+            n_networks: networks().len(),
+            n_descriptors: entries(&PathBuf::from(format!("/proc/{id}/fd"))).len(),
+            left,
+        }
+    }
+
+    /// Waits until everything is as it was before; panics with the difference when it does not become so.
+    async fn settles(before: &Self, kiln: &testkit::kiln::Kiln) {
+        let began = Instant::now();
+        loop {
+            let now = Self::of(kiln);
+            // Connections of this process to the server, which may be kept for a while, are descriptors of the server.
+            let is_same = now.cgroups == before.cgroups
+                && now.n_mounts <= before.n_mounts
+                && now.n_networks <= before.n_networks
+                && now.n_descriptors <= before.n_descriptors + 8
+                && now.left.is_empty();
+            if is_same {
+                return;
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "before {before:#?}\nafter {now:#?}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+fn cgroups(folder: &Path, depth: usize) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for path in entries(folder)
+        .into_iter()
+        .filter(|path| depth < 6 && path.is_dir() && !path.is_symlink())
+    {
+        if path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"kiln-"))
+        {
+            found.insert(path);
+        } else {
+            found.extend(cgroups(&path, depth + 1));
+        }
+    }
+    found
+}
+
+fn networks() -> BTreeSet<PathBuf> {
+    let links = entries(Path::new("/proc"))
+        .into_iter()
+        .map(|process| process.join("ns/net"));
+    links
+        .filter_map(|link| std::fs::read_link(link).ok())
+        .collect()
+}
