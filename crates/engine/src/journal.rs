@@ -31,6 +31,8 @@ const RESERVE_BYTES: u64 = 64 << 10;
 /// How much of the file is read at a time: by who wants everything, and by who wants events only.
 const READ_BYTES: usize = 128 << 10;
 const SKIM_BYTES: usize = 4 << 10;
+/// How much more is read each time, as long as there is more.
+const GROWTH: usize = 4;
 
 const FRAME_BYTES: usize = 8;
 const PREFIX_BYTES: usize = 9;
@@ -269,6 +271,8 @@ pub struct Reader {
     buffer: Vec<u8>,
     start: usize,
     read_bytes: usize,
+    /// How much is read next: little where there was no more, for a thousand readers may wait at the end of a journal.
+    next_bytes: usize,
 }
 
 impl Reader {
@@ -293,6 +297,7 @@ impl Reader {
             buffer: Vec::new(),
             start: 0,
             read_bytes: READ_BYTES,
+            next_bytes: SKIM_BYTES,
         })
     }
 
@@ -451,12 +456,20 @@ impl Reader {
                 self.start = 0;
             }
             let have = self.buffer.len();
-            self.buffer.resize(have + wanted.max(self.read_bytes), 0);
+            let asked = wanted.max(self.next_bytes);
+            self.buffer.resize(have + asked, 0);
             let room = self.buffer.get_mut(have..).unwrap_or_default();
             let n = self.file.read_at(room, self.offset + have as u64);
             self.buffer
                 .truncate(have + n.as_ref().copied().unwrap_or(0));
-            if n.map_err(JournalError::Read)? == 0 {
+            let n = n.map_err(JournalError::Read)?;
+            if n == asked {
+                self.next_bytes = (asked * GROWTH).min(self.read_bytes);
+            } else {
+                self.next_bytes = SKIM_BYTES;
+                self.buffer.shrink_to(SKIM_BYTES);
+            }
+            if n == 0 {
                 // The beginning of a record may be taken back: it is read again with the rest.
                 self.forget();
                 return Ok(None);
