@@ -13,7 +13,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stderr,
     clippy::too_many_lines,
     reason = "a test with a main of its own"
 )]
@@ -221,6 +220,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Tells what failed, if that does not fail too.
+fn say(name: &str, error: &dyn Error) {
+    let _unheard = writeln!(std::io::stderr(), "{name}: {error}");
+}
+
 /// The process that suffers.
 fn work(folder: &Path) -> ExitCode {
     faults::begin();
@@ -231,14 +235,14 @@ fn work(folder: &Path) -> ExitCode {
     let mut has_failed = false;
     for Piece(name, act) in WORK {
         let done = act(&store).or_else(|first| {
-            eprintln!("{name}: {first}");
+            say(name, first.as_ref());
             act(&store)
         });
         match done {
             // What cannot be noted was not promised.
             Ok(()) => drop(std::fs::File::create(folder.join("done").join(name))),
             Err(error) => {
-                eprintln!("{name}: {error}");
+                say(name, error.as_ref());
                 has_failed = true;
             }
         }

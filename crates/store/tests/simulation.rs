@@ -12,7 +12,7 @@
     reason = "a test says what went wrong by ending"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -27,6 +27,8 @@ use testkit::faults::{Dice, figure, quick_folder, soak_time};
 const SEEDS: u64 = 500;
 const DEEDS: usize = 60;
 const THINGS: u64 = 8;
+/// A moment: uses are noted again after five seconds, and what was noted within ten is not collected.
+const FRESH_S: u64 = 4;
 const NAMED: &[&str] = &["kept"];
 
 /// Somebody who uses the store: a worker with a lease, or a server without.
@@ -43,9 +45,9 @@ struct World {
     users: Vec<User>,
     /// What the repository has links to.
     linked: BTreeSet<u64>,
-    /// What was found or made within the last moment, by anybody.
-    fresh_blobs: BTreeSet<u64>,
-    fresh_snapshots: BTreeSet<u64>,
+    /// What was found or made within the last moment, by anybody, and how many seconds ago.
+    fresh_blobs: BTreeMap<u64, u64>,
+    fresh_snapshots: BTreeMap<u64, u64>,
     n_collected: usize,
 }
 
@@ -77,8 +79,8 @@ impl World {
             path: path.to_owned(),
             users: vec![User::new(store)],
             linked: BTreeSet::new(),
-            fresh_blobs: BTreeSet::new(),
-            fresh_snapshots: BTreeSet::new(),
+            fresh_blobs: BTreeMap::new(),
+            fresh_snapshots: BTreeMap::new(),
             n_collected: 0,
         }
     }
@@ -107,7 +109,7 @@ impl World {
         let user = self.users.get_mut(who).unwrap();
         user.store.put(&content(n)).unwrap();
         user.blobs.insert(n);
-        self.fresh_blobs.insert(n);
+        self.fresh_blobs.insert(n, 0);
         format!("{who} puts {n}")
     }
 
@@ -117,11 +119,11 @@ impl World {
         let snapshot = user.store.has_snapshot(&digest(n));
         if blob {
             user.blobs.insert(n);
-            self.fresh_blobs.insert(n);
+            self.fresh_blobs.insert(n, 0);
         }
         if snapshot {
             user.snapshots.insert(n);
-            self.fresh_snapshots.insert(n);
+            self.fresh_snapshots.insert(n, 0);
         }
         format!("{who} looks for {n}: {blob}, {snapshot}")
     }
@@ -135,7 +137,7 @@ impl World {
         };
         let is_new = make().unwrap();
         user.snapshots.insert(n);
-        self.fresh_snapshots.insert(n);
+        self.fresh_snapshots.insert(n, 0);
         format!("{who} unpacks {n}, new: {is_new}")
     }
 
@@ -149,7 +151,7 @@ impl World {
             .is_ok();
         if is_there {
             self.linked.insert(n);
-            self.fresh_blobs.insert(n);
+            self.fresh_blobs.insert(n, 0);
         }
         format!("{who} links {n}: {is_there}")
     }
@@ -191,9 +193,11 @@ impl World {
 
     fn pass(&mut self, time: Duration) -> String {
         age(&self.path, time);
-        if time > Duration::from_secs(9) {
-            self.fresh_blobs.clear();
-            self.fresh_snapshots.clear();
+        for fresh in [&mut self.fresh_blobs, &mut self.fresh_snapshots] {
+            fresh
+                .values_mut()
+                .for_each(|age_s| *age_s += time.as_secs());
+            fresh.retain(|_, age_s| *age_s <= FRESH_S);
         }
         format!("{} s pass", time.as_secs())
     }
@@ -234,14 +238,14 @@ impl World {
         }
         let fresh = self
             .fresh_blobs
-            .iter()
+            .keys()
             .find(|n| !is_there("blobs/sha256", **n));
         if let Some(n) = fresh {
             return Some(format!("blob {n} was there a moment ago"));
         }
         let fresh = self
             .fresh_snapshots
-            .iter()
+            .keys()
             .find(|n| !is_there("snapshots", **n));
         fresh.map(|n| format!("snapshot {n} was there a moment ago"))
     }
