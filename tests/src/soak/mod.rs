@@ -1,8 +1,9 @@
-//! What must hold whatever happens and however long: processes are killed, disks fill.
+//! What must hold whatever happens and however long: processes are killed, registries fail at random, disks fill.
 //!
 //! An ordinary run is short; `make soak SECONDS=…` gives each test so long. Each prints lines of figures: a name, then `key=value`; names are
 //! those of docs/operations.md. What goes wrong is a panic, with the seed that makes it again.
 
+mod chaos;
 mod full;
 mod kills;
 
