@@ -26,3 +26,8 @@ pub(crate) fn push(workloads: &[&Workload], registry: &str) {
         base(name).push(registry, &format!("{name}:latest"), None);
     }
 }
+
+/// Pushes Debian to the registry and returns its name there.
+pub(crate) fn push_debian(registry: &str) -> String {
+    base("debian").push(registry, "debian:latest", None)
+}

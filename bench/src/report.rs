@@ -19,6 +19,8 @@ pub(crate) struct Report {
     machine: String,
     builders: Vec<String>,
     rows: Vec<Row>,
+    /// What is measured of nobody else.
+    told: Vec<String>,
     #[serde(skip)]
     names: Vec<&'static str>,
 }
@@ -98,12 +100,17 @@ impl Report {
             machine,
             builders: peers.iter().map(Peer::version).collect(),
             rows: Vec::new(),
+            told: Vec::new(),
             names: peers.iter().map(Peer::name).collect(),
         }
     }
 
     pub(crate) fn add(&mut self, row: Row) {
         self.rows.push(row);
+    }
+
+    pub(crate) fn tell(&mut self, line: String) {
+        self.told.push(line);
     }
 
     /// Prints the table.
@@ -158,6 +165,9 @@ impl Report {
         line(format_args!(
             "\nSeconds are medians; CPU s is the processor time of all processes of the builder; MB are the layers that were made, compressed; MiB the most memory of all processes of the builder at once; ratio is {OURS} to {REFERENCE}."
         ));
+        for told in &self.told {
+            line(format_args!("\n{told}"));
+        }
         out
     }
 }

@@ -184,6 +184,9 @@ pub(crate) struct BuildArgs {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) progress: Progress,
+    /// Tell at the end of each step whether it was in the cache, and why not
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) explain: bool,
     /// Show nothing but errors, and print the digest of the image
     #[arg(short, long, conflicts_with = "progress")]
     pub(crate) quiet: bool,

@@ -17,6 +17,7 @@ use worker::Canceller;
 
 use super::agent::{self, Agents};
 use super::context::{self, Input};
+use super::explain::Explained;
 use super::import::{self, Prepared, Reader};
 use super::lend::Lent;
 use super::outputs::{self, Outputs};
@@ -61,9 +62,10 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
         (&found, &ready, &folder),
         args,
     );
+    let explained = Explained::default();
     let built = match spec {
         // The agents are served until the build has ended, and what is lent stays at its path.
-        Ok((spec, _held)) => carry_out(&ready, &spec, style).await,
+        Ok((spec, _held)) => carry_out(&ready, &spec, style, &explained).await,
         Err(failure) => Err(failure),
     };
     let state = match built {
@@ -76,6 +78,9 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
             return Err(failure);
         }
     };
+    if args.explain {
+        explained.tell();
+    }
     let image = report::image(state, style);
     let delivered = match &image {
         Ok(_) => outputs.deliver(&folder.join(worker::folder::OUTPUT)),
@@ -235,6 +240,7 @@ pub(crate) async fn carry_out(
     ready: &Ready,
     spec: &BuildSpec,
     style: Style,
+    explained: &Explained,
 ) -> Outcome<BuildState> {
     let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Internal)?;
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Internal)?;
@@ -243,6 +249,7 @@ pub(crate) async fn carry_out(
         .or_exit(Exit::Machine)?;
     let canceller = handle.canceller().or_exit(Exit::Machine)?;
     let records = follow(handle.folder.clone()).map(|record| record.or_exit(Exit::Internal));
+    let records = records.inspect(|record| explained.note_if(record));
     let mut showing = pin!(progress::show(style, records));
     let mut waiting = pin!(handle.wait());
     let (mut is_gone, mut n_interrupts) = (false, 0_u32);

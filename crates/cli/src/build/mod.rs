@@ -8,6 +8,7 @@ mod answer;
 mod call;
 pub(crate) mod context;
 mod download;
+pub(crate) mod explain;
 pub(crate) mod import;
 mod lend;
 pub(crate) mod local;

@@ -7,6 +7,7 @@ use store::Store;
 
 use super::{Found, Shape, not_there};
 use crate::args::subassembly::{CreateArgs, GetArgs};
+use crate::build::explain::Explained;
 use crate::build::local::{self, TENANT};
 use crate::build::report;
 use crate::failure::{Exit, OrExit, Outcome};
@@ -59,7 +60,7 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
         limits: found.config.limits.clone(),
     };
     let style = Style::choose(args.progress);
-    let state = local::carry_out(&ready, &spec, style).await?;
+    let state = local::carry_out(&ready, &spec, style, &Explained::default()).await?;
     let image = report::image(state, style)?;
     match look_up(&ready, &image.digest, format)? {
         Some(stored) => found_of(&ready, stored).tell(Shape::from(args.json)),

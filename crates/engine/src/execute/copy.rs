@@ -205,9 +205,8 @@ fn remembered(
         now_s: i64::try_from(execution.recorder.now_ms() / 1000).unwrap_or(0),
     };
     let digest = digest(execution, op, sources, (None, Some(recall)))?;
-    if digest.memory != memory {
-        let bytes = digest.memory.to_bytes();
-        execution.cache.keep_bytes(MEMORY, &key, &bytes);
+    if let Some(learnt) = &digest.memory {
+        execution.cache.keep_bytes(MEMORY, &key, &learnt.to_bytes());
     }
     Ok(digest)
 }

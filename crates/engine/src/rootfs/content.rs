@@ -62,8 +62,8 @@ pub struct ContentDigest {
     pub files: Vec<(PathBuf, Digest)>,
     /// Bytes that were hashed.
     pub content_bytes: u64,
-    /// What may be recalled the next time; empty when nothing was to be.
-    pub memory: Memory,
+    /// What may be recalled the next time, when that is something else than what was recalled.
+    pub memory: Option<Memory>,
 }
 
 /// One file, seen but not yet hashed.
@@ -112,13 +112,15 @@ pub fn digest_recalled(
     all.update(FORMAT);
     let mut files = Vec::with_capacity(seen.len());
     let mut content_bytes = 0;
-    let mut memory = Memory::default();
-    for (seen, (digest, n)) in seen.into_iter().zip(hashed) {
+    let mut learnt = recall
+        .filter(|recall| !is_all_recalled(&recall.memory, &seen, &hashed))
+        .map(|recall| (Memory::default(), recall.now_s));
+    for (seen, (digest, n, _)) in seen.into_iter().zip(hashed) {
         all.update(digest.to_string().as_bytes());
         all.update(b"\n");
         content_bytes += n;
-        if let (Some(recall), Some(identity)) = (&recall, &seen.identity) {
-            memory.keep(&seen.header, identity, &digest, recall.now_s);
+        if let (Some((memory, now_s)), Some(identity)) = (&mut learnt, &seen.identity) {
+            memory.keep(&seen.header, identity, &digest, *now_s);
         }
         files.push((OsStr::from_bytes(&seen.path).into(), digest));
     }
@@ -126,7 +128,7 @@ pub fn digest_recalled(
         digest: all.finish(),
         files,
         content_bytes,
-        memory,
+        memory: learnt.map(|(memory, _)| memory),
     })
 }
 
@@ -228,7 +230,22 @@ fn owner(stat: &Stat, owner: Owner) -> (u32, u32) {
     }
 }
 
-type Hashed = (Digest, u64);
+/// Digest, bytes that were read for it, and whether it was recalled.
+type Hashed = (Digest, u64, bool);
+
+/// Tells whether everything that can be recalled was, and nothing else is remembered.
+fn is_all_recalled(memory: &Memory, seen: &[Seen], hashed: &[Hashed]) -> bool {
+    let files = seen
+        .iter()
+        .zip(hashed)
+        .filter(|(seen, _)| seen.identity.is_some());
+    let (mut n, mut all) = (0, true);
+    for (_, (_, _, is_recalled)) in files {
+        n += 1;
+        all &= is_recalled;
+    }
+    all && n == memory.len()
+}
 
 /// Hashes everything, each file by whichever thread is free.
 fn hash_all(
@@ -252,7 +269,7 @@ fn hash_all(
             let recalled =
                 recalled.and_then(|(known, identity)| known.memory.recall(&seen.header, identity));
             if let Some(digest) = recalled {
-                own.push((index, (digest, 0)));
+                own.push((index, (digest, 0, true)));
                 continue;
             }
             let hashed = hash(root, seen, &mut buffer, cancel).map_err(|error| {
@@ -321,5 +338,5 @@ fn hash(
             }
         }
     }
-    Ok((hasher.finish(), n_content))
+    Ok((hasher.finish(), n_content, false))
 }

@@ -80,6 +80,16 @@ impl Memory {
         }
     }
 
+    /// Returns how many files it knows.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Tells whether it knows none.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Returns the written form.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = FORMAT.to_vec();

@@ -42,7 +42,7 @@ pub enum Compression {
 
 impl Compression {
     /// Gzip at a level whose layers are a few per cent larger than those of zlib's own default, in a fraction of its time.
-    pub const DEFAULT_GZIP: Self = Self::Gzip { level: 1 };
+    pub const DEFAULT_GZIP: Self = Self::Gzip { level: 2 };
     /// Zstandard at its own default level.
     pub const DEFAULT_ZSTD: Self = Self::Zstd { level: 3 };
 }

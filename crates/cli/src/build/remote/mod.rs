@@ -7,10 +7,12 @@ mod watch;
 
 use engine::id::BuildId;
 use engine::spec::Limits;
+use futures_util::StreamExt as _;
 
 use self::files::{Telling, Uploader};
 use super::agent;
 use super::context::{self, Input};
+use super::explain::Explained;
 use super::outputs;
 use super::{download, options, report};
 use crate::args::BuildArgs;
@@ -57,7 +59,10 @@ pub(crate) async fn run(server: &Target, args: &BuildArgs) -> Outcome {
     let id: BuildId = id.parse().or_exit(Exit::Internal)?;
     // As long as we watch.
     let _lent = agents::lend(&client.kiln, &id, found);
-    let showing = progress::show(style, watch::records(client.kiln.clone(), id.clone()));
+    let explained = Explained::default();
+    let records = watch::records(client.kiln.clone(), id.clone());
+    let records = records.inspect(|record| explained.note_if(record));
+    let showing = progress::show(style, records);
     let state = tokio::select! {
         state = showing => state?,
         interrupted = tokio::signal::ctrl_c() => {
@@ -66,6 +71,9 @@ pub(crate) async fn run(server: &Target, args: &BuildArgs) -> Outcome {
                 .hint(format!("build {id} goes on: see `kiln ls` and `kiln logs {id}` with the same --server")));
         }
     };
+    if args.explain {
+        explained.tell();
+    }
     let image = report::image(state, style)?;
     for (output, format, dest) in outputs.exports() {
         download::deliver(&mut client.kiln, id.as_str(), output, format, dest).await?;
