@@ -57,10 +57,6 @@ fn check(kiln: &testkit::kiln::Kiln) {
 #[derive(Debug, PartialEq, Eq)]
 struct Ledger {
     cgroups: BTreeSet<PathBuf>,
-    /// Mounts that this process sees.
-    n_mounts: usize,
-    /// Network namespaces of all processes.
-    n_networks: usize,
     /// Descriptors of the server.
     n_descriptors: usize,
     /// Folders of sessions, unfinished uploads, scratch folders of builds, reserves of journals.
@@ -83,13 +79,18 @@ impl Ledger {
         // The server's own session has another name after each start.
         let n_sessions = entries(&state.join("store/tmp")).len();
         left.extend((1..n_sessions).map(|n| PathBuf::from(format!("session {n}"))));
+        // Others build on this machine too.
+        let is_ours = |path: &PathBuf| {
+            let id = path
+                .file_name()
+                .and_then(|name| name.to_str()?.strip_prefix("kiln-"));
+            id.is_some_and(|id| state.join("builds").join(id).exists())
+        };
         Self {
-            cgroups: cgroups(Path::new("/sys/fs/cgroup"), 0),
-            n_mounts: std::fs::read_to_string("/proc/self/mountinfo")
-                .unwrap()
-                .lines()
-                .count(),
-            n_networks: networks().len(),
+            cgroups: cgroups(Path::new("/sys/fs/cgroup"), 0)
+                .into_iter()
+                .filter(|path| is_ours(path))
+                .collect(),
             n_descriptors: entries(&PathBuf::from(format!("/proc/{id}/fd"))).len(),
             left,
         }
@@ -101,9 +102,7 @@ impl Ledger {
         loop {
             let now = Self::of(kiln);
             // Connections of this process to the server, which may be kept for a while, are descriptors of the server.
-            let is_same = now.cgroups == before.cgroups
-                && now.n_mounts <= before.n_mounts
-                && now.n_networks <= before.n_networks
+            let is_same = now.cgroups.is_empty()
                 && now.n_descriptors <= before.n_descriptors + 8
                 && now.left.is_empty();
             if is_same {
@@ -139,13 +138,4 @@ fn cgroups(folder: &Path, depth: usize) -> BTreeSet<PathBuf> {
         }
     }
     found
-}
-
-fn networks() -> BTreeSet<PathBuf> {
-    let links = entries(Path::new("/proc"))
-        .into_iter()
-        .map(|process| process.join("ns/net"));
-    links
-        .filter_map(|link| std::fs::read_link(link).ok())
-        .collect()
 }
