@@ -62,14 +62,14 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let wanted = |id: &str| args.workloads.is_empty() || args.workloads.iter().any(|w| w == id);
     let registry = DockerRegistry::start();
-    let own;
-    let scratch = match &args.scratch {
-        Some(folder) => folder.as_path(),
-        None => {
-            own = filesystem::Own::make(std::path::Path::new("/var/tmp"))?;
-            own.path()
-        }
+    let usual = std::path::Path::new("/var/tmp");
+    let own = match args.scratch {
+        Some(_) => None,
+        None => Some(filesystem::Own::make(usual)?),
     };
+    let named = args.scratch.as_deref();
+    let scratch = named.or(own.as_ref().map(filesystem::Own::path));
+    let scratch = scratch.unwrap_or(usual);
     let scratch = tempfile_in(scratch)?;
     let mut peers = Peer::find_all(
         (&args.kiln, args.before.as_deref()),

@@ -106,7 +106,7 @@ impl World<'_> {
             return;
         }
         let who = usize::try_from(dice.below(self.readers.len() as u64)).unwrap();
-        for _ in 0..1 + dice.below(8) {
+        for _ in 0..=dice.below(8) {
             if !step(&mut self.readers[who], &self.written) {
                 return;
             }

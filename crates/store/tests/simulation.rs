@@ -96,11 +96,14 @@ impl World {
             4 => self.snapshot(who, n),
             5 => self.link(who, n),
             6 => self.unlink(who, n),
-            7 if self.users.len() < 4 => self.begin(dice.below(2) == 0),
-            8 if self.users.len() > 1 => self.end(who.max(1), dice.below(2) == 0),
-            9 | 10 => self.pass(Duration::from_secs(
-                [3, 11, 700, 4000][usize::try_from(dice.below(4)).unwrap()],
-            )),
+            7 if self.users.len() < 4 => self.begin(dice.below(2)),
+            8 if self.users.len() > 1 => self.end(who.max(1), dice.below(2)),
+            9 | 10 => self.pass(Duration::from_secs(match dice.below(4) {
+                0 => 3,
+                1 => 11,
+                2 => 700,
+                _ => 4000,
+            })),
             _ => self.collect(who, dice.below(3)),
         }
     }
@@ -167,7 +170,8 @@ impl World {
         format!("{who} unlinks {n}")
     }
 
-    fn begin(&mut self, has_lease: bool) -> String {
+    fn begin(&mut self, choice: u64) -> String {
+        let has_lease = choice == 0;
         let mut user = User::new(Store::open(&self.path, None).unwrap());
         if has_lease {
             user.store.lease().unwrap();
@@ -178,7 +182,8 @@ impl World {
     }
 
     /// Somebody goes, or is killed: then what it has in its session's folder stays behind.
-    fn end(&mut self, who: usize, is_killed: bool) -> String {
+    fn end(&mut self, who: usize, choice: u64) -> String {
+        let is_killed = choice == 0;
         if who >= self.users.len() {
             return String::new();
         }
@@ -194,9 +199,9 @@ impl World {
     fn pass(&mut self, time: Duration) -> String {
         age(&self.path, time);
         for fresh in [&mut self.fresh_blobs, &mut self.fresh_snapshots] {
-            fresh
-                .values_mut()
-                .for_each(|age_s| *age_s += time.as_secs());
+            for age_s in fresh.values_mut() {
+                *age_s += time.as_secs();
+            }
             fresh.retain(|_, age_s| *age_s <= FRESH_S);
         }
         format!("{} s pass", time.as_secs())
@@ -278,8 +283,8 @@ fn play(seed: u64) -> usize {
         depth: Depth::Bytes,
         repair: Repair::Nothing,
     };
-    let store = &world.users.first().unwrap().store;
-    let report = store.check(how, NAMED).unwrap();
+    let user = world.users.first().unwrap();
+    let report = user.store.check(how, NAMED).unwrap();
     assert!(!report.is_wrong(), "seed {seed}: {:?}", report.findings);
     world.n_collected
 }

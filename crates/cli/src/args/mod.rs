@@ -184,9 +184,6 @@ pub(crate) struct BuildArgs {
     /// How progress is shown
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) progress: Progress,
-    /// Tell at the end of each step whether it was in the cache, and why not
-    #[arg(long, conflicts_with = "quiet")]
-    pub(crate) explain: bool,
     /// Show nothing but errors, and print the digest of the image
     #[arg(short, long, conflicts_with = "progress")]
     pub(crate) quiet: bool,
@@ -228,6 +225,9 @@ pub(crate) struct BuildArgs {
 /// What of earlier builds is used.
 #[derive(Debug, Args)]
 pub(crate) struct EarlierArgs {
+    /// Tell at the end of each step whether it was in the cache, and why not
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) explain: bool,
     /// Ask registries for every base: images kept here under the same name do not count
     #[arg(long)]
     pub(crate) pull: bool,

@@ -78,7 +78,7 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
             return Err(failure);
         }
     };
-    if args.explain {
+    if args.earlier.explain {
         explained.tell();
     }
     let image = report::image(state, style);

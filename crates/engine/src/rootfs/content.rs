@@ -113,7 +113,7 @@ pub fn digest_recalled(
     let mut files = Vec::with_capacity(seen.len());
     let mut content_bytes = 0;
     let mut learnt = recall
-        .filter(|recall| !is_all_recalled(&recall.memory, &seen, &hashed))
+        .filter(|recall| !is_all_recalled(recall.memory, &seen, &hashed))
         .map(|recall| (Memory::default(), recall.now_s));
     for (seen, (digest, n, _)) in seen.into_iter().zip(hashed) {
         all.update(digest.to_string().as_bytes());

@@ -1,7 +1,7 @@
 //! The calls: decode, ask [`crate::lifecycle`], encode. One short function each.
 //!
 //! Only this module and what is below it name the wire's types. Who calls is found out before ([`crate::identity`]), and whether it may make
-//! the call at all is decided by [`check`]; what it may make it on is what is its tenant's. A stream that a client stops reading is dropped with its
+//! the call at all is decided by `check`; what it may make it on is what is its tenant's. A stream that a client stops reading is dropped with its
 //! connection; the build that it showed goes on, and is not known to this module any more.
 
 mod agent;

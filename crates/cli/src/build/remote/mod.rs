@@ -71,7 +71,7 @@ pub(crate) async fn run(server: &Target, args: &BuildArgs) -> Outcome {
                 .hint(format!("build {id} goes on: see `kiln ls` and `kiln logs {id}` with the same --server")));
         }
     };
-    if args.explain {
+    if args.earlier.explain {
         explained.tell();
     }
     let image = report::image(state, style)?;

@@ -1,7 +1,7 @@
 //! Whose turn it is: how many builds run, who waits, and who of them is next. Pure: time and ids come from outside.
 //!
 //! Tenants share the places where builds run by what they have used of them, in time and by weight: who has used least is next. A build
-//! counts with [`ESTIMATE_MS`] as long as nobody knows better, then with the time that it runs or has run. So tenants that want more than
+//! counts with `ESTIMATE_MS` as long as nobody knows better, then with the time that it runs or has run. So tenants that want more than
 //! there is get the same, however long their builds take and however many of them wait; nobody starves; and one who was idle begins where
 //! the others are, and neither makes up for it nor pays for it. The builds of one tenant run in the order in which they came.
 //!
