@@ -17,6 +17,7 @@ use crate::event::{BuiltImage, Event, Failure, FailureKind, Phase};
 use crate::execute::cache::{Cache, Scope};
 use crate::execute::depot::{Depot, Work};
 use crate::execute::layers::StageResult;
+use crate::execute::shown::Shown;
 use crate::execute::{Counters, Execution, execute};
 use crate::failure::{chain, failure, platform, registry as registry_failure};
 use crate::publish::Publisher;
@@ -99,7 +100,9 @@ fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Pu
         registries: registries.clone(),
         recorder: rig.recorder.clone(),
         layouts,
+        stored: Shown::new(spec, &rig.store, &pull).stored(),
     };
+    let shown = Shown::new(spec, &rig.store, &pull);
     let depot = Depot {
         store: rig.store.clone(),
         pull,
@@ -107,6 +110,7 @@ fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Pu
         layer_bytes: spec.limits.layer_bytes,
         cancel: rig.cancel.clone(),
         work: Arc::<Work>::default(),
+        shown,
     };
     let publisher = Publisher {
         depot,

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commit::Committer;
 use super::layers::Layer;
+use super::shown::Shown;
 use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform, registry as registry_failure};
@@ -41,6 +42,7 @@ pub(crate) struct Depot {
     pub(crate) layer_bytes: u64,
     pub(crate) cancel: CancellationToken,
     pub(crate) work: Arc<Work>,
+    pub(crate) shown: Shown,
 }
 
 /// What goes on in a depot.
@@ -89,10 +91,19 @@ impl Depot {
 
     /// Sees to it that the bytes of `layer` are in the store.
     pub(crate) async fn bring(&self, layer: &LayerRef) -> Result<(), Failure> {
+        self.show(layer).await?;
         if self.has(layer) {
             return Ok(());
         }
         self.pull(layer, &Growth::new()).await
+    }
+
+    /// Sees to it that this build may have `layer`, wherever its bytes are.
+    async fn show(&self, layer: &LayerRef) -> Result<(), Failure> {
+        match &layer.origin {
+            Some(origin) => self.shown.show(origin, &layer.descriptor.digest).await,
+            None => Ok(()),
+        }
     }
 
     fn has(&self, layer: &LayerRef) -> bool {
@@ -162,6 +173,7 @@ impl Depot {
         &self,
         layer: &LayerRef,
     ) -> Result<(PathBuf, Option<JoinHandle<Result<(), Failure>>>), Failure> {
+        self.show(layer).await?;
         let path = self.store.snapshot_path(&layer.diff_id);
         if self.store.has_snapshot(&layer.diff_id) {
             return Ok((path, None));

@@ -15,6 +15,7 @@ mod mounts;
 mod place;
 mod remote;
 mod run;
+pub(crate) mod shown;
 mod stage;
 
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ use dockerfile::{BaseRef, Op, PlanStage, Step};
 
 use super::cache::{CachedLayer, Hit, Operation, OperationKeys};
 use super::layers::{Layer, StageResult, content, shared};
+use super::shown::Stored;
 use super::{Execution, StageFuture, copy, export, mounts, run};
 use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
@@ -237,13 +238,18 @@ async fn first_there(execution: &Execution, hits: Vec<Hit>) -> Option<Hit> {
 
 /// Tells whether the layer of a shared cache can be had. One in a folder is brought from there: nothing later knows how.
 async fn is_there(execution: &Execution, layer: &CachedLayer, origin: &Origin) -> bool {
-    let store = &execution.depot.store;
+    let depot = &execution.depot;
+    let (store, stored) = (&depot.store, depot.shown.stored());
     let is_size = |size| size == layer.size_bytes;
-    if store
-        .size_of(&layer.digest)
-        .is_ok_and(|size| size.is_some_and(is_size))
-    {
-        return true;
+    let known = store.size_of(&layer.digest);
+    if known.is_ok_and(|size| size.is_some_and(is_size)) {
+        let is_shown = match origin {
+            Origin::Registry(reference) => depot.shown.show(reference, &layer.digest).await.is_ok(),
+            Origin::Folder(_) => stored == Stored::Enough,
+        };
+        if is_shown {
+            return true;
+        }
     }
     match origin {
         Origin::Registry(reference) => {
@@ -259,7 +265,7 @@ async fn is_there(execution: &Execution, layer: &CachedLayer, origin: &Origin) -
             let layer = descriptor(layer);
             let imported = tokio::task::spawn_blocking(move || {
                 let root = Root::open(&path).map_err(|e| chain(&e))?;
-                layout::import(&store, &root, &layer)
+                layout::import((&store, stored), &root, &layer)
             });
             matches!(imported.await, Ok(Ok(())))
         }

@@ -10,6 +10,7 @@ use store::Store;
 
 use crate::assemble::LayerRef;
 use crate::event::{Event, Failure, FailureKind};
+use crate::execute::shown::Stored;
 use crate::failure::{base_image, failure, platform as platform_failure};
 use crate::recorder::Recorder;
 use crate::spec::{LayoutImage, Registries};
@@ -34,6 +35,8 @@ pub(crate) struct Library {
     pub(crate) recorder: Recorder,
     /// OCI layouts by the names that they stand for.
     pub(crate) layouts: BTreeMap<String, (PathBuf, LayoutImage)>,
+    /// What of a layout may be in the store instead.
+    pub(crate) stored: Stored,
 }
 
 impl Library {
@@ -113,10 +116,10 @@ impl Library {
             let message = format!("there is no OCI layout called {name:?}");
             failure(FailureKind::Platform, message)
         })?;
-        let (store, reference, platform) =
-            (self.store.clone(), reference.clone(), platform.clone());
+        let (library, reference, platform) = (self.clone(), reference.clone(), platform.clone());
         let read = tokio::task::spawn_blocking(move || {
-            super::layout::read(&store, &layout, &reference, &platform)
+            let store = (&library.store, library.stored);
+            super::layout::read(store, &layout, &reference, &platform)
         });
         read.await
             .unwrap_or_else(|e| Err(platform_failure("read an OCI layout", &e)))

@@ -11,6 +11,7 @@ use store::Store;
 
 use super::bases::{BaseImage, layers_of};
 use crate::event::{Failure, FailureKind};
+use crate::execute::shown::Stored;
 use crate::failure::{chain, failure};
 use crate::rootfs::root::Root;
 use crate::spec::LayoutImage;
@@ -24,7 +25,7 @@ const DEFAULT_TAG: &str = "latest";
 
 /// Returns the image of `layout` for `platform`; its blobs are in the store then. `reference` is what it is called.
 pub(crate) fn read(
-    store: &Store,
+    (store, stored): (&Store, Stored),
     (layout, image): &(PathBuf, LayoutImage),
     reference: &Reference,
     platform: &Platform,
@@ -38,7 +39,7 @@ pub(crate) fn read(
     let mut found = vec![&manifest.config];
     found.extend(&manifest.layers);
     for descriptor in found {
-        import(store, &root, descriptor).map_err(fail)?;
+        import((store, stored), &root, descriptor).map_err(fail)?;
     }
     let config_bytes = store
         .read_blob(&manifest.config.digest, oci::config::CONFIG_MAX_BYTES)
@@ -156,10 +157,14 @@ pub(crate) fn blob(root: &Root, digest: &Digest, max_bytes: u64) -> Result<Vec<u
 }
 
 /// Copies a blob into the store, verified, unless it is there.
-pub(crate) fn import(store: &Store, root: &Root, descriptor: &Descriptor) -> Result<(), String> {
+pub(crate) fn import(
+    (store, stored): (&Store, Stored),
+    root: &Root,
+    descriptor: &Descriptor,
+) -> Result<(), String> {
     let digest = &descriptor.digest;
     let known = store.size_of(digest).map_err(|e| chain(&e))?;
-    if known.is_some() {
+    if known.is_some() && stored == Stored::Enough {
         return Ok(());
     }
     let file = root
