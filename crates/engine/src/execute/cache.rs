@@ -254,7 +254,8 @@ impl Cache {
             return;
         }
         let known: Option<Last> = known.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if known.is_none_or(|known| known.operation.files != last.operation.files) {
+        let is_new = known.is_none_or(|known| known.operation.files != last.operation.files);
+        if is_new && !operation.many.is_empty() {
             let some = operation.many.iter().take(EXPLAINED_FILES_MAX);
             let name = |path: &PathBuf| path.to_string_lossy().into_owned();
             let files = some.map(|(path, digest)| (name(path), digest.clone()));
@@ -349,7 +350,9 @@ fn miss_reason(
     }
     if then.files != now.files {
         let (before, after) = (apart(&then.files), apart(&now.files));
-        let before = last_files().into_iter().chain(before).collect();
+        let has_many = then.files.iter().any(|(name, _)| name == Operation::MANY);
+        let many = if has_many { last_files() } else { Vec::new() };
+        let before = many.into_iter().chain(before).collect();
         let some = now.many.iter().take(EXPLAINED_FILES_MAX);
         let some = some.map(|(path, digest)| (path.to_string_lossy().into_owned(), digest.clone()));
         let reason = file_difference(&before, &some.chain(after).collect());
