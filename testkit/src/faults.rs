@@ -1,15 +1,23 @@
 //! A process that is killed, or whose system calls fail, at each point of what it does in turn: `strace` does it.
 //!
 //! The process must have one thread and do the same every time. Where its work begins it looks for [`BEGIN`], which is not there; what it
-//! did before (being loaded) counts for nothing.
+//! did before (being loaded) counts for nothing. Of a process with several threads the first call of each thread can fail
+//! ([`Victim::suffer_in_threads`]).
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::process::tool;
+
+/// How many processes suffer at a time.
+pub const RUNS_AT_A_TIME: usize = 4;
+
+/// What can go wrong with a call, all of it.
+pub const ERRORS: &[&str] = &["EIO", "ENOSPC", "EDQUOT", "EMFILE", "ENOMEM"];
 
 /// What the process looks for where its work begins.
 pub const BEGIN: &str = "/kiln-faults-begin-here";
@@ -162,17 +170,126 @@ impl Victim {
         }
     }
 
+    /// Runs it in `folder`, where it must succeed, and writes every one of `calls` that it and its threads make to `log`, whole.
+    pub(crate) fn trace(&self, folder: &Path, log: &Path, calls: &[&str]) {
+        let log = log.display().to_string();
+        let trace = format!("trace=?{}", calls.join(",?"));
+        let options = [
+            "-qq", "-f", "-xx", "-s", "16777216", "-o", &log, "-e", &trace,
+        ];
+        let status = self.run(&options.map(str::to_owned), folder);
+        assert_eq!(status.code(), Some(0), "it has to succeed");
+    }
+
+    /// Runs it in `folder` while the first `call` of each of its threads fails, the main one included. Returns its exit code.
+    #[must_use]
+    pub fn suffer_in_threads(&self, folder: &Path, call: &str, error: &str) -> Option<i32> {
+        let trace = format!("trace={call}");
+        let inject = format!("inject={call}:error={error}:when=1");
+        let options = ["-qq", "-f", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        self.run(&options.map(str::to_owned), folder).code()
+    }
+
+    /// Runs it in `folder` as on a disk on which no file can be larger than `max_bytes`. Returns its exit code.
+    #[must_use]
+    pub fn suffer_small_files(&self, folder: &Path, max_bytes: u64) -> Option<i32> {
+        let prlimit = tool("prlimit", "util-linux");
+        // Else the process would be killed instead of being told.
+        let script = format!(
+            "trap '' XFSZ; exec {} --fsize={max_bytes} \"$@\"",
+            prlimit.display()
+        );
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script, "sh"])
+            .arg(&self.program)
+            .args(&self.arguments)
+            .arg(folder);
+        quietly(&mut command).code()
+    }
+
     fn run(&self, options: &[String], folder: &Path) -> ExitStatus {
-        Command::new(&self.strace)
+        let mut command = Command::new(&self.strace);
+        command
             .args(options)
             .arg(&self.program)
             .args(&self.arguments)
-            .arg(folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap_or_else(|error| panic!("start strace: {error}"))
+            .arg(folder);
+        quietly(&mut command)
+    }
+}
+
+fn quietly(command: &mut Command) -> ExitStatus {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+}
+
+/// Does something with each item, a few at a time: each waits most of the time.
+pub fn in_parallel<T: Sync>(items: &[T], act: &(dyn Fn(usize, &T) + Sync)) {
+    let next = Mutex::new(items.iter().enumerate());
+    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        let runners: Vec<_> = (0..RUNS_AT_A_TIME)
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Some((index, item)) = take() {
+                        act(index, item);
+                    }
+                })
+            })
+            .collect();
+        for runner in runners {
+            if let Err(panic) = runner.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+/// Returns what is done to a process at its points: in a soak it is killed at every one, and every call fails with every error, once and for
+/// ever; else it is killed at half of them, and half of them fail, with one error or another.
+#[must_use]
+pub fn plan(points: &[Point], is_soak: Soak) -> Vec<(Point, Fault)> {
+    let mut runs = Vec::new();
+    for (n, point) in points.iter().enumerate() {
+        let mut add = |fault| runs.push((point.clone(), fault));
+        if is_soak == Soak::Yes {
+            add(Fault::Kill);
+            for error in ERRORS {
+                add(Fault::Error(error));
+                add(Fault::ErrorFrom(error));
+            }
+        } else if n % 2 == 0 {
+            add(Fault::Kill);
+        } else {
+            let error = ERRORS.get(n / 2 % ERRORS.len()).copied();
+            add(Fault::Error(error.unwrap_or("EIO")));
+        }
+    }
+    runs
+}
+
+/// Whether there is time for everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Soak {
+    /// Yes, by `$KILN_SOAK_SECONDS`.
+    Yes,
+    /// It is an ordinary run of the tests.
+    No,
+}
+
+impl Soak {
+    /// Returns which of both this is.
+    #[must_use]
+    pub fn asked() -> Self {
+        match soak_time() {
+            Some(_) => Self::Yes,
+            None => Self::No,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`process`] | tools by Debian package, and child processes that end with their owner |
 //! | [`background`] | an http server on a thread of its own, so that a test may block |
 //! | [`faults`] | a process that is killed, or whose calls fail, at each point in turn |
+//! | [`power`] | the states that a process can have left on the disk when the power goes |
 //! | [`git_server`] | `git http-backend` behind a CGI server, and repositories with fixed dates |
 //! | [`docker_registry`] | Debian's `docker-registry`, plain or with basic authentication |
 //! | [`proxy`] | a front for any registry that misbehaves by rule, or that asks for bearer tokens |
@@ -29,6 +30,7 @@ pub mod docker_registry;
 pub mod faults;
 pub mod git_server;
 pub mod kiln;
+pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod s3;
