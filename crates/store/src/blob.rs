@@ -397,3 +397,36 @@ pub(crate) fn cut(file: &mut File, offset: u64) -> io::Result<()> {
     file.seek(io::SeekFrom::Start(offset))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_blobs_those_that_cannot_be_made_durable_are_not_there_and_the_others_are() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open(&scratch.path().join("store"), None).unwrap();
+        let content = |n: usize| format!("number {n}").into_bytes();
+        let begin = |n| {
+            let mut ingest = store.ingest().unwrap();
+            ingest.write_all(&content(n)).unwrap();
+            (ingest, Digest::sha256(&content(n)))
+        };
+        let mut all: Vec<_> = (0..20).map(begin).collect();
+        for n in [3, 17] {
+            // No disk makes a pipe durable: the system says so.
+            let (reading, _writing) = std::io::pipe().unwrap();
+            all[n].0.file = File::from(std::os::fd::OwnedFd::from(reading));
+        }
+        for (n, done) in store.commit_all(&all).into_iter().enumerate() {
+            let is_there = store.size_of(&all[n].1).unwrap().is_some();
+            if [3, 17].contains(&n) {
+                assert!(matches!(done, Err(CommitError::Sync { .. })), "{n}");
+                assert!(!is_there, "{n}");
+            } else {
+                done.unwrap();
+                assert!(is_there, "{n}");
+            }
+        }
+    }
+}

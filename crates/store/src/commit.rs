@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::thread::ScopedJoinHandle;
 use std::time::SystemTime;
 
 use oci::Digest;
@@ -95,12 +94,19 @@ impl Store {
         let mut done = Vec::with_capacity(all.len());
         for some in all.chunks(SYNCED_AT_ONCE_MAX) {
             std::thread::scope(|scope| {
+                let beside = |one| {
+                    let thread = std::thread::Builder::new();
+                    thread.spawn_scoped(scope, move || make_ready(one))
+                };
+                // Where there are no more threads to be had, this one waits itself.
                 let syncing: Vec<_> = some
                     .iter()
-                    .map(|one| scope.spawn(|| make_ready(one)))
+                    .map(|one| beside(one).map_err(|_none| make_ready(one)))
                     .collect();
-                let ended = syncing.into_iter().map(ScopedJoinHandle::join);
-                done.extend(ended.map(|ended| ended.unwrap_or(Err(CommitError::Incomplete))));
+                done.extend(syncing.into_iter().map(|one| match one {
+                    Ok(thread) => thread.join().unwrap_or(Err(CommitError::Incomplete)),
+                    Err(done) => done,
+                }));
             });
         }
         let mut ours = Vec::new();

@@ -1,14 +1,13 @@
 //! A process that is killed, or whose system calls fail, at any point of what it does with a store.
 //!
-//! Waits for the disk that several threads do for [`Store::commit_all`] are not among the calls: their errors are those of one.
-//!
 //! This binary is also that process: with `work FOLDER` it does a bit of everything in the store `FOLDER/store`, one piece of work after the
-//! other, tries each once more when it fails, and leaves a file in `FOLDER/done` for each that was done. Otherwise it runs itself under
-//! `strace`, with a fault at each call in turn, and looks after each: `check` finds nothing wrong, what was done is there, what was there
-//! before is there, and everything works.
+//! other, tries each once more when it fails, and leaves a file in `FOLDER/done` for each that was done. With `recover FOLDER` it opens the
+//! store that another one has left, and repairs it. With `threads FOLDER` it has many threads wait for the disk, of which each one fails.
+//! Otherwise it runs itself under `strace`, with a fault at each call in turn, and looks after each: `check` finds nothing wrong, what was
+//! done is there, what was there before is there, and everything works. Then it looks after what a machine that goes down may leave (`power`).
 //!
-//! An ordinary run kills at every other call and lets some of them fail; with `KILN_SOAK_SECONDS` every call fails with every error, once and for
-//! ever, and as long as there is time a process is killed that repairs what another one has left.
+//! An ordinary run kills at every other call and lets the others fail; with `KILN_SOAK_SECONDS` every call fails with every error, once and for
+//! ever, and as long as there is time a process is killed that recovers from the death of another one.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,7 +21,6 @@ use std::error::Error;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,7 +29,7 @@ use store::check::{Checking, Depth, Repair, Severity};
 use store::collect::{Kind, Policy};
 use store::context::{Announced, ContentId, ContextId, Entry, EntryKind, Keeping};
 use store::{CacheUse, Store};
-use testkit::faults::{self, Dice, Ended, Fault, Point, Victim, figure};
+use testkit::faults::{self, Dice, Ended, Fault, Point, RUNS_AT_A_TIME, Soak, Victim, figure};
 
 const NAMED: &[&str] = &["kept"];
 const REPOSITORY: &str = "a/b";
@@ -40,12 +38,14 @@ const KEEPING: Keeping = Keeping {
     now_ms: NOW_MS,
     lifetime: Duration::from_secs(3600),
 };
-/// Runs at a time: each waits for the disk most of the time.
-const RUNS_AT_A_TIME: usize = 4;
-/// Of the calls that are to fail, an ordinary run takes one of so many.
-const SAMPLED: usize = 4;
+/// Chains of crashes in an ordinary run, of each of those that run at a time.
+const CHAINS: usize = 3;
+/// More than are made durable at a time.
+const MANY: usize = 20;
 /// What the child ends with when a piece of work failed twice.
 const FAILED_TWICE: i32 = 3;
+
+mod power;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -204,21 +204,33 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["work", folder] => work(Path::new(folder)),
+        ["recover", folder] => recover(Path::new(folder)),
+        ["threads", folder] => threads(Path::new(folder)),
         ["--list", ..] => ExitCode::SUCCESS,
-        // What `cargo test NAME` and the like ask for.
-        ref words
-            if !words
-                .iter()
-                .all(|word| word.starts_with('-') || "crash".contains(word)) =>
-        {
-            ExitCode::SUCCESS
-        }
-        _ => {
-            every_call();
+        ref words => {
+            let scratch = tempfile::tempdir_in(faults::quick_folder()).unwrap();
+            for (name, part) in PARTS {
+                // As `cargo test NAME` asks for.
+                let mut asked = words
+                    .iter()
+                    .filter(|word| !word.starts_with('-'))
+                    .peekable();
+                if asked.peek().is_none() || asked.any(|word| name.contains(word)) {
+                    part(scratch.path());
+                }
+            }
             ExitCode::SUCCESS
         }
     }
 }
+
+/// What is tried, by name.
+const PARTS: [(&str, fn(&Path)); 4] = [
+    ("crash", every_call),
+    ("threads", in_threads),
+    ("double_crash", double_crashes),
+    ("power", power::every_state),
+];
 
 /// Tells what failed, if that does not fail too.
 fn say(name: &str, error: &dyn Error) {
@@ -286,8 +298,17 @@ fn prepare(folder: &Path) {
     }
 }
 
+/// What came in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// Processes died.
+    Killed,
+    /// The machine went down.
+    Power,
+}
+
 /// Looks at what is left. Returns what is wrong.
-fn problems(folder: &Path) -> Vec<String> {
+fn problems(folder: &Path, loss: Loss) -> Vec<String> {
     let mut wrong = Vec::new();
     let store = Store::open(&folder.join("store"), None).unwrap();
     let report = store
@@ -301,7 +322,7 @@ fn problems(folder: &Path) -> Vec<String> {
         .unwrap();
     for finding in report.findings {
         let is_told = finding.severity == Severity::Leftover && finding.remedy.is_some();
-        if !is_told {
+        if !is_told && !(loss == Loss::Power && power::is_made_again(&finding)) {
             wrong.push(format!("{finding:?}"));
         }
     }
@@ -360,7 +381,11 @@ fn problems(folder: &Path) -> Vec<String> {
     let snapshot = std::fs::read(store.snapshot_path(&diff).join("dir/file")).ok();
     expect(
         "the snapshot",
-        snapshot == Some(b"whole".to_vec()) || !done("snapshot") && !store.has_snapshot(&diff),
+        snapshot == Some(b"whole".to_vec())
+            || !done(match loss {
+                Loss::Killed => "snapshot",
+                Loss::Power => "sync",
+            }) && !store.has_snapshot(&diff),
     );
     for (key, piece) in [("old", None), ("new", Some("context"))] {
         let id = store.record("kept-contexts", key).unwrap();
@@ -378,13 +403,17 @@ fn problems(folder: &Path) -> Vec<String> {
     }
     let deleted = store.manifest(REPOSITORY, "deleted").unwrap();
     expect("what was deleted", !done("delete") || deleted.is_none());
-    expect("what was collected", !done("collect") || !has(b"loose"));
+    // What comes back with the power costs room and nothing else.
+    expect(
+        "what was collected",
+        !done("collect") || !has(b"loose") || loss == Loss::Power,
+    );
     wrong
 }
 
 /// After a fault: nothing is wrong, everything works, and after a repair nothing is left.
-fn look_after(folder: &Path, when: &str) {
-    let wrong = problems(folder);
+fn look_after(folder: &Path, loss: Loss, when: &str) {
+    let wrong = problems(folder, loss);
     assert!(wrong.is_empty(), "{when}: {wrong:#?}");
     let store = Store::open(&folder.join("store"), None).unwrap();
     for Piece(name, act) in WORK {
@@ -401,37 +430,25 @@ fn look_after(folder: &Path, when: &str) {
     assert!(left.is_empty(), "{when}: {left:?}");
 }
 
-fn every_call() {
-    let soak = faults::soak_time();
-    let began = Instant::now();
-    let scratch = tempfile::tempdir_in(faults::quick_folder()).unwrap();
+/// The process that does everything, and its calls.
+fn worker(scratch: &Path) -> (Victim, Vec<Point>) {
     let victim = Victim::new(&std::env::current_exe().unwrap(), &["work"]);
-    let first = scratch.path().join("first");
+    let first = tempfile::tempdir_in(scratch).unwrap();
+    let first = first.path().join("first");
     std::fs::create_dir(&first).unwrap();
     prepare(&first);
     let points = victim.points(&first);
-    look_after(&first, "without a fault");
-    let errors: &[&str] = match soak {
-        Some(_) => &["EIO", "ENOSPC", "EDQUOT", "EMFILE", "ENOMEM"],
-        None => &["EIO", "ENOSPC"],
-    };
-    let mut runs: Vec<(Point, Fault)> = Vec::new();
-    for (n, point) in points.iter().enumerate() {
-        if soak.is_some() || n % 2 == 0 {
-            runs.push((point.clone(), Fault::Kill));
-        }
-        for (m, error) in errors.iter().enumerate() {
-            if soak.is_some() || (n + 1 + m * SAMPLED / 2).is_multiple_of(SAMPLED) {
-                runs.push((point.clone(), Fault::Error(error)));
-            }
-            if soak.is_some() {
-                runs.push((point.clone(), Fault::ErrorFrom(error)));
-            }
-        }
-    }
+    look_after(&first, Loss::Killed, "without a fault");
+    (victim, points)
+}
+
+fn every_call(scratch: &Path) {
+    let began = Instant::now();
+    let (victim, points) = worker(scratch);
+    let runs = faults::plan(&points, Soak::asked());
     let failed_twice = AtomicUsize::new(0);
     let suffer = |index: usize, (point, fault): &(Point, Fault)| {
-        let folder = scratch.path().join(index.to_string());
+        let folder = scratch.join(index.to_string());
         std::fs::create_dir(&folder).unwrap();
         prepare(&folder);
         let ended = victim.suffer(&folder, point, *fault);
@@ -445,10 +462,10 @@ fn every_call() {
             }
             (_, ended) => panic!("{when}: it ended with {ended:?}"),
         }
-        look_after(&folder, &when);
+        look_after(&folder, Loss::Killed, &when);
         std::fs::remove_dir_all(&folder).unwrap();
     };
-    in_parallel(&runs, &suffer);
+    faults::in_parallel(&runs, &suffer);
     let n_kills = runs
         .iter()
         .filter(|(_, fault)| *fault == Fault::Kill)
@@ -466,7 +483,7 @@ fn every_call() {
         "F9",
         &[
             ("calls", points.len().to_string()),
-            ("errors", errors.join(",")),
+            ("errors", faults::ERRORS.join(",")),
             ("runs", (runs.len() - n_kills).to_string()),
             ("panics", "0".to_owned()),
             ("invariant_breaks", "0".to_owned()),
@@ -477,65 +494,160 @@ fn every_call() {
             ("seconds", began.elapsed().as_secs().to_string()),
         ],
     );
-    if let Some(time) = soak {
-        double_crashes(&victim, &points, scratch.path(), time);
+}
+
+/// Every wait for the disk of many threads fails: nothing of what they had in hand is visible, and it works the next time. Then a
+/// thread is not to be had: it goes on without.
+fn in_threads(scratch: &Path) {
+    let victim = Victim::new(&std::env::current_exe().unwrap(), &["threads"]);
+    let calls = [("fsync", "EIO"), ("fsync", "ENOSPC"), ("fsync", "EDQUOT")];
+    for (call, error) in calls.into_iter().chain([("clone3", "EAGAIN")]) {
+        let when = format!("{error} of every first {call}");
+        let folder = scratch.join(format!("threads-{call}-{error}"));
+        std::fs::create_dir(&folder).unwrap();
+        prepare(&folder);
+        let code = victim.suffer_in_threads(&folder, call, error);
+        let expected = if call == "fsync" { FAILED_TWICE } else { 0 };
+        assert_eq!(code, Some(expected), "{when}");
+        let store = Store::open(&folder.join("store"), None).unwrap();
+        for n in 0..MANY {
+            let is_there = store.size_of(&Digest::sha256(&one_of_many(n))).unwrap();
+            assert_eq!(is_there.is_some(), call != "fsync", "{when}: {n}");
+        }
+        drop(store);
+        let wrong = problems(&folder, Loss::Killed);
+        assert!(wrong.is_empty(), "{when}: {wrong:#?}");
+        assert_eq!(
+            victim.suffer_in_threads(&folder, "truncate", "EIO"),
+            Some(0)
+        );
+        look_after(&folder, Loss::Killed, &when);
+    }
+    figure(
+        "F9",
+        &[
+            ("threads", MANY.to_string()),
+            ("invariant_breaks", "0".to_owned()),
+        ],
+    );
+}
+
+fn one_of_many(n: usize) -> Vec<u8> {
+    format!("in thread {n}").into_bytes()
+}
+
+/// The process whose threads suffer. Ends with [`FAILED_TWICE`] when every thread failed, with 0 when none did.
+fn threads(folder: &Path) -> ExitCode {
+    faults::begin();
+    let path = folder.join("store");
+    // The first wait for the disk of this thread, which fails too.
+    let Ok(store) = Store::open(&path, None).or_else(|_| Store::open(&path, None)) else {
+        return ExitCode::from(4);
+    };
+    let all = (0..MANY).map(|n| {
+        let content = one_of_many(n);
+        let mut ingest = store.ingest()?;
+        ingest.write_all(&content)?;
+        Ok::<_, Box<dyn Error>>((ingest, Digest::sha256(&content)))
+    });
+    let Ok(all) = all.collect::<Result<Vec<_>, _>>() else {
+        return ExitCode::from(4);
+    };
+    let done = store.commit_all(&all);
+    match done.iter().filter(|one| one.is_ok()).count() {
+        0 if done
+            .iter()
+            .all(|one| matches!(one, Err(store::CommitError::Sync { .. }))) =>
+        {
+            ExitCode::from(3)
+        }
+        MANY => ExitCode::SUCCESS,
+        _ => ExitCode::from(4),
     }
 }
 
-fn in_parallel<T: Sync>(items: &[T], act: &(dyn Fn(usize, &T) + Sync)) {
-    let next = Mutex::new(items.iter().enumerate());
-    let take = || next.lock().unwrap().next();
-    std::thread::scope(|scope| {
-        let runners: Vec<_> = (0..RUNS_AT_A_TIME)
-            .map(|_| {
-                scope.spawn(|| {
-                    while let Some((index, item)) = take() {
-                        act(index, item);
-                    }
-                })
-            })
-            .collect();
-        for runner in runners {
-            if let Err(panic) = runner.join() {
-                std::panic::resume_unwind(panic);
-            }
-        }
-    });
+/// The process that recovers from the death of another one.
+fn recover(folder: &Path) -> ExitCode {
+    faults::begin();
+    let Ok(store) = Store::open(&folder.join("store"), None) else {
+        return ExitCode::from(4);
+    };
+    match store.check(repairing(), NAMED) {
+        Ok(report) if !report.is_wrong() => ExitCode::SUCCESS,
+        _ => ExitCode::from(4),
+    }
 }
 
-/// Kills a process, and the next one that tidies up after it, and the next: at random points, as long as there is time.
-fn double_crashes(victim: &Victim, points: &[Point], scratch: &Path, time: Duration) {
-    let (began, seed) = (Instant::now(), u64::from(std::process::id()));
-    let n_kills = AtomicUsize::new(0);
+/// Kills a process, and the next one that recovers from that or goes on, and the next: at random points, as long as there is time.
+fn double_crashes(scratch: &Path) {
+    let (worker, points) = worker(scratch);
+    let recoverer = Victim::new(&std::env::current_exe().unwrap(), &["recover"]);
+    let (began, time) = (Instant::now(), faults::soak_time());
+    let seed = time.map_or(1, |_| u64::from(std::process::id()));
+    let (n_kills, n_in_recovery) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let chain = |index: usize, (): &()| {
         let mut dice = Dice::new(seed.wrapping_mul(1000) + index as u64);
         let mut n = 0;
-        while began.elapsed() < time {
+        while time.map_or(n < CHAINS, |time| began.elapsed() < time) {
             n += 1;
             let folder: PathBuf = scratch.join(format!("chain-{index}-{n}"));
             std::fs::create_dir(&folder).unwrap();
             prepare(&folder);
             let mut history = Vec::new();
-            for _ in 0..2 + dice.below(3) {
+            for round in 0..2 + dice.below(3) {
+                let recovers = round % 2 == 1;
+                let victim = if recovers { &recoverer } else { &worker };
+                // What there is to be recovered is another thing every time.
+                let others = recovers.then(|| {
+                    let copy = folder.with_extension("copy");
+                    copy_of(&folder, &copy);
+                    let points = recoverer.points(&copy);
+                    std::fs::remove_dir_all(&copy).unwrap();
+                    points
+                });
+                let points = others.as_ref().unwrap_or(&points);
                 let at = usize::try_from(dice.below(points.len() as u64)).unwrap();
                 let point = points.get(at).unwrap();
                 let ended = victim.suffer(&folder, point, Fault::Kill);
-                n_kills.fetch_add(usize::from(ended == Ended::Killed), Ordering::Relaxed);
-                history.push(point.to_string());
-                let wrong = problems(&folder);
-                assert!(wrong.is_empty(), "killed at {history:?}: {wrong:#?}");
+                let is_killed = ended == Ended::Killed;
+                n_kills.fetch_add(usize::from(is_killed), Ordering::Relaxed);
+                n_in_recovery.fetch_add(usize::from(is_killed && recovers), Ordering::Relaxed);
+                history.push(format!(
+                    "{}{point}",
+                    if recovers { "recovery: " } else { "" }
+                ));
+                let wrong = problems(&folder, Loss::Killed);
+                assert!(
+                    wrong.is_empty(),
+                    "seed {seed}, killed at {history:?}: {wrong:#?}"
+                );
             }
-            look_after(&folder, &format!("killed at {history:?}"));
+            look_after(
+                &folder,
+                Loss::Killed,
+                &format!("seed {seed}, killed at {history:?}"),
+            );
             std::fs::remove_dir_all(&folder).unwrap();
         }
     };
-    in_parallel(&[(); RUNS_AT_A_TIME], &chain);
+    faults::in_parallel(&[(); RUNS_AT_A_TIME], &chain);
+    let n_in_recovery = n_in_recovery.into_inner();
+    assert!(n_in_recovery > 0, "nobody was killed while recovering");
     figure(
         "F8",
         &[
             ("double_crash_kills", n_kills.into_inner().to_string()),
+            ("in_recovery", n_in_recovery.to_string()),
             ("seed", seed.to_string()),
             ("invariant_breaks", "0".to_owned()),
         ],
     );
+}
+
+fn copy_of(folder: &Path, copy: &Path) {
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .args([folder, copy])
+        .status();
+    assert!(status.unwrap().success());
 }
