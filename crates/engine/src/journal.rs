@@ -115,6 +115,8 @@ pub struct Writer {
     file: File,
     /// Where the next record begins.
     end: u64,
+    /// Whether a part of a record that could not be written whole is left behind that place.
+    is_torn: bool,
     /// The file that keeps room for the last one.
     reserve: PathBuf,
 }
@@ -137,6 +139,7 @@ impl Writer {
         Ok(Self {
             file,
             end: FORMAT_VERSION.len() as u64,
+            is_torn: false,
             reserve: folder.join(RESERVE),
         })
     }
@@ -186,6 +189,7 @@ impl Writer {
         Ok(Self {
             file,
             end: reader.offset(),
+            is_torn: false,
             reserve: folder.join(RESERVE),
         })
     }
@@ -196,6 +200,10 @@ impl Writer {
     /// When it could not be written. Nothing of it is left then.
     pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
         let frame = encode(record)?;
+        if self.is_torn {
+            self.file.set_len(self.end).map_err(JournalError::Append)?;
+            self.is_torn = false;
+        }
         if matches!(&record.body, Body::Event(event) if event.is_terminal()) {
             // One that cannot be removed keeps its room, which may not be needed.
             let _kept = std::fs::remove_file(&self.reserve);
@@ -207,7 +215,7 @@ impl Writer {
             }
             Err(error) => {
                 // Else the next record would follow a part of this one, and nobody could read on.
-                let _torn = self.file.set_len(self.end);
+                self.is_torn = self.file.set_len(self.end).is_err();
                 Err(JournalError::Append(error))
             }
         }
