@@ -58,6 +58,8 @@ generated: packages
 # killed, disks are filled, everything is collected beside pushes and pulls. One line per figure, see docs/operations.md.
 soak: packages
 	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test crash
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package engine --test journal_crash
+	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package worker --test crash
 	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test simulation -- --nocapture
 	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test busy -- --nocapture
 	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package engine --test journal_simulation -- --nocapture

@@ -180,8 +180,20 @@ impl Executor for Workers {
             let folder = worker::prepare(&self.command, &record).map_err(|e| failed(e.into()))?;
             let agents = self.listen(&folder, agents, &mut spec);
             let agents = agents.map_err(|e| failed(e.into()))?;
-            let handle = worker::launch_in_turn(&self.command, &spec, turn).await;
+            // Beside each other: nobody is told of the build before both are done.
+            let durable = tokio::task::spawn_blocking(move || worker::make_durable(&folder));
+            let launched = worker::launch_in_turn(&self.command, &spec, turn);
+            let (durable, handle) = tokio::join!(durable, launched);
             let handle = handle.map_err(|e| failed(e.into()))?;
+            if let Err(error) = durable.map_err(Into::into).and_then(|done| Ok(done?)) {
+                if let Err(error) = handle.cancel() {
+                    tracing::error!(%id, %error, "a build that was not accepted cannot be cancelled");
+                }
+                if let Err(error) = handle.wait().await {
+                    tracing::error!(%id, error = %chain(&error), "a build that was not accepted could not be concluded");
+                }
+                return Err(failed(error));
+            }
             Ok(Running {
                 agents,
                 ..self.running(id, handle)

@@ -88,14 +88,24 @@ impl BuildState {
     }
 }
 
-/// Returns the state of the build in `folder`, and when it ended, in Unix milliseconds: the fold of the events in its journal.
+/// Returns the state of the build in `folder`, and when it ended, in Unix milliseconds: the fold of the events in its journal, as far as
+/// that can be read: behind a place that is damaged nothing is known.
 ///
 /// # Errors
-/// When the journal cannot be read.
+/// When the journal cannot be read at all.
 pub fn of(folder: &Path) -> Result<(BuildState, Option<u64>), JournalError> {
     let mut reader = Reader::skim(folder)?;
     let (mut state, mut ended_at_ms) = (BuildState::default(), None);
-    while let Some((at_ms, event)) = reader.next_event()? {
+    loop {
+        let (at_ms, event) = match reader.next_event() {
+            Ok(Some(next)) => next,
+            Ok(None) => break,
+            Err(error @ JournalError::Damaged { .. }) => {
+                tracing::warn!(%error, folder = %folder.display(), "a log ends where it is damaged");
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         state = match state.clone().next(&event) {
             Ok(next) => next,
             Err(error) => {

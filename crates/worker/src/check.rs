@@ -26,8 +26,6 @@ use crate::storage::{self, StorageError};
 
 /// What changed a shorter time ago may still be on its way from one process to another.
 const SETTLED_AFTER: Duration = Duration::from_secs(120);
-/// What becomes of a journal in which something is damaged; its beginning goes on under the old name.
-const DAMAGED: &str = "journal.damaged";
 
 /// Tells why a state directory could not be checked.
 #[derive(Debug, thiserror::Error)]
@@ -221,7 +219,8 @@ impl Build {
             let text = format!("its journal is damaged at offset {offset}; its log ends there");
             let act = || self.unless_alive(|| cut(&self.path));
             let what = format!(
-                "keeps all of it as {DAMAGED}, and the beginning as the journal of a build that failed"
+                "keeps all of it as {}, and the beginning as the journal of a build that failed",
+                folder::DAMAGED
             );
             let advice = "look at the disk and its log";
             self.add(
@@ -292,6 +291,14 @@ impl Build {
                 Some(Remedy::of("removes them", act)),
             );
         }
+        let reserve = self.path.join(journal::RESERVE);
+        if fs::symlink_metadata(&reserve).is_ok() {
+            let text = "room for the end of its journal is still kept".to_owned();
+            let act =
+                || self.unless_alive(|| fs::remove_file(&reserve).map_err(JournalError::Read));
+            let remedy = Remedy::of("gives it up", act);
+            self.add(report, (Severity::Leftover, text, ""), Some(remedy));
+        }
         let cgroups = folder::read_small(&self.path, folder::CGROUPS).ok();
         let cgroups = cgroups.and_then(|text| serde_json::from_str::<CgroupParent>(&text).ok());
         if let Some(cgroups) = cgroups.filter(CgroupParent::is_there) {
@@ -360,15 +367,7 @@ fn cut(folder: &Path) -> Result<(), JournalError> {
     let Some(offset) = told.damaged_at else {
         return Ok(());
     };
-    let path = folder.join(journal::FILE_NAME);
-    let io = JournalError::Append;
-    fs::copy(&path, folder.join(DAMAGED)).map_err(io)?;
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-        .open(&path)
-        .map_err(io)?;
-    file.set_len(offset).map_err(io)?;
+    folder::put_damaged_aside(folder, offset)?;
     if told.n_ends == 0 {
         let failure = Failure {
             kind: FailureKind::Platform,
@@ -378,10 +377,12 @@ fn cut(folder: &Path) -> Result<(), JournalError> {
             step: None,
             exit_code: None,
         };
-        Writer::resume(folder)?.append(&journal::Record {
+        let mut writer = Writer::resume(folder)?;
+        writer.append(&journal::Record {
             at_ms: (Environment::real().now_ms)(),
             body: Body::Event(Event::Failed { failure }),
         })?;
+        writer.sync()?;
     }
-    file.sync_all().map_err(io)
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use engine::id::BuildId;
+use engine::journal::{self, JournalError};
 use rustix::fs::{FlockOperation, OFlags};
 
 /// What was asked, without secrets.
@@ -28,6 +29,34 @@ pub const BUILDS: &str = "builds";
 /// Returns the folder of a build.
 pub fn of(state: &Path, id: &BuildId) -> PathBuf {
     state.join(BUILDS).join(id.as_str())
+}
+
+/// What becomes of a journal in which something is damaged; its beginning goes on under the old name.
+pub(crate) const DAMAGED: &str = "journal.damaged";
+
+/// Keeps a copy of the whole journal in `folder`, which is damaged at `offset`, and cuts it off there.
+pub(crate) fn put_damaged_aside(folder: &Path, offset: u64) -> Result<(), JournalError> {
+    let path = folder.join(journal::FILE_NAME);
+    let plainly = || {
+        let mut options = OpenOptions::new();
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        options
+    };
+    let cut = || {
+        let mut whole = plainly().read(true).open(&path)?;
+        let aside = folder.join(DAMAGED);
+        let mut aside = plainly()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(aside)?;
+        // What does not fit is not kept: the build must have its end also on a full disk.
+        let _partly = io::copy(&mut whole, &mut aside);
+        let journal = plainly().write(true).open(&path)?;
+        journal.set_len(offset)?;
+        journal.sync_all()
+    };
+    cut().map_err(JournalError::Append)
 }
 
 /// Longest small file that is read.

@@ -11,6 +11,7 @@
 //! | `turn` | starter | whose turn it is, if the build has to wait |
 //! | `work/` | worker | scratch, gone at the end |
 //! | `output/` | worker | exported files |
+//! | `journal.damaged` | whoever finds it | a copy of a journal that a machine which went down has left with holes |
 //! | `worker.log` | worker | its own complaints, when it cannot even write the journal |
 
 pub mod check;
@@ -25,5 +26,5 @@ pub mod userns;
 pub use run::{WorkerArgs, main};
 pub use start::{
     Canceller, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, conclude, launch,
-    launch_in_turn, prepare, start,
+    launch_in_turn, make_durable, prepare, start,
 };

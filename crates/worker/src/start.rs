@@ -17,6 +17,7 @@ use engine::sandbox::{self, CgroupError, CgroupParent};
 use engine::spec::{BuildSpec, Record};
 use engine::state;
 use engine::turn::Turn;
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
@@ -28,6 +29,9 @@ use crate::{folder, line};
 /// How often, and after which pauses, cgroups of a dead worker are tried to be removed.
 const TIDY_TRIES_MAX: u32 = 40;
 const TIDY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Folders that hold names without which a build is not found: its own, that of all builds, the state directory.
+const DURABLE_FOLDERS: usize = 3;
 
 /// How the system says that there is no room, or no more for this user.
 const DISK_FULL: [&str; 2] = ["(os error 28)", "(os error 122)"];
@@ -66,6 +70,15 @@ pub enum StartError {
     #[error("create the build's folder {}", path.display())]
     Folder {
         /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What the build is found by could not be made durable.
+    #[error("make {} durable", path.display())]
+    Durable {
+        /// What it was.
         path: PathBuf,
         /// Why.
         #[source]
@@ -220,16 +233,12 @@ fn tidy_up(folder: &Path) {
 /// is launched after it, [`conclude`] ends the build.
 ///
 /// # Errors
-/// See [`StartError`].
+/// See [`StartError`]. Nothing is left of the folder then.
 pub fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, StartError> {
     let path = folder::of(&command.state, &record.id);
     let failed = |source| StartError::Folder {
         path: path.clone(),
         source,
-    };
-    let own = |file: &Path| match command.owner {
-        Some(owner) => chown(file, Some(owner.uid), Some(owner.gid)),
-        None => Ok(()),
     };
     let builds = command.state.join(folder::BUILDS);
     DirBuilder::new()
@@ -246,6 +255,23 @@ pub fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, Star
         .mode(0o700)
         .create(&path)
         .map_err(failed)?;
+    fill(command, record, &path).inspect_err(|_| {
+        // A build that has never been one: nobody looks for it.
+        let _kept = fs::remove_dir_all(&path);
+    })?;
+    Ok(path)
+}
+
+/// Puts what a build begins with into its folder.
+fn fill(command: &WorkerCommand, record: &Record, path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Folder {
+        path: path.to_owned(),
+        source,
+    };
+    let own = |file: &Path| match command.owner {
+        Some(owner) => chown(file, Some(owner.uid), Some(owner.gid)),
+        None => Ok(()),
+    };
     for name in [folder::WORK, folder::OUTPUT] {
         let below = path.join(name);
         DirBuilder::new()
@@ -256,7 +282,7 @@ pub fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, Star
     }
     let text = serde_json::to_vec_pretty(record).map_err(StartError::Encode)?;
     fs::write(path.join(folder::RECORD), text).map_err(failed)?;
-    let journal = Writer::create(&path).map_err(StartError::Journal)?;
+    let journal = Writer::create(path).map_err(StartError::Journal)?;
     journal.reserve().map_err(StartError::Journal)?;
     let lock = path.join(folder::LOCK);
     let mut lock = OpenOptions::new()
@@ -277,8 +303,36 @@ pub fn prepare(command: &WorkerCommand, record: &Record) -> Result<PathBuf, Star
         own(&path.join(file)).map_err(failed)?;
     }
     // Last: from now on only the data plane and root may look inside.
-    own(&path).map_err(failed)?;
-    Ok(path)
+    own(path).map_err(failed)
+}
+
+/// Makes what [`prepare`] has put on the disk durable: a build that is accepted after it is found again when the machine has gone down, and
+/// gets its end.
+///
+/// # Errors
+/// When the system refuses; the build must not be accepted then.
+pub fn make_durable(folder: &Path) -> Result<(), StartError> {
+    let sync = |path: &Path, flags: OFlags| {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path);
+        opened
+            .and_then(|file| file.sync_all())
+            .map_err(|source| StartError::Durable {
+                path: path.to_owned(),
+                source,
+            })
+    };
+    for name in [folder::RECORD, journal::FILE_NAME] {
+        sync(&folder.join(name), OFlags::empty())?;
+    }
+    // Its names, its own name, and that of the folder of all builds: the first build has made that one.
+    for path in folder.ancestors().take(DURABLE_FOLDERS) {
+        sync(path, OFlags::DIRECTORY)?;
+    }
+    Ok(())
 }
 
 impl WorkerHandle {
@@ -445,7 +499,17 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
         return Ok(());
     };
     if state::of(folder)?.0.is_terminal() {
+        // Whoever wrote the end may have been killed before, or not have been able to.
+        let _absent = fs::remove_file(folder.join(journal::RESERVE));
         return Ok(());
+    }
+    // A machine that goes down may leave holes in what was written last.
+    let cut_at = match Writer::resume(folder) {
+        Err(JournalError::Damaged { offset }) => Some(offset),
+        _ => None,
+    };
+    if let Some(offset) = cut_at {
+        folder::put_damaged_aside(folder, offset)?;
     }
     let mut writer = Writer::resume(folder)?;
     let said = folder::read_small(folder, folder::WORKER_LOG).unwrap_or_default();
@@ -456,6 +520,10 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
             "the worker that carried out this build was lost: {}",
             tail(said)
         ),
+    };
+    let message = match cut_at {
+        Some(offset) => format!("{message}; its log was damaged at offset {offset} and ends there"),
+        None => message,
     };
     // What the worker says when it cannot write its journal.
     let is_full = DISK_FULL.iter().any(|words| said.contains(words));
