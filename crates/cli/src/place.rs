@@ -124,6 +124,8 @@ impl Found {
         // Made here, so that it belongs to whom workers are; they open it for themselves.
         let store = state.join(worker::folder::STORE);
         Store::open(&store, owner.map(store_owner)).or_exit(Exit::Machine)?;
+        // What others left who were killed; of those who live it takes nothing.
+        worker::sweep(&state);
         let base = options.base.map(|base| base.to_string());
         Ok(Ready {
             command: WorkerCommand {

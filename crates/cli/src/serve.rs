@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use engine::chain;
 use engine::id::BuildId;
@@ -28,6 +29,10 @@ use crate::build::import::Reader;
 use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::{environment, place, terminal};
 
+/// How often, and after which pauses, a server looks for what workers left of an earlier one.
+const SWEEPS_MAX: u32 = 60;
+const SWEEP_PAUSE: Duration = Duration::from_millis(500);
+
 /// Serves until SIGTERM or SIGINT.
 pub(crate) async fn run(args: ServeArgs) -> Outcome {
     start_log()?;
@@ -49,6 +54,7 @@ pub(crate) async fn run(args: ServeArgs) -> Outcome {
     let mut terminate = signal(SignalKind::terminate()).or_exit(Exit::Internal)?;
     let mut interrupt = signal(SignalKind::interrupt()).or_exit(Exit::Internal)?;
     let listener = app::bind(&config).await.or_exit(Exit::Machine)?;
+    sweep_for_a_while(config.state.clone());
     if let Ok(address) = listener.local_addr() {
         terminal::say(&format!("listening on {address}"));
     }
@@ -62,6 +68,22 @@ pub(crate) async fn run(args: ServeArgs) -> Outcome {
     app::run(config, setup, listener, shutdown)
         .await
         .or_exit(Exit::Machine)
+}
+
+/// Removes what workers leave outside of their folders who are on their way out, and whose server was killed. Builds that go on are waited
+/// for by whoever adopts them.
+fn sweep_for_a_while(state: Option<PathBuf>) {
+    let Some(state) = state else {
+        return;
+    };
+    std::thread::spawn(move || {
+        for _ in 0..SWEEPS_MAX {
+            if worker::sweep(&state) == 0 {
+                return;
+            }
+            std::thread::sleep(SWEEP_PAUSE);
+        }
+    });
 }
 
 /// Our own log: text for a person, JSON for everything else.

@@ -14,15 +14,14 @@ use engine::event::{Event, Failure, FailureKind};
 use engine::id::BuildId;
 use engine::journal::{self, Body, JournalError, Reader, Writer};
 use engine::recorder::Environment;
-use engine::sandbox::CgroupParent;
 use engine::spec::Record;
 use rustix::fs::{FlockOperation, OFlags};
 use store::Store;
 use store::check::{Checking, Problem, Remedy, Report, Severity};
 
-use crate::folder;
 use crate::start::{self, WorkerCommand};
 use crate::storage::{self, StorageError};
+use crate::{folder, outside};
 
 /// What changed a shorter time ago may still be on its way from one process to another.
 const SETTLED_AFTER: Duration = Duration::from_secs(120);
@@ -299,13 +298,11 @@ impl Build {
             let remedy = Remedy::of("gives it up", act);
             self.add(report, (Severity::Leftover, text, ""), Some(remedy));
         }
-        let cgroups = folder::read_small(&self.path, folder::CGROUPS).ok();
-        let cgroups = cgroups.and_then(|text| serde_json::from_str::<CgroupParent>(&text).ok());
-        if let Some(cgroups) = cgroups.filter(CgroupParent::is_there) {
+        if outside::noted(&self.path).is_some_and(|cgroups| cgroups.is_there()) {
             let text = "its cgroups are left".to_owned();
             let act = || {
                 self.unless_alive(|| {
-                    let is_gone = cgroups.remove();
+                    let is_gone = outside::try_remove(&self.path);
                     let busy = || JournalError::Read(io::ErrorKind::ResourceBusy.into());
                     is_gone.then_some(()).ok_or_else(busy)
                 })

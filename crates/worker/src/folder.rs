@@ -19,10 +19,10 @@ pub const WORK: &str = "work";
 pub const OUTPUT: &str = "output";
 /// What the worker says when it cannot write its journal.
 pub const WORKER_LOG: &str = "worker.log";
-/// The cgroups that were made for the build, to be removed after it.
-pub const CGROUPS: &str = "cgroups.json";
 /// The store, beside the builds.
 pub const STORE: &str = "store";
+/// A note for each build whose cgroups are to be removed, beside the builds.
+pub const CGROUPS: &str = "cgroups";
 /// All builds.
 pub const BUILDS: &str = "builds";
 

@@ -13,16 +13,20 @@
 //! | `output/` | worker | exported files |
 //! | `journal.damaged` | whoever finds it | a copy of a journal that a machine which went down has left with holes |
 //! | `worker.log` | worker | its own complaints, when it cannot even write the journal |
+//!
+//! What a build has elsewhere is noted beside the builds ([`sweep`]).
 
 pub mod check;
 pub mod doctor;
 pub mod folder;
 mod line;
+mod outside;
 mod run;
 mod start;
 pub mod storage;
 pub mod userns;
 
+pub use outside::sweep;
 pub use run::{WorkerArgs, main};
 pub use start::{
     Canceller, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, conclude, launch,

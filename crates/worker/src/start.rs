@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use engine::event::{Event, Failure, FailureKind};
 use engine::id::BuildId;
@@ -23,12 +22,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 
+use crate::outside::Note;
 use crate::userns::Owner;
-use crate::{folder, line};
-
-/// How often, and after which pauses, cgroups of a dead worker are tried to be removed.
-const TIDY_TRIES_MAX: u32 = 40;
-const TIDY_PAUSE: Duration = Duration::from_millis(50);
+use crate::{folder, line, outside};
 
 /// Folders that hold names without which a build is not found: its own, that of all builds, the state directory.
 const DURABLE_FOLDERS: usize = 3;
@@ -55,6 +51,8 @@ pub struct WorkerHandle {
     /// The build's folder.
     pub folder: PathBuf,
     process: Process,
+    /// Tells others that the starter lives.
+    _note: Option<Note>,
 }
 
 #[derive(Debug)]
@@ -149,7 +147,20 @@ pub async fn launch_in_turn(
             path: folder.clone(),
             source,
         })?;
-    let cgroups = cgroups(command, spec, &folder)?;
+    let started = spawn(command, spec, &folder, log).await;
+    if started.is_err() {
+        outside::try_remove(&folder);
+    }
+    started
+}
+
+async fn spawn(
+    command: &WorkerCommand,
+    spec: &BuildSpec,
+    folder: &Path,
+    log: File,
+) -> Result<WorkerHandle, StartError> {
+    let (cgroups, note) = cgroups(command, spec, folder)?.unzip();
     let mut child = tokio::process::Command::new(&command.program)
         .arg("worker")
         .arg("--state")
@@ -176,8 +187,9 @@ pub async fn launch_in_turn(
         stdin.shutdown().await.map_err(StartError::Handover)?;
     }
     Ok(WorkerHandle {
-        folder,
+        folder: folder.to_owned(),
         process: Process::Child(child),
+        _note: note,
     })
 }
 
@@ -189,11 +201,15 @@ pub(crate) struct Handover<'a> {
     pub(crate) cgroups: Option<CgroupParent>,
 }
 
+/// Makes the cgroups of a build, and notes them before.
 fn cgroups(
     command: &WorkerCommand,
     spec: &BuildSpec,
     folder: &Path,
-) -> Result<Option<CgroupParent>, StartError> {
+) -> Result<Option<(CgroupParent, Note)>, StartError> {
+    let Some(cgroups) = sandbox::planned_cgroups(spec.id.as_str()) else {
+        return Ok(None);
+    };
     let (uid, gid) = match command.owner {
         Some(owner) => (owner.uid, owner.gid),
         None => (
@@ -201,32 +217,12 @@ fn cgroups(
             rustix::process::getegid().as_raw(),
         ),
     };
-    let made = sandbox::prepare_cgroups(spec.id.as_str(), uid, gid).map_err(StartError::Cgroups)?;
-    if let Some(cgroups) = &made {
-        let text = serde_json::to_vec(cgroups).map_err(StartError::Encode)?;
-        let failed = |source| StartError::Folder {
-            path: folder.to_owned(),
-            source,
-        };
-        fs::write(folder.join(folder::CGROUPS), text).map_err(failed)?;
-    }
-    Ok(made)
-}
-
-/// Removes what was made for the build outside of its folder.
-fn tidy_up(folder: &Path) {
-    let cgroups = folder::read_small(folder, folder::CGROUPS).ok();
-    let cgroups: Option<CgroupParent> = cgroups.and_then(|text| serde_json::from_str(&text).ok());
-    let Some(cgroups) = cgroups else {
-        return;
-    };
-    // The processes of a worker that was killed take a moment to be gone.
-    for _ in 0..TIDY_TRIES_MAX {
-        if cgroups.remove() {
-            return;
-        }
-        std::thread::sleep(TIDY_PAUSE);
-    }
+    let note = outside::note(folder, &cgroups).map_err(|source| StartError::Folder {
+        path: folder.to_owned(),
+        source,
+    })?;
+    cgroups.make(uid, gid).map_err(StartError::Cgroups)?;
+    Ok(Some((cgroups, note)))
 }
 
 /// The first half of [`start`]: makes the build's folder and returns it, so that files can be put into its scratch folder. If no worker
@@ -344,7 +340,7 @@ impl WorkerHandle {
         }
         let folder = self.folder;
         let concluded = tokio::task::spawn_blocking(move || {
-            tidy_up(&folder);
+            outside::remove(&folder);
             conclude(&folder)
         })
         .await;
@@ -482,6 +478,7 @@ pub fn adopt(state: &Path, id: &BuildId) -> io::Result<Option<WorkerHandle>> {
     Ok(Some(WorkerHandle {
         folder,
         process: Process::Adopted { pidfd },
+        _note: None,
     }))
 }
 

@@ -24,6 +24,15 @@ struct Sums {
     restart_ms: Vec<u128>,
 }
 
+/// Who is killed while a build goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Server,
+    Worker,
+    /// The server and then, while nobody waits for it, the worker.
+    Both,
+}
+
 /// What a build's step writes, as it has to arrive.
 fn expected() -> String {
     let lines: Vec<String> = (0..LINES).map(|n| format!("line {n}\n")).collect();
@@ -50,8 +59,12 @@ async fn no_byte_and_no_build_is_lost_whoever_is_killed() {
     let course = Course::of(4);
     let mut sums = Sums::default();
     while course.goes_on(sums.n_builds) {
-        let is_workers_turn = sums.n_builds % 4 == 3;
-        one_build(&mut scene, &base, &mut dice, is_workers_turn, &mut sums).await;
+        let victim = match sums.n_builds % 4 {
+            2 => Victim::Both,
+            3 => Victim::Worker,
+            _ => Victim::Server,
+        };
+        one_build(&mut scene, &base, &mut dice, victim, &mut sums).await;
         sums.n_builds += 1;
         if sums.n_builds.is_multiple_of(10) {
             check(&scene.kiln);
@@ -91,23 +104,18 @@ async fn no_byte_and_no_build_is_lost_whoever_is_killed() {
 }
 
 /// Starts a build, reads its log, and kills the server some times, or its worker once, while it goes on.
-#[expect(
-    clippy::fn_params_excessive_bools,
-    reason = "one, that the caller has just found out"
-)]
 async fn one_build(
     scene: &mut Scene,
     base: &str,
     dice: &mut Dice,
-    is_workers_turn: bool,
+    victim: Victim,
     sums: &mut Sums,
 ) {
     let id = begin(scene, base, dice.below(u64::MAX)).await;
     let mut log = Vec::new();
-    let n_kills = if is_workers_turn {
-        1
-    } else {
-        1 + dice.below(3)
+    let n_kills = match victim {
+        Victim::Server => 1 + dice.below(3),
+        Victim::Worker | Victim::Both => 1,
     };
     let mut has_ended = false;
     for _ in 0..n_kills {
@@ -116,11 +124,14 @@ async fn one_build(
         if has_ended {
             break;
         }
-        if is_workers_turn {
-            sums.n_worker_kills += usize::from(kill_worker(scene, &id));
-        } else {
+        if victim != Victim::Worker {
             scene.kiln.kill();
             sums.n_server_kills += 1;
+        }
+        if victim != Victim::Server {
+            sums.n_worker_kills += usize::from(kill_worker(scene, &id));
+        }
+        if victim != Victim::Worker {
             let began = Instant::now();
             scene.kiln.start_again();
             sums.restart_ms.push(began.elapsed().as_millis());
@@ -146,7 +157,7 @@ async fn one_build(
             lines.len(),
             expected().len()
         ),
-        BuildPhase::Failed if is_workers_turn => {
+        BuildPhase::Failed if victim != Victim::Server => {
             let failure = build.failure.unwrap();
             assert_eq!(
                 failure.reason(),

@@ -39,7 +39,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-pub use cgroup::{CgroupError, CgroupMode, CgroupParent, prepare_cgroups};
+pub use cgroup::{CgroupError, CgroupMode, CgroupParent, planned_cgroups};
 pub use image::{ImageError, LauncherImage};
 pub use init_layer::{InitLayerError, Place, PlaceKind, prepare_init_layer};
 pub use launcher::{STEP_INIT, step_init_main};

@@ -63,7 +63,8 @@ fn inside(starter: Option<&str>, filter: Option<&str>) -> ExitCode {
         Starter::Root => {
             let owner = worker::userns::data_plane_owner(&options).unwrap();
             let name = format!("test-{}", std::process::id());
-            engine::sandbox::prepare_cgroups(&name, owner.uid, owner.gid).unwrap()
+            let planned = engine::sandbox::planned_cgroups(&name);
+            planned.inspect(|cgroups| cgroups.make(owner.uid, owner.gid).unwrap())
         }
         Starter::User => None,
     };

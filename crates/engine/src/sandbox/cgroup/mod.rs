@@ -1,6 +1,6 @@
 //! Limits on what a step uses together: memory, processes, processor time.
 //!
-//! Whoever starts a worker prepares cgroups for it with [`prepare_cgroups`], because the worker itself has no power over
+//! Whoever starts a worker makes cgroups for it with [`CgroupParent::make`], because the worker itself has no power over
 //! the host's; the worker makes one more below for every step. Both versions of the interface are served:
 //!
 //! | version | needs | a build's cgroup |
@@ -84,40 +84,41 @@ struct Hierarchy {
     controllers: Vec<String>,
 }
 
-/// Makes the cgroups of a build and gives them to the user and group that its worker becomes.
+/// Returns the cgroups that [`CgroupParent::make`] makes for a build.
 ///
 /// Returns nothing where this process may not make any; that is no error, only a weaker limit.
-pub fn prepare_cgroups(
-    build: &str,
-    uid: u32,
-    gid: u32,
-) -> Result<Option<CgroupParent>, CgroupError> {
+pub fn planned_cgroups(build: &str) -> Option<CgroupParent> {
     let name = format!("kiln-{build}");
     match CgroupMode::detect() {
-        CgroupMode::None => Ok(None),
-        CgroupMode::Two { own } => prepare_two(&own, &name, uid, gid).map(Some),
+        CgroupMode::None => None,
+        CgroupMode::Two { own } => Some(CgroupParent {
+            version: Version::Two,
+            hierarchies: vec![Hierarchy {
+                directory: own.join(name),
+                controllers: available(&own),
+            }],
+        }),
         CgroupMode::One { own } => {
-            let mut hierarchies = Vec::new();
-            for (controller, own) in own {
-                let directory = own.join(&name);
-                make(&directory)?;
-                give(&directory, &["cgroup.procs"], uid, gid)?;
-                hierarchies.push(Hierarchy {
-                    directory,
-                    controllers: vec![controller],
-                });
-            }
-            Ok(Some(CgroupParent {
+            let hierarchy = |(controller, own): (String, PathBuf)| Hierarchy {
+                directory: own.join(&name),
+                controllers: vec![controller],
+            };
+            Some(CgroupParent {
                 version: Version::One,
-                hierarchies,
-            }))
+                hierarchies: own.into_iter().map(hierarchy).collect(),
+            })
         }
     }
 }
 
-fn prepare_two(own: &Path, name: &str, uid: u32, gid: u32) -> Result<CgroupParent, CgroupError> {
-    let controllers = available(own);
-    enable(own, &controllers).or_else(|_busy| {
+fn make_two(
+    directory: &Path,
+    controllers: &[String],
+    uid: u32,
+    gid: u32,
+) -> Result<(), CgroupError> {
+    let own = directory.parent().unwrap_or(directory);
+    enable(own, controllers).or_else(|_busy| {
         // Version 2 allows no processes beside cgroups with controllers: ours move into one of their own.
         let leaf = own.join("kiln-service");
         make(&leaf)?;
@@ -126,27 +127,19 @@ fn prepare_two(own: &Path, name: &str, uid: u32, gid: u32) -> Result<CgroupParen
             // One that ended meanwhile needs no moving.
             let _ = write(&leaf.join("cgroup.procs"), process);
         }
-        enable(own, &controllers)
+        enable(own, controllers)
     })?;
-    let directory = own.join(name);
-    make(&directory)?;
-    enable(&directory, &controllers)?;
+    make(directory)?;
+    enable(directory, controllers)?;
     let worker = directory.join("worker");
     make(&worker)?;
     give(&worker, &["cgroup.procs"], uid, gid)?;
     give(
-        &directory,
+        directory,
         &["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"],
         uid,
         gid,
-    )?;
-    Ok(CgroupParent {
-        version: Version::Two,
-        hierarchies: vec![Hierarchy {
-            directory,
-            controllers,
-        }],
-    })
+    )
 }
 
 fn available(cgroup: &Path) -> Vec<String> {
@@ -192,6 +185,27 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
 }
 
 impl CgroupParent {
+    /// Makes the cgroups and gives them to the user and group that the build's worker becomes.
+    ///
+    /// # Errors
+    /// When one cannot be made; some may be there then.
+    pub fn make(&self, uid: u32, gid: u32) -> Result<(), CgroupError> {
+        for Hierarchy {
+            directory,
+            controllers,
+        } in &self.hierarchies
+        {
+            match self.version {
+                Version::Two => make_two(directory, controllers, uid, gid)?,
+                Version::One => {
+                    make(directory)?;
+                    give(directory, &["cgroup.procs"], uid, gid)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Moves this process into the build's cgroup. The worker calls it before it enters its user namespace.
     pub fn join(&self) -> Result<(), CgroupError> {
         if self.version == Version::Two {
@@ -210,15 +224,14 @@ impl CgroupParent {
             .collect()
     }
 
-    /// Removes the build's cgroups, once its worker is gone; false when processes in them are still ending. Whoever prepared
-    /// them calls it.
+    /// Removes the build's cgroups, once its worker is gone; false when processes in them are still ending. Whoever made
+    /// them calls it, or who finds that they were left.
     pub fn remove(&self) -> bool {
         for Hierarchy { directory, .. } in &self.hierarchies {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
                 // What is not a directory cannot be removed, and need not be.
                 let _ = fs::remove_dir(entry.path());
             }
-            // One that is still in use is tried again with the next build of the same name, and gone after a restart.
             let _ = fs::remove_dir(directory);
         }
         !self.is_there()
@@ -377,7 +390,15 @@ mod tests {
             rustix::process::getuid().as_raw(),
             rustix::process::getgid().as_raw(),
         );
-        prepare_two(own, "kiln-b", uid, gid).unwrap()
+        let parent = CgroupParent {
+            version: Version::Two,
+            hierarchies: vec![Hierarchy {
+                directory: own.join("kiln-b"),
+                controllers: available(own),
+            }],
+        };
+        parent.make(uid, gid).unwrap();
+        parent
     }
 
     fn read(path: impl AsRef<Path>) -> String {
