@@ -5,6 +5,7 @@
 //! what is created is given away through its descriptor. Names given to the functions here are single components made of
 //! characters that we chose; who calls them has parsed them first.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -79,30 +80,56 @@ impl Dir {
         Ok(current)
     }
 
-    /// Creates the directory `name` unless it is there, and leaves it to the caller to make that durable.
-    pub(crate) fn make_unsynced(&self, name: &str) -> io::Result<()> {
+    /// The same for what may be gone after a crash of the machine: nothing is waited for.
+    pub(crate) fn make_for_now(&self, path: &str) -> io::Result<Self> {
+        if let Some(dir) = self.sub_if_there(path)? {
+            return Ok(dir);
+        }
+        let mut current = self.sub(".")?;
+        for component in path.split('/') {
+            current.make_unsynced(component)?;
+            current = current.sub(component)?;
+        }
+        Ok(current)
+    }
+
+    /// Creates what is missing of many directories, durably: each one that got something new is waited for once.
+    pub(crate) fn make_all(&self, paths: &[&str]) -> io::Result<()> {
+        let mut grown = BTreeSet::new();
+        for path in paths {
+            if self.sub_if_there(path)?.is_some() {
+                continue;
+            }
+            let (mut current, mut above) = (self.sub(".")?, String::from("."));
+            for component in path.split('/') {
+                if current.make_unsynced(component)? {
+                    grown.insert(above.clone());
+                }
+                current = current.sub(component)?;
+                above = format!("{above}/{component}");
+            }
+        }
+        grown.iter().try_for_each(|path| self.sub(path)?.sync())
+    }
+
+    /// Creates the directory `name` unless it is there, and leaves it to the caller to make that durable. Returns false when it was there.
+    pub(crate) fn make_unsynced(&self, name: &str) -> io::Result<bool> {
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(()),
+            Err(Errno::EXIST) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         let dir = self.sub(name)?;
         rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(0o755))?;
-        dir.give_away(dir.fd.as_fd())
+        dir.give_away(dir.fd.as_fd())?;
+        Ok(true)
     }
 
     fn make_one(&self, name: &str) -> io::Result<Self> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => {
-                let dir = self.sub(name)?;
-                rustix::fs::fchmod(&dir.fd, Mode::from_raw_mode(0o755))?;
-                dir.give_away(dir.fd.as_fd())?;
-                self.sync()?;
-                Ok(dir)
-            }
-            Err(Errno::EXIST) => self.sub(name),
-            Err(error) => Err(error.into()),
+        if self.make_unsynced(name)? {
+            self.sync()?;
         }
+        self.sub(name)
     }
 
     /// Opens a regular file for reading; `None` when there is none.

@@ -192,9 +192,7 @@ impl Store {
         let owner = owner.filter(|_| rustix::process::geteuid().is_root());
         let lay_out = || {
             let root = Dir::open_root(dir, owner)?;
-            for path in LAYOUT {
-                root.make(path)?;
-            }
+            root.make_all(&LAYOUT)?;
             Ok((root, std::path::absolute(dir)?))
         };
         let (root, path) = lay_out().map_err(|source| OpenError::Layout {

@@ -17,6 +17,8 @@ const HEADER: &str = "kiln-record-1";
 pub(crate) const HEADER_MAX_BYTES: usize = 128;
 /// A use is noted again when the note is older than this: records go by age in days.
 const NOTED_FOR: Duration = Duration::from_secs(3600);
+/// Where records are.
+const RECORDS: &str = "records";
 /// Longest key in bytes.
 const KEY_MAX_BYTES: usize = 200;
 
@@ -133,9 +135,21 @@ impl Store {
         }
         let mut bytes = format!("{HEADER} {}\n", seal(kind, key, content)).into_bytes();
         bytes.extend_from_slice(content);
-        let write = || {
-            let dir = self.root().make(&folder(kind, key))?;
-            self.write_as(&dir, key, &bytes, durability)
+        let path = folder(kind, key);
+        let write = || match durability {
+            Durability::Durable => {
+                let dir = self.root().make(&path)?;
+                self.write_whole(&dir, key, &bytes)?;
+                // The folders may be there since a note that has waited for nothing.
+                let above = [format!("{RECORDS}/{kind}"), RECORDS.to_owned()];
+                above
+                    .iter()
+                    .try_for_each(|dir| self.root().sub(dir)?.sync())
+            }
+            Durability::Lost => {
+                let dir = self.root().make_for_now(&path)?;
+                self.write_as(&dir, key, &bytes, durability)
+            }
         };
         write().map_err(|source| RecordError::Write {
             kind: kind.to_owned(),
@@ -179,7 +193,7 @@ pub(crate) fn check(kind: &str, key: &str) -> Result<(), RecordError> {
 pub(crate) fn folder(kind: &str, key: &str) -> String {
     let hash = Digest::sha256(key.as_bytes());
     let spread: String = hash.hex().chars().take(2).collect();
-    format!("records/{kind}/{spread}")
+    format!("{RECORDS}/{kind}/{spread}")
 }
 
 fn seal(kind: &str, key: &str, content: &[u8]) -> Digest {

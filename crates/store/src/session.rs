@@ -44,7 +44,8 @@ impl Session {
         lock(&gate)?;
         let parent = root.sub("tmp")?;
         let name = new_id()?;
-        let dir = parent.make(&name)?;
+        // Nothing of a session is to outlive a crash of the machine.
+        let dir = parent.make_for_now(&name)?;
         rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
         let session = Self {
             path: root_path.join("tmp").join(&name),

@@ -120,7 +120,8 @@ impl Store {
     pub fn new_snapshot(&self) -> Result<SnapshotDraft, SnapshotError> {
         let session = self.session();
         let name = session.new_name();
-        session.dir().make(&name).map_err(SnapshotError::Begin)?;
+        let made = session.dir().make_for_now(&name);
+        made.map_err(SnapshotError::Begin)?;
         Ok(SnapshotDraft {
             path: session.path().join(&name),
             store: self.clone(),

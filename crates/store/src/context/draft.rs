@@ -86,7 +86,7 @@ struct Tray {
 impl Tray {
     fn new(store: &Store) -> io::Result<Self> {
         let name = store.session().new_name();
-        let dir = store.session().dir().ours()?.make(&name)?;
+        let dir = store.session().dir().ours()?.make_for_now(&name)?;
         Ok(Self {
             store: store.clone(),
             name,
