@@ -41,8 +41,8 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Gzip at a level whose layers are a few per cent larger than those of zlib's own default, in a fraction of its time.
-    pub const DEFAULT_GZIP: Self = Self::Gzip { level: 2 };
+    /// Gzip at the lowest level whose layers are at most an eighth larger than those of zlib's own default, whatever is in them.
+    pub const DEFAULT_GZIP: Self = Self::Gzip { level: 3 };
     /// Zstandard at its own default level.
     pub const DEFAULT_ZSTD: Self = Self::Zstd { level: 3 };
 }

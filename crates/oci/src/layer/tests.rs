@@ -289,6 +289,42 @@ fn levels_that_do_not_exist_are_refused() {
     }
 }
 
+/// What is hardest for a fast compressor: text of few words in no order.
+fn prose(size: usize) -> Vec<u8> {
+    const WORDS: [&str; 16] = [
+        "let ", "mut ", "value", " = ", "self", ".", "result", "();\n", "if ", "else ", "return ",
+        "{ ", "}\n", "for ", "name", "0x",
+    ];
+    let (mut state, mut text) = (1_u64, String::new());
+    while text.len() < size {
+        state = state.wrapping_mul(6_364_136_223_846_793_005);
+        state = state.wrapping_add(1_442_695_040_888_963_407);
+        text.push_str(WORDS[usize::try_from(state >> 60).unwrap()]);
+        if state.is_multiple_of(7) {
+            text.push_str(&format!("{:x}", state >> 40));
+        }
+    }
+    text.into_bytes()
+}
+
+#[test]
+fn layers_of_text_are_at_most_an_eighth_larger_than_those_of_zlibs_default() {
+    let text = prose(3_000_000);
+    let (ours, _) = written(&text, Compression::DEFAULT_GZIP, 1, text.len());
+    let mut usual = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    usual.write_all(&text).unwrap();
+    let usual = usual.finish().unwrap().len() as u64;
+    let is_small = |size| size <= usual + usual / 8;
+    assert!(is_small(ours.size_bytes), "{} of {usual}", ours.size_bytes);
+    // The level below would not do.
+    let (lower, _) = written(&text, Compression::Gzip { level: 2 }, 1, text.len());
+    assert!(
+        !is_small(lower.size_bytes),
+        "{} of {usual}",
+        lower.size_bytes
+    );
+}
+
 #[test]
 fn a_writer_that_is_dropped_ends_its_threads() {
     let mut writer = LayerWriter::new(Vec::new(), Compression::DEFAULT_GZIP, 4).unwrap();
