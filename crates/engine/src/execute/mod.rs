@@ -153,6 +153,7 @@ pub(crate) async fn execute(execution: &Arc<Execution>) -> Result<StageResult, F
             let _cancelled = layer.written().await;
         }
     }
+    execution.sandbox.rest();
     let settled = execution.depot.settle().await;
     finished.and_then(|target| settled.map(|()| target))
 }

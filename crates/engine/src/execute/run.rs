@@ -26,9 +26,9 @@ use crate::sandbox::{
 };
 use crate::spec::{NetworkMode, StepOptions};
 
-/// Lines of a failed command's output that its failure repeats.
 /// A disk with less room than that is full.
 const FULL_BELOW_BYTES: u64 = 1 << 20;
+/// Lines of a failed command's output that its failure repeats.
 const TAIL_LINES: usize = 10;
 /// Largest `/etc/passwd` that is read.
 const PASSWD_MAX_BYTES: u64 = 10 << 20;
@@ -210,6 +210,7 @@ pub(super) async fn run(
     (op, inputs): (&RunOp, Option<&Inputs>),
     reason: String,
 ) -> Result<Directory, Failure> {
+    execution.sandbox.expect(network(execution, op.network));
     let lowers = execution.depot.directories(prepared.parents).await?;
     let beginning = Beginning::new(execution, &prepared.name, reason);
     // Before the slot: who waits for a cache mount does not keep others from running, one of whom may hold it.

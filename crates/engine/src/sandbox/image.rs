@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mount::OpenTreeFlags;
@@ -15,9 +16,9 @@ use rustix::mount::OpenTreeFlags;
 use super::launcher::mounts;
 
 /// A private, unwritable descriptor of this program's binary.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LauncherImage {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 /// Why the program's binary could not be made unwritable.
@@ -45,9 +46,9 @@ impl LauncherImage {
     /// Call it while the process still may search the directories that lead to the binary, so before it gives up its ids.
     pub fn prepare() -> Result<Self, ImageError> {
         if let Ok(fd) = read_only_mount() {
-            return Ok(Self { fd });
+            return Ok(Self { fd: Arc::new(fd) });
         }
-        sealed_copy().map(|fd| Self { fd })
+        sealed_copy().map(|fd| Self { fd: Arc::new(fd) })
     }
 
     /// Returns a path that executes the image from this process or a child of it.

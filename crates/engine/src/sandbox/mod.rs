@@ -61,6 +61,13 @@ pub trait Sandbox: Send + Sync {
         output: OutputSink,
         cancel: CancellationToken,
     ) -> BoxFuture<'_, Result<StepExit, SandboxError>>;
+
+    /// Is told that a step with such a network will be run as soon as its files are there, so that what takes time can begin. It need not
+    /// come to that.
+    fn expect(&self, network: Network);
+
+    /// Is told that no step will be run any more, so that what was kept for one can end behind the back of whatever else is done.
+    fn rest(&self);
 }
 
 /// Receives what a step writes, in chunks of at most [`MAX_CHUNK_BYTES`], in the order read.

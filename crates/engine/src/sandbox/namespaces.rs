@@ -263,6 +263,18 @@ impl Namespaces {
 }
 
 impl Sandbox for Namespaces {
+    fn expect(&self, network: Network) {
+        if let (Network::Default, Some(pool)) = (network, &self.options.network) {
+            pool.expect(&self.options.image);
+        }
+    }
+
+    fn rest(&self) {
+        if let Some(pool) = &self.options.network {
+            pool.rest();
+        }
+    }
+
     fn run(
         &self,
         step: StepCommand,

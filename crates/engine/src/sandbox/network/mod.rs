@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -25,6 +25,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
+use tokio::task::JoinHandle;
 
 use super::image::LauncherImage;
 use super::launcher::wire::{self, Report};
@@ -48,6 +49,8 @@ const PROGRAM_DIRECTORIES: [&str; 5] = [
 const START_TIME: Duration = Duration::from_secs(15);
 /// How long an ended network may take to be gone.
 const STOP_TIME: Duration = Duration::from_secs(5);
+/// Networks that are made, at most, before their steps are ready for them.
+const AHEAD_MAX: usize = 4;
 /// The most a program says before it is ready.
 const MAX_READY_BYTES: usize = 4096;
 /// How much of a failing program's complaints is kept.
@@ -168,6 +171,17 @@ fn installed(name: &str) -> Option<PathBuf> {
 pub struct NetworkPool {
     program: NetworkProgram,
     idle: Arc<Mutex<Vec<Connected>>>,
+    ahead: Mutex<Ahead>,
+    /// Keepers that were told to end.
+    ending: Mutex<Vec<Child>>,
+}
+
+/// Networks that are made before the steps that need them are ready for them.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Steps that have said that they will need one, and have none yet.
+    n_expected: usize,
+    starting: Vec<JoinHandle<Result<Connected, NetworkError>>>,
 }
 
 impl NetworkPool {
@@ -176,6 +190,23 @@ impl NetworkPool {
         Self {
             program,
             idle: Arc::default(),
+            ahead: Mutex::default(),
+            ending: Mutex::default(),
+        }
+    }
+
+    /// Begins to make a network for a step that will soon [lease](Self::lease) one, unless one will be left for it.
+    pub(super) fn expect(&self, image: &LauncherImage) {
+        if !routes::host_has_a_way_out() {
+            return;
+        }
+        let n_idle = lock(&self.idle).len();
+        let mut ahead = lock(&self.ahead);
+        ahead.n_expected += 1;
+        if n_idle + ahead.starting.len() < ahead.n_expected.min(AHEAD_MAX) {
+            let (program, image) = (self.program.clone(), image.clone());
+            let start = async move { Connected::start(&program, &image).await };
+            ahead.starting.push(tokio::spawn(start));
         }
     }
 
@@ -189,10 +220,20 @@ impl NetworkPool {
             home: Arc::clone(&self.idle),
             kind: self.program.kind,
         };
-        while let Some(mut connected) = take(&self.idle) {
-            if connected.is_alive() {
-                return Ok(Some(lease(connected)));
+        let starting = {
+            let mut ahead = lock(&self.ahead);
+            ahead.n_expected = ahead.n_expected.saturating_sub(1);
+            while let Some(mut connected) = lock(&self.idle).pop() {
+                if connected.is_alive() {
+                    return Ok(Some(lease(connected)));
+                }
             }
+            ahead.starting.pop()
+        };
+        if let Some(starting) = starting
+            && let Ok(started) = starting.await
+        {
+            return started.map(lease).map(Some);
         }
         Connected::start(&self.program, image)
             .await
@@ -200,17 +241,43 @@ impl NetworkPool {
             .map(Some)
     }
 
+    /// Tells every idle network to end, and waits for none: no step will need one.
+    pub(super) fn rest(&self) {
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        let told = idle.into_iter().map(Connected::let_go);
+        lock(&self.ending).extend(told);
+    }
+
     /// Ends every idle network and waits for its processes.
     pub(super) async fn shut_down(&self) {
-        while let Some(connected) = take(&self.idle) {
-            connected.stop().await;
+        let unclaimed = std::mem::take(&mut lock(&self.ahead).starting);
+        for starting in unclaimed {
+            // A network that nobody has taken ends like one whose step was cancelled: by its socket, which is closed.
+            starting.abort();
+            if let Ok(Ok(connected)) = starting.await {
+                lock(&self.idle).push(connected);
+            }
         }
+        self.rest();
+        let ending = std::mem::take(&mut *lock(&self.ending));
+        futures_util::future::join_all(ending.into_iter().map(gone)).await;
     }
 }
 
-fn take(idle: &Mutex<Vec<Connected>>) -> Option<Connected> {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere cannot leave a list half changed.
-    idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until a keeper that was told to end is gone.
+async fn gone(mut keeper: Child) {
+    if tokio::time::timeout(STOP_TIME, keeper.wait())
+        .await
+        .is_err()
+    {
+        // The keeper's own child dies with it; nothing more can be done about a process that will not end.
+        let _ = keeper.start_kill();
+    }
 }
 
 /// One network in use by one step.
@@ -240,8 +307,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-        home.extend(self.connected.take());
+        lock(&self.home).extend(self.connected.take());
     }
 }
 
@@ -297,20 +363,15 @@ impl Connected {
         matches!(self.keeper.try_wait(), Ok(None))
     }
 
-    async fn stop(self) {
+    /// Tells its keeper to end; returns it.
+    fn let_go(self) -> Child {
         let Self {
             namespace,
             socket,
-            mut keeper,
+            keeper,
         } = self;
         drop((namespace, socket));
-        if tokio::time::timeout(STOP_TIME, keeper.wait())
-            .await
-            .is_err()
-        {
-            // The keeper's own child dies with it; nothing more can be done about a process that will not end.
-            let _ = keeper.start_kill();
-        }
+        keeper
     }
 }
 
