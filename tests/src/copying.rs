@@ -85,6 +85,38 @@ fn files_arrive_with_everything_that_files_have() {
 }
 
 #[test]
+fn files_that_cannot_be_lent_to_the_worker_are_copied_and_others_are_not_even_looked_at() {
+    let bench = Bench::new();
+    let stranger = |path: &str| {
+        let path = bench.scratch.write(path, "kept from others\n");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(&path, Some(70_000), None)
+    };
+    if stranger("context/deep/down/file").is_err() {
+        // Only root gives files away, and only root's worker is somebody else.
+        return;
+    }
+    bench.dockerfile("COPY data /data\n");
+    let built = bench.build(&["context"]).well();
+    assert!(!built.stderr.contains("cannot be lent"), "{}", built.stderr);
+    bench.dockerfile("COPY . /context\nRUN cat /context/deep/down/file\n");
+    let built = bench.build(&["--progress", "plain", "context"]).well();
+    for words in ["once more with a copy", "kept from others"] {
+        assert!(built.stderr.contains(words), "{words:?}: {}", built.stderr);
+    }
+    // When it shows at once there is no first try.
+    stranger("context/near").unwrap();
+    let built = bench.build(&["context"]).well();
+    assert!(!built.stderr.contains("cannot be lent"), "{}", built.stderr);
+    // What is wrong for another reason is told once.
+    fs::remove_file(bench.path("context/near")).unwrap();
+    fs::remove_dir_all(bench.path("context/deep")).unwrap();
+    bench.dockerfile("COPY none /x\n");
+    let failed = bench.build(&["--progress", "plain", "context"]);
+    assert_eq!(failed.stderr.matches("does not exist").count(), 1);
+}
+
+#[test]
 fn what_cannot_be_copied_is_told_with_its_line() {
     let bench = Bench::new();
     for (line, words) in [

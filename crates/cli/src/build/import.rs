@@ -15,7 +15,7 @@ use engine::spec::{Context, Limits};
 use worker::userns::UserNsOptions;
 
 use super::context::{Dockerfile, FolderInput};
-use super::lend::Lent;
+use super::lend::{self, Lent, Reach};
 use crate::failure::{Exit, OrExit, Outcome};
 use crate::terminal;
 use crate::tree::{self, CopyError, EntryKind, Keep, Listing, Rules, Special};
@@ -78,19 +78,24 @@ pub(crate) fn prepared(input: &FolderInput, path: PathBuf) -> Prepared {
 }
 
 /// Lends the folder of `input` to a worker that is somebody else, if that can be done.
-pub(crate) fn lend(
-    input: &FolderInput,
-    limits: &Limits,
-    options: &UserNsOptions,
-) -> Outcome<Option<Lent>> {
+pub(crate) fn lend(input: &FolderInput, options: &UserNsOptions) -> Outcome<Option<Lent>> {
+    if !can_be_lent(input, Reach::Top)? {
+        return Ok(None);
+    }
+    let path = input.path.as_deref();
+    Ok(path.and_then(|path| Lent::try_new(path, options)))
+}
+
+/// Tells whether a worker that is somebody else could read what it may want of the folder of `input`, as far as `reach`.
+pub(crate) fn can_be_lent(input: &FolderInput, reach: Reach) -> Outcome<bool> {
     let ignore = Ignore::find(input).or_exit(Exit::Usage)?;
     let Some(path) = input.path.as_deref().filter(|_| !ignore.is_elsewhere) else {
-        return Ok(None);
+        return Ok(false);
     };
     let keep = |path: &Path, kind: EntryKind| ignore.keep(path, kind);
-    let lent = Lent::try_new(path, &keep, limits, options);
+    let is_lendable = lend::is_lendable(path, &keep, reach);
     // What is wrong with the ignore file is told by the copying.
-    Ok(lent.filter(|_| ignore.broken.borrow().is_none()))
+    Ok(is_lendable && ignore.broken.borrow().is_none())
 }
 
 /// Writes the archive on standard input, of which `start` was read, to where the worker can read it.

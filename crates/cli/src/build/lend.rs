@@ -1,13 +1,15 @@
-//! Lends a folder of this machine to a worker that is somebody else, where it lies: as many files as there may be, none is copied.
+//! Lends a folder of this machine to a worker that is somebody else, where it lies: as many files as there may be, none is copied, and
+//! none is looked at that the build does not need.
 //!
-//! What cannot be lent is copied ([`super::import`]), which is always right: files of owners that a worker's user namespace does not have,
-//! sockets and devices, more than the limits allow, file systems that cannot show a folder with other owners.
+//! What cannot be lent is copied ([`super::import`]), which is always right: devices, and files of owners that a worker's user namespace
+//! does not have, unless they are for everybody; file systems that cannot show a folder with other owners. Before a folder is lent, only
+//! what lies right in it is looked at ([`Reach::Top`]): most often all files belong to the same. What is further in shows when the build
+//! fails, and only then everything is looked at ([`Reach::All`]), to tell whether copying would help.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use engine::spec::Limits;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use worker::userns::{CONTAINER_IDS, UserNsOptions, lend};
 
@@ -26,25 +28,18 @@ pub(crate) struct Lent {
     view: OwnedFd,
 }
 
+/// How far is looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// What lies right in the folder.
+    Top,
+    /// Everything.
+    All,
+}
+
 impl Lent {
-    /// Lends the folder at `path`, if that can be done; `keep` says what of it the worker will look at.
-    pub(crate) fn try_new(
-        path: &Path,
-        keep: &dyn Fn(&Path, EntryKind) -> Keep,
-        limits: &Limits,
-        options: &UserNsOptions,
-    ) -> Option<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-        let mut look = Look {
-            keep,
-            limits,
-            n_files: 0,
-            n_bytes: 0,
-        };
-        if !look.folder(&root, Path::new(""), 0).ok()? {
-            return None;
-        }
+    /// Lends the folder at `path`, if that can be done.
+    pub(crate) fn try_new(path: &Path, options: &UserNsOptions) -> Option<Self> {
         lend(path, options).ok().map(|view| Self { view })
     }
 
@@ -55,16 +50,27 @@ impl Lent {
     }
 }
 
+/// Tells whether a worker could read what is seen of the folder at `path`; `keep` says what of it the worker will look at.
+pub(crate) fn is_lendable(
+    path: &Path,
+    keep: &dyn Fn(&Path, EntryKind) -> Keep,
+    reach: Reach,
+) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty());
+    let look = Look { keep, reach };
+    root.and_then(|root| look.folder(&root, Path::new(""), 0))
+        .unwrap_or(false)
+}
+
 struct Look<'a> {
     keep: &'a dyn Fn(&Path, EntryKind) -> Keep,
-    limits: &'a Limits,
-    n_files: u64,
-    n_bytes: u64,
+    reach: Reach,
 }
 
 impl Look<'_> {
     /// Tells whether everything that is kept of a folder can be lent.
-    fn folder(&mut self, folder: &OwnedFd, path: &Path, depth: usize) -> rustix::io::Result<bool> {
+    fn folder(&self, folder: &OwnedFd, path: &Path, depth: usize) -> rustix::io::Result<bool> {
         if depth > DEPTH_MAX || !fits(&rustix::fs::fstat(folder)?) {
             return Ok(false);
         }
@@ -88,22 +94,20 @@ impl Look<'_> {
             if kept == Keep::No {
                 continue;
             }
-            self.n_files += 1;
             let is_lendable = match kind {
-                FileType::Directory => {
+                FileType::Directory if self.reach == Reach::All => {
                     let below = rustix::fs::openat(folder, name, FOLDER, Mode::empty())?;
                     self.folder(&below, &path, depth + 1)?
                 }
-                FileType::RegularFile => {
-                    self.n_bytes += u64::try_from(stat.st_size).unwrap_or(u64::MAX);
-                    fits(&stat)
-                }
-                FileType::Symlink | FileType::Fifo => fits(&stat),
+                // COPY leaves sockets out.
+                FileType::Directory
+                | FileType::RegularFile
+                | FileType::Symlink
+                | FileType::Fifo
+                | FileType::Socket => fits(&stat),
                 _ => false,
             };
-            let is_within = self.n_files <= self.limits.context_files
-                && self.n_bytes <= self.limits.context_bytes;
-            if !is_lendable || !is_within {
+            if !is_lendable {
                 return Ok(false);
             }
         }
@@ -119,12 +123,12 @@ fn fits(stat: &rustix::fs::Stat) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{chown, symlink};
     use std::os::unix::net::UnixListener;
 
     use super::*;
 
-    fn looked(root: &Path, limits: &Limits) -> bool {
+    fn looked(root: &Path, reach: Reach) -> bool {
         let keep = |path: &Path, _: EntryKind| {
             if path.starts_with("ignored") {
                 Keep::No
@@ -132,42 +136,39 @@ mod tests {
                 Keep::Yes
             }
         };
-        let fd = rustix::fs::open(root, OFlags::RDONLY, Mode::empty()).unwrap();
-        let mut look = Look {
-            keep: &keep,
-            limits,
-            n_files: 0,
-            n_bytes: 0,
-        };
-        look.folder(&fd, Path::new(""), 0).unwrap()
+        is_lendable(root, &keep, reach)
     }
 
     #[test]
-    fn files_folders_and_links_are_lent_and_sockets_only_when_they_are_ignored() {
+    fn files_folders_links_and_sockets_are_lent() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("a/b")).unwrap();
         fs::write(root.path().join("a/b/file"), "x").unwrap();
         symlink("nowhere", root.path().join("a/link")).unwrap();
-        fs::create_dir(root.path().join("ignored")).unwrap();
-        let _ignored = UnixListener::bind(root.path().join("ignored/socket")).unwrap();
-        assert!(looked(root.path(), &Limits::default()));
-        let _seen = UnixListener::bind(root.path().join("a/socket")).unwrap();
-        assert!(!looked(root.path(), &Limits::default()));
+        let _socket = UnixListener::bind(root.path().join("a/socket")).unwrap();
+        assert!(looked(root.path(), Reach::Top));
+        assert!(looked(root.path(), Reach::All));
+        assert!(!looked(&root.path().join("nowhere"), Reach::Top));
     }
 
     #[test]
-    fn more_than_the_limits_allow_is_not_lent() {
+    fn files_of_owners_that_no_worker_has_are_not_lent_unless_they_are_ignored() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["a", "b", "c"] {
-            fs::write(root.path().join(name), "1234").unwrap();
+        let stranger = Some(CONTAINER_IDS);
+        for name in ["ignored", "a"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+            fs::write(root.path().join(name).join("file"), "x").unwrap();
         }
-        let limits = |context_files, context_bytes| Limits {
-            context_files,
-            context_bytes,
-            ..Limits::default()
-        };
-        assert!(looked(root.path(), &limits(3, 12)));
-        assert!(!looked(root.path(), &limits(2, 12)));
-        assert!(!looked(root.path(), &limits(3, 11)));
+        let own = |path: &str| chown(root.path().join(path), stranger, None);
+        if own("ignored/file").is_err() {
+            // Only root gives files away.
+            return;
+        }
+        assert!(looked(root.path(), Reach::All));
+        own("a/file").unwrap();
+        assert!(looked(root.path(), Reach::Top));
+        assert!(!looked(root.path(), Reach::All));
+        own("a").unwrap();
+        assert!(!looked(root.path(), Reach::Top));
     }
 }

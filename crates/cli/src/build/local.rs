@@ -1,6 +1,6 @@
 //! `kiln build` without a server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::agent::{self, Agents};
 use super::context::{self, Input};
 use super::explain::Explained;
 use super::import::{self, Prepared, Reader};
-use super::lend::Lent;
+use super::lend::{Lent, Reach};
 use super::outputs::{self, Outputs};
 use super::{named, options, report, secrets};
 use crate::args::BuildArgs;
@@ -49,48 +49,116 @@ pub(crate) async fn run(args: &BuildArgs) -> Outcome {
     let mut options = options::decide(args, &found.config)?;
     let outputs = outputs::decide(args, &mut options)?;
     let input = context::read(&args.context, args.file.as_deref())?;
-    let ready = found.ready()?;
-    let id = new_id()?;
-    let folder =
-        worker::prepare(&ready.command, &record(&id, args, &outputs)).or_exit(Exit::Machine)?;
-    let limits = options::limits(args, &found.config.limits);
-    let spec = spec(
-        &id,
-        input,
-        &outputs,
-        (options, limits),
-        (&found, &ready, &folder),
+    let asked = Asked {
         args,
-    );
-    let explained = Explained::default();
-    let built = match spec {
-        // The agents are served until the build has ended, and what is lent stays at its path.
-        Ok((spec, _held)) => carry_out(&ready, &spec, style, &explained).await,
-        Err(failure) => Err(failure),
+        style,
+        ready: found.ready()?,
+        found,
+        input,
+        outputs,
+        options,
     };
-    let state = match built {
-        Ok(state) => state,
-        Err(failure) => {
-            // Nothing that was prepared and not carried out is left behind.
-            if worker::conclude(&folder).is_err() {
-                terminal::say("warning: the build's folder could not be put in order.");
-            }
-            return Err(failure);
-        }
-    };
-    if args.earlier.explain {
-        explained.tell();
+    let mut done = asked.build(Lending::Allowed).await?;
+    if asked.would_a_copy_help(&done)? {
+        clear(&done.folder.join(worker::folder::OUTPUT));
+        terminal::say(
+            "warning: some of the context cannot be lent to the build; once more with a copy of it",
+        );
+        done = asked.build(Lending::Refused).await?;
     }
-    let image = report::image(state, style);
-    let delivered = match &image {
-        Ok(_) => outputs.deliver(&folder.join(worker::folder::OUTPUT)),
-        Err(_) => Ok(()),
-    };
-    clear(&folder.join(worker::folder::OUTPUT));
-    delivered?;
-    report::tell(args, &id, &image?, style)?;
-    storage::collect_if_due(&ready, &found).await;
-    Ok(())
+    asked.deliver(done).await
+}
+
+/// What was asked for.
+struct Asked<'a> {
+    args: &'a BuildArgs,
+    style: Style,
+    found: Found,
+    ready: Ready,
+    input: Input,
+    outputs: Outputs,
+    options: BuildOptions,
+}
+
+/// Whether the context may be lent to a worker that is somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lending {
+    Allowed,
+    /// It is copied.
+    Refused,
+}
+
+/// A build that has ended.
+struct Done {
+    id: BuildId,
+    folder: PathBuf,
+    state: BuildState,
+    explained: Explained,
+    /// Whether its context was lent.
+    was_lent: bool,
+}
+
+impl Asked<'_> {
+    async fn build(&self, lending: Lending) -> Outcome<Done> {
+        let id = new_id()?;
+        let record = record(&id, self.args, &self.outputs);
+        let folder = worker::prepare(&self.ready.command, &record).or_exit(Exit::Machine)?;
+        let explained = Explained::default();
+        let built = match self.spec(&id, &folder, lending) {
+            Ok((spec, held)) => {
+                // The agents are served until the build has ended, and what is lent stays at its path.
+                let built = carry_out(&self.ready, &spec, self.style, &explained).await;
+                built.map(|state| (state, held.lent.is_some()))
+            }
+            Err(failure) => Err(failure),
+        };
+        match built {
+            Ok((state, was_lent)) => Ok(Done {
+                id,
+                folder,
+                state,
+                explained,
+                was_lent,
+            }),
+            Err(failure) => {
+                // Nothing that was prepared and not carried out is left behind.
+                if worker::conclude(&folder).is_err() {
+                    terminal::say("warning: the build's folder could not be put in order.");
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Tells whether a build has failed that was lent what cannot be lent. That of a command is not why a command fails.
+    fn would_a_copy_help(&self, done: &Done) -> Outcome<bool> {
+        let is_worth_a_look = match &done.state {
+            BuildState::Failed { failure } => done.was_lent && failure.exit_code.is_none(),
+            _ => false,
+        };
+        match &self.input {
+            Input::Folder(input) if is_worth_a_look => Ok(!import::can_be_lent(input, Reach::All)?),
+            _ => Ok(false),
+        }
+    }
+
+    /// Brings what was built to where it was asked for, and tells of it.
+    async fn deliver(&self, done: Done) -> Outcome {
+        if self.args.earlier.explain {
+            done.explained.tell();
+        }
+        let output = done.folder.join(worker::folder::OUTPUT);
+        let image = report::image(done.state, self.style);
+        let delivered = match &image {
+            Ok(_) => self.outputs.deliver(&output),
+            Err(_) => Ok(()),
+        };
+        clear(&output);
+        delivered?;
+        report::tell(self.args, &done.id, &image?, self.style)?;
+        storage::collect_if_due(&self.ready, &self.found).await;
+        Ok(())
+    }
 }
 
 /// Returns a new id.
@@ -120,86 +188,97 @@ fn record(id: &BuildId, args: &BuildArgs, outputs: &Outputs) -> Record {
 /// What a build needs of the process that has started it.
 struct Held {
     _agents: Agents,
-    _lent: Option<Lent>,
+    lent: Option<Lent>,
 }
 
-fn spec(
-    id: &BuildId,
-    input: Input,
-    outputs: &Outputs,
-    (options, limits): (BuildOptions, Limits),
-    (found, ready, folder): (&Found, &Ready, &Path),
-    args: &BuildArgs,
-) -> Outcome<(BuildSpec, Held)> {
-    let scratch = folder.join(worker::folder::WORK);
-    let reader = match ready.command.owner {
-        Some(owner) => Reader::Other(owner.uid, owner.gid),
-        None => Reader::Caller,
-    };
-    let agents = agent::serve(&args.steps.ssh, folder, reader)?;
-    let contexts = named::prepare(&args.contexts, &scratch, reader, &limits)?;
-    let mut lent = None;
-    let (context, dockerfile, context_path) = match input {
-        Input::Git(git) => (
-            Context::Git(git.source),
-            Some(git.dockerfile_path),
-            Some(git.context_path),
-        ),
-        Input::Archive(input) => {
-            let path = import::archive(&input.start, &scratch, reader, &limits)?;
-            (
-                Context::Archive { path },
-                input.dockerfile,
-                Some(".".to_owned()),
-            )
-        }
-        Input::Folder(input) => {
-            lent = match reader {
-                Reader::Other(..) => import::lend(&input, &limits, &ready.user_namespace)?,
-                Reader::Caller => None,
-            };
-            let Prepared {
-                context,
-                dockerfile,
-            } = match &lent {
-                Some(lent) => import::prepared(&input, lent.path()),
-                None => import::prepare(&input, &scratch.join(CONTEXT), reader, &limits)?,
-            };
-            (context, dockerfile, Some(".".to_owned()))
-        }
-    };
-    let spec = BuildSpec {
-        cache_from: named::caches(&args.earlier.cache_from, &scratch, reader, &limits)?,
-        cache_to: outputs.caches.clone(),
-        secrets: secrets::read(&args.steps.secrets)?,
-        ssh: agents.sockets.clone(),
-        id: id.clone(),
-        tenant: TENANT.to_owned(),
-        source: Source::Dockerfile {
+impl Asked<'_> {
+    fn spec(&self, id: &BuildId, folder: &Path, lending: Lending) -> Outcome<(BuildSpec, Held)> {
+        let (args, found) = (self.args, &self.found);
+        let limits = options::limits(args, &found.config.limits);
+        let scratch = folder.join(worker::folder::WORK);
+        let reader = match self.ready.command.owner {
+            Some(owner) => Reader::Other(owner.uid, owner.gid),
+            None => Reader::Caller,
+        };
+        let agents = agent::serve(&args.steps.ssh, folder, reader)?;
+        let contexts = named::prepare(&args.contexts, &scratch, reader, &limits)?;
+        let (source, lent) = self.source((&scratch, reader), &limits, lending)?;
+        let spec = BuildSpec {
+            cache_from: named::caches(&args.earlier.cache_from, &scratch, reader, &limits)?,
+            cache_to: self.outputs.caches.clone(),
+            secrets: secrets::read(&args.steps.secrets)?,
+            ssh: agents.sockets.clone(),
+            id: id.clone(),
+            tenant: TENANT.to_owned(),
+            source,
+            options: self.options.clone(),
+            contexts,
+            outputs: self.outputs.spec.clone(),
+            registries: Registries {
+                use_kept: !args.earlier.pull,
+                ..registries(found)?
+            },
+            fetch: FetchOptions {
+                git_directory: git_directory(args),
+                ..fetch_options(found)
+            },
+            limits,
+        };
+        Ok((
+            spec,
+            Held {
+                _agents: agents,
+                lent,
+            },
+        ))
+    }
+
+    /// Returns what is built, where the worker finds it, and what holds it there.
+    fn source(
+        &self,
+        (scratch, reader): (&Path, Reader),
+        limits: &Limits,
+        lending: Lending,
+    ) -> Outcome<(Source, Option<Lent>)> {
+        let mut lent = None;
+        let (context, dockerfile, context_path) = match &self.input {
+            Input::Git(git) => (
+                Context::Git(git.source.clone()),
+                Some(git.dockerfile_path.clone()),
+                Some(git.context_path.clone()),
+            ),
+            Input::Archive(input) => {
+                let path = import::archive(&input.start, scratch, reader, limits)?;
+                (
+                    Context::Archive { path },
+                    input.dockerfile.clone(),
+                    Some(".".to_owned()),
+                )
+            }
+            Input::Folder(input) => {
+                lent = match (reader, lending) {
+                    (Reader::Other(..), Lending::Allowed) => {
+                        import::lend(input, &self.ready.user_namespace)?
+                    }
+                    (Reader::Caller, _) | (_, Lending::Refused) => None,
+                };
+                let Prepared {
+                    context,
+                    dockerfile,
+                } = match &lent {
+                    Some(lent) => import::prepared(input, lent.path()),
+                    None => import::prepare(input, &scratch.join(CONTEXT), reader, limits)?,
+                };
+                (context, dockerfile, Some(".".to_owned()))
+            }
+        };
+        let source = Source::Dockerfile {
             context,
             dockerfile,
             context_path,
-        },
-        options,
-        contexts,
-        outputs: outputs.spec.clone(),
-        registries: Registries {
-            use_kept: !args.earlier.pull,
-            ..registries(found)?
-        },
-        fetch: FetchOptions {
-            git_directory: git_directory(args),
-            ..fetch_options(found)
-        },
-        limits,
-    };
-    Ok((
-        spec,
-        Held {
-            _agents: agents,
-            _lent: lent,
-        },
-    ))
+        };
+        Ok((source, lent))
+    }
 }
 
 /// As with docker, COPY sees the files of a commit, and its history only if that is asked for.

@@ -21,7 +21,7 @@ use crate::failure::{dockerfile as dockerfile_failure, failure, platform};
 use crate::rootfs::content::{self, ContentDigest, ContentOptions};
 use crate::rootfs::copy::Owner;
 use crate::rootfs::filter::Source;
-use crate::rootfs::memory::{Memory, Recall};
+use crate::rootfs::memory::{Memory, Recall, Settling};
 
 /// Threads that hash the sources.
 pub(super) const HASH_THREADS: usize = 2;
@@ -202,7 +202,8 @@ fn remembered(
     let memory = Memory::from_bytes(&known);
     let recall = Recall {
         memory: &memory,
-        now_s: i64::try_from(execution.recorder.now_ms() / 1000).unwrap_or(0),
+        now_ms: i64::try_from(execution.recorder.now_ms()).unwrap_or(0),
+        settling: Settling::of(context.root.as_fd()),
     };
     let digest = digest(execution, op, sources, (None, Some(recall)))?;
     if let Some(learnt) = &digest.memory {

@@ -114,13 +114,13 @@ pub fn digest_recalled(
     let mut content_bytes = 0;
     let mut learnt = recall
         .filter(|recall| !is_all_recalled(recall.memory, &seen, &hashed))
-        .map(|recall| (Memory::default(), recall.now_s));
+        .map(|recall| (Memory::default(), (recall.now_ms, recall.settling)));
     for (seen, (digest, n, _)) in seen.into_iter().zip(hashed) {
         all.update(digest.to_string().as_bytes());
         all.update(b"\n");
         content_bytes += n;
-        if let (Some((memory, now_s)), Some(identity)) = (&mut learnt, &seen.identity) {
-            memory.keep(&seen.header, identity, &digest, *now_s);
+        if let (Some((memory, settled)), Some(identity)) = (&mut learnt, &seen.identity) {
+            memory.keep(&seen.header, identity, &digest, *settled);
         }
         files.push((OsStr::from_bytes(&seen.path).into(), digest));
     }

@@ -7,6 +7,7 @@
 //! Everything about a file that is not its content (name, mode, owner, as they count) is part of the key under which it is kept.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 
 use oci::Digest;
 use rustix::fs::Stat;
@@ -17,8 +18,13 @@ const FORMAT: &[u8; 16] = b"kiln.memory.v1\0\0";
 const ENTRY_BYTES: usize = 96;
 /// Most files that are remembered.
 const FILES_MAX: usize = 160_000;
-/// How much older than now the last change must be for a file to be remembered: more than any file system's clock is coarse.
-const SETTLED_S: i64 = 3;
+/// How much older than now the last change must be for a file to be remembered: more than any file system's clock is coarse, and than
+/// clocks of machines that hold file systems of others are wont to be wrong.
+const SETTLED_MS: i64 = 3000;
+/// The same where the clock is this kernel's own, which is behind by a tick: a hundredth of a second where it is longest.
+const SETTLED_HERE_MS: i64 = 500;
+/// File systems that stamp files with this kernel's clock, to the nanosecond: ext4, XFS, Btrfs, tmpfs.
+const STAMPED_HERE: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
 
 /// Files of one place, and their digests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,15 +37,36 @@ pub struct Memory {
 pub struct Recall<'a> {
     /// What was kept before.
     pub memory: &'a Memory,
-    /// The time, in Unix seconds.
-    pub now_s: i64,
+    /// The time, in Unix milliseconds.
+    pub now_ms: i64,
+    /// How long a file must not have been changed to be remembered.
+    pub settling: Settling,
+}
+
+/// How long it takes until a change of a file is told from the change before by its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settling {
+    ms: i64,
+}
+
+impl Settling {
+    /// Returns how long it takes where `folder` is.
+    pub fn of(folder: impl AsFd) -> Self {
+        let found = rustix::fs::fstatfs(folder);
+        let is_here = found.is_ok_and(|found| {
+            u32::try_from(found.f_type).is_ok_and(|kind| STAMPED_HERE.contains(&kind))
+        });
+        Self {
+            ms: if is_here { SETTLED_HERE_MS } else { SETTLED_MS },
+        }
+    }
 }
 
 /// What the system says of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     bytes: [u8; 48],
-    changed_s: i64,
+    changed_ms: i64,
 }
 
 impl Identity {
@@ -58,9 +85,15 @@ impl Identity {
         for (to, from) in bytes.iter_mut().zip(fields.concat()) {
             *to = from;
         }
+        let ms = |seconds: i64, nanoseconds| {
+            let rest = i64::try_from(nanoseconds).unwrap_or(0) / 1_000_000;
+            seconds.saturating_mul(1000).saturating_add(rest)
+        };
+        let changed = ms(stat.st_ctime, stat.st_ctime_nsec);
+        let modified = ms(stat.st_mtime, stat.st_mtime_nsec);
         Self {
             bytes,
-            changed_s: stat.st_ctime.max(stat.st_mtime),
+            changed_ms: changed.max(modified),
         }
     }
 }
@@ -107,8 +140,15 @@ impl Memory {
     }
 
     /// Keeps the digest of a file that was looked at before it was hashed, unless it is too young.
-    pub(super) fn keep(&mut self, header: &[u8], identity: &Identity, digest: &Digest, now_s: i64) {
-        if identity.changed_s > now_s - SETTLED_S || self.files.len() >= FILES_MAX {
+    pub(super) fn keep(
+        &mut self,
+        header: &[u8],
+        identity: &Identity,
+        digest: &Digest,
+        (now_ms, settling): (i64, Settling),
+    ) {
+        let settled_ms = now_ms.saturating_sub(settling.ms);
+        if identity.changed_ms > settled_ms || self.files.len() >= FILES_MAX {
             return;
         }
         if let Some(digest) = digest.to_sha256() {
@@ -138,7 +178,9 @@ mod tests {
         let digest = Digest::sha256(b"whatever");
         let seen = stat_of(&path);
         let mut memory = Memory::default();
-        memory.keep(b"file", &seen, &digest, seen.changed_s + SETTLED_S);
+        let settling = Settling { ms: SETTLED_MS };
+        let settled = (seen.changed_ms + SETTLED_MS, settling);
+        memory.keep(b"file", &seen, &digest, settled);
         let memory = Memory::from_bytes(&memory.to_bytes());
         assert_eq!(memory.recall(b"file", &stat_of(&path)), Some(digest));
         assert_eq!(memory.recall(b"file2", &stat_of(&path)), None);
@@ -157,8 +199,22 @@ mod tests {
         let seen = stat_of(folder.path());
         let mut memory = Memory::default();
         let digest = Digest::sha256(b"");
-        memory.keep(b"", &seen, &digest, seen.changed_s + SETTLED_S - 1);
-        assert_eq!(memory, Memory::default());
+        for ms in [SETTLED_MS, SETTLED_HERE_MS] {
+            let now = seen.changed_ms + ms - 1;
+            memory.keep(b"", &seen, &digest, (now, Settling { ms }));
+            assert_eq!(memory, Memory::default());
+        }
+    }
+
+    #[test]
+    fn only_this_kernels_own_clock_is_trusted_to_be_fine() {
+        let here = ["/dev/shm", "/tmp", "/var/tmp"].map(|path| {
+            let folder = std::fs::File::open(path).unwrap();
+            Settling::of(&folder).ms
+        });
+        assert!(here.contains(&SETTLED_HERE_MS), "{here:?}");
+        let other = std::fs::File::open("/proc/self").unwrap();
+        assert_eq!(Settling::of(&other).ms, SETTLED_MS);
     }
 
     #[test]

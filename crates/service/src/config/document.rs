@@ -181,7 +181,7 @@ step_pids = 4096
 parallel_steps = 8
 # Output of one step that is kept, in bytes: of more, the beginning and the end (a quarter of it, 1 MiB at most), with a mark in between.
 step_log_bytes = 268435456
-# Files of the context, in bytes and in number.
+# Files of the context that are fetched, uploaded or copied, in bytes and in number.
 context_bytes = 17179869184
 context_files = 2000000
 # One layer, uncompressed, in bytes.
