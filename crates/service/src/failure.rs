@@ -120,6 +120,12 @@ impl Failure {
         }
     }
 
+    /// Returns the same failure for somebody else who has waited for the same: the log learns of its source once.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self::new(self.blame, self.public.clone())
+    }
+
     /// Returns whose fault it is.
     pub fn blame(&self) -> Blame {
         self.blame

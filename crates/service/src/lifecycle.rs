@@ -107,13 +107,14 @@ pub enum Admitted {
 }
 
 impl Service {
-    /// Returns the digest form of `reference`.
+    /// Returns the digest form of `reference`, as it was a moment ago at most.
     pub async fn resolve_base(
         &self,
+        tenant: &Tenant,
         reference: &Reference,
         rights: &Rights,
     ) -> Result<Reference, Failure> {
-        self.images.resolve(reference, rights).await
+        self.images.resolve_recent(tenant, reference, rights).await
     }
 
     /// Returns how the image of a source is called, and where it stands.
@@ -123,7 +124,12 @@ impl Service {
         source: &Source,
         rights: &Rights,
     ) -> Result<(Names, Standing), Failure> {
-        let source = self.pin(source, rights).await?;
+        let source = match source {
+            Source::Image(reference) => {
+                Source::Image(self.resolve_base(tenant, reference, rights).await?)
+            }
+            Source::File(_) => source.clone(),
+        };
         let names = self.names(tenant, &source);
         let inputs = Inputs::of(&source);
         let standing = if self.may_reuse(&names.workspace, tenant, &inputs).await? {
@@ -168,7 +174,8 @@ impl Service {
         Ok(Admitted::Building(build))
     }
 
-    /// Returns the source with a digest where it had a tag.
+    /// Returns the source with a digest where it had a tag: the one that it has now, for what was pushed before a build was asked for is
+    /// what it is built from.
     async fn pin(&self, source: &Source, rights: &Rights) -> Result<Source, Failure> {
         match source {
             Source::Image(reference) => {

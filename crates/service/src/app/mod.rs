@@ -105,6 +105,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// The system gives no random bytes.
+    #[error("make a key")]
+    Random(#[source] io::Error),
     /// The store cannot be opened.
     #[error("open the store")]
     Store(#[source] store::OpenError),
@@ -306,6 +309,14 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
     })
 }
 
+/// Returns bytes that nobody else knows.
+fn random() -> Result<[u8; 32], RunError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| RunError::Random(io::Error::other(error.to_string())))?;
+    Ok(bytes)
+}
+
 fn in_state(state: &Path, source: io::Error) -> RunError {
     RunError::State {
         path: state.to_owned(),
@@ -358,6 +369,8 @@ fn service(
             hosts: addresses.embedded.clone(),
         },
         interval: config.ref_cache.interval,
+        fresh_for: config.ref_cache.fresh_for,
+        secret: random()?,
         now_ms: setup.environment.now_ms,
     });
     let proxy = setup.client.proxy.clone();

@@ -82,6 +82,9 @@ compression = "gzip"
 [ref_cache]
 interval = "6h"
 refs = []
+# How long what a registry says of any other image is told again to who has asked for it: the same tenant, with the same credentials. Only
+# where a name is asked for (ResolveBaseImage, ResolveWorkspaceImage): a build always asks the registry. "0s": everybody does. At most "1h".
+fresh_for = "1s"
 
 # How much is kept of layers, unpacked layers, cache mounts and results of steps. What a repository of the embedded registry holds is not
 # among them, and never collected. Of the rest goes first what was used longest ago; never what a build that is running has used.

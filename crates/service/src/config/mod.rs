@@ -37,6 +37,9 @@ pub use self::duration::parse as parse_duration;
 /// Largest configuration file that is read.
 pub const FILE_MAX_BYTES: usize = 4 << 20;
 
+/// Longest time that an answer of a registry may be told again. Images that change seldom are for `ref_cache.refs`.
+const FRESH_FOR_MAX: Duration = Duration::from_secs(3600);
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -171,6 +174,9 @@ pub struct RefCache {
     pub interval: Duration,
     /// Which ones.
     pub refs: BTreeSet<Reference>,
+    /// How long what a registry says of any other image is told again to who has asked for it.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub fresh_for: Duration,
 }
 
 impl Default for RefCache {
@@ -178,6 +184,7 @@ impl Default for RefCache {
         Self {
             interval: Duration::from_secs(6 * 3600),
             refs: BTreeSet::new(),
+            fresh_for: Duration::from_secs(1),
         }
     }
 }
@@ -478,6 +485,9 @@ impl Config {
         }
         if self.ref_cache.interval < Duration::from_secs(1) {
             return value("ref_cache.interval", "must be at least 1s");
+        }
+        if self.ref_cache.fresh_for > FRESH_FOR_MAX {
+            return value("ref_cache.fresh_for", "must be at most 1h");
         }
         if self.network == NetworkMode::Host && !self.limits.allow_host_network {
             return value("network", "\"host\" needs limits.allow_host_network = true");

@@ -36,6 +36,7 @@ fn keys_that_nobody_knows_and_values_that_make_no_sense_are_refused() {
         "[server]\nmax_running_builds = 0",
         "[ref_cache]\ninterval = \"6 hours\"",
         "[ref_cache]\nrefs = [\"not a ref\"]",
+        "[ref_cache]\nfresh_for = \"2h\"",
         "[limits]\nwall_time = 3",
         "[tls]\ncert = \"x\"",
         "[registry.\"user@host\"]",

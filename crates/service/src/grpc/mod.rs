@@ -236,7 +236,9 @@ impl ImageBuilder for Calls {
         let decoded = convert::reference(&request.r#ref)
             .and_then(|r| Ok((r, self.rights(&caller, request.auth)?)));
         let (reference, rights) = decoded.map_err(|failure| failure.status())?;
-        let resolved = self.service().resolve_base(&reference, &rights).await;
+        let tenant = &caller.tenant;
+        let resolved = self.service().resolve_base(tenant, &reference, &rights);
+        let resolved = resolved.await;
         let resolved = resolved.map_err(|failure| failure.status())?;
         Ok(Response::new(wire::ResolveBaseImageResponse {
             r#ref: resolved.to_string(),

@@ -43,8 +43,8 @@ pub struct Credentials {
 }
 
 /// What changes when a file does, also when it is replaced by renaming or by moving a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -104,6 +104,18 @@ impl Credentials {
             ecr,
             last: Mutex::default(),
         }
+    }
+
+    /// Returns what changes when the file does; `None` when there is none.
+    pub(super) fn stamp(&self) -> Result<Option<Stamp>, CredentialsError> {
+        let stamp = |path: &PathBuf| match std::fs::metadata(path) {
+            Ok(metadata) => Ok(Stamp::of(&metadata)),
+            Err(source) => Err(CredentialsError::Read {
+                path: path.clone(),
+                source,
+            }),
+        };
+        self.path.as_ref().map(stamp).transpose()
     }
 
     /// Returns everything that stands in the file, and what its helpers say about `hosts`.

@@ -1,12 +1,14 @@
 //! What the service itself asks registries: which digest a reference has, and whether an image exists.
 //!
-//! Two kinds of questions, never mixed: for a caller ([`Images::resolve`], with what the caller may use), and on the service's
-//! own account ([`Images::existing`], with the service's own credentials, for its own repositories only). Images of the embedded
+//! Two kinds of questions, never mixed: for a caller ([`Images::resolve`], with what the caller may use; [`Images::resolve_recent`] where
+//! an answer may be a moment old), and on the service's own account ([`Images::existing`], with the service's own credentials, for its own repositories only). Images of the embedded
 //! registry are looked up in the store, not over a socket. No layer is read here.
 
 mod cache;
 pub mod credentials;
+mod recent;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci::{Digest, Document, Platform, Reference};
@@ -15,8 +17,9 @@ use registry::keychain::Keychain;
 use store::Store;
 
 use self::cache::{Audience, Cache};
-use self::credentials::Credentials;
-use crate::access::{OwnHosts, Rights, publish_keychain, pull_keychain};
+use self::credentials::{Credentials, CredentialsError};
+use self::recent::{Granted, Key, Recent};
+use crate::access::{OwnHosts, Rights, Tenant, publish_keychain, pull_keychain};
 use crate::failure::{Blame, Failure};
 
 /// Longest time that one question may take, whatever the registry asks us to wait.
@@ -26,10 +29,11 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct Images {
     client: Client,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
     own: OwnHosts,
     embedded: Embedded,
     cache: Cache,
+    recent: Recent,
     now_ms: fn() -> u64,
 }
 
@@ -55,6 +59,10 @@ pub struct Parts {
     pub embedded: Embedded,
     /// How often what is kept at hand is renewed.
     pub interval: Duration,
+    /// How long an answer of a registry is given again to who has asked for it.
+    pub fresh_for: Duration,
+    /// Random bytes of this process.
+    pub secret: [u8; 32],
     /// The time, in Unix milliseconds.
     pub now_ms: fn() -> u64,
 }
@@ -73,10 +81,11 @@ impl Images {
     pub fn new(parts: Parts) -> Self {
         Self {
             client: parts.client,
-            credentials: parts.credentials,
+            credentials: Arc::new(parts.credentials),
             own: parts.own,
             embedded: parts.embedded,
             cache: Cache::new(parts.interval),
+            recent: Recent::new(parts.fresh_for, &parts.secret),
             now_ms: parts.now_ms,
         }
     }
@@ -96,12 +105,62 @@ impl Images {
         })
     }
 
-    /// Returns the digest form of `reference`, for linux/amd64 when it is an index, as the holder of `rights` may know it.
+    /// Returns the digest form of `reference`, for linux/amd64 when it is an index, as the holder of `rights` may know it now.
     pub async fn resolve(
         &self,
         reference: &Reference,
         rights: &Rights,
     ) -> Result<Reference, Failure> {
+        if let Some(resolved) = self.at_hand(reference, rights).await? {
+            return Ok(resolved);
+        }
+        let service = self.service_keychain(&[reference.host()]).await?;
+        let keychain = pull_keychain(rights, &self.own, &service).only(&[reference.host()]);
+        ask(&self.client, reference, keychain).await
+    }
+
+    /// Returns what [`Self::resolve`] does, or did a moment ago for the same tenant with the same credentials.
+    pub async fn resolve_recent(
+        &self,
+        tenant: &Tenant,
+        reference: &Reference,
+        rights: &Rights,
+    ) -> Result<Reference, Failure> {
+        if let Some(resolved) = self.at_hand(reference, rights).await? {
+            return Ok(resolved);
+        }
+        let granted = if rights.may_use(reference.host(), &self.own) {
+            Granted::File(self.credentials.stamp().map_err(no_credentials)?)
+        } else {
+            Granted::Nothing
+        };
+        let own = rights.additional.get(reference.host());
+        let key = Key {
+            tenant: tenant.clone(),
+            image: format!("{}@{}", reference.name(), reference.manifest_key()),
+            granted,
+            own: own.map(|credential| self.recent.print(credential)),
+        };
+        let asking = || {
+            let (client, credentials) = (self.client.clone(), Arc::clone(&self.credentials));
+            let (reference, rights, own) = (reference.clone(), rights.clone(), self.own.clone());
+            async move {
+                let host = reference.host();
+                let service = credentials.keychain(&[host]).await;
+                let service = service.map_err(no_credentials)?;
+                let keychain = pull_keychain(&rights, &own, &service).only(&[host]);
+                ask(&client, &reference, keychain).await
+            }
+        };
+        self.recent.answer(key, asking).await
+    }
+
+    /// Returns what can be said of `reference` without asking a registry elsewhere.
+    async fn at_hand(
+        &self,
+        reference: &Reference,
+        rights: &Rights,
+    ) -> Result<Option<Reference>, Failure> {
         // In the same words as for one that is not there: nobody learns what others have.
         if self.is_embedded(reference) && !rights.readable.allows(reference.repository()) {
             return Err(missing(reference, NOT_EMBEDDED));
@@ -109,14 +168,12 @@ impl Images {
         if let Some((resolved, audience)) = self.cache.get(reference, (self.now_ms)())
             && (audience == Audience::Everybody || rights.may_use(reference.host(), &self.own))
         {
-            return Ok(resolved);
+            return Ok(Some(resolved));
         }
         if self.is_embedded(reference) {
-            return self.resolve_embedded(reference).await;
+            return self.resolve_embedded(reference).await.map(Some);
         }
-        let service = self.service_keychain(&[reference.host()]).await?;
-        let keychain = pull_keychain(rights, &self.own, &service).only(&[reference.host()]);
-        self.resolve_with(reference, keychain).await
+        Ok(None)
     }
 
     /// Returns the digest of an image in one of the service's own repositories, `None` when there is none.
@@ -145,25 +202,11 @@ impl Images {
                 Some(_) => Audience::Entitled,
                 None => Audience::Everybody,
             };
-            (self.resolve_with(reference, keychain).await?, audience)
+            (ask(&self.client, reference, keychain).await?, audience)
         };
         self.cache
             .put(reference, resolved, audience, (self.now_ms)());
         Ok(())
-    }
-
-    async fn resolve_with(
-        &self,
-        reference: &Reference,
-        keychain: Keychain,
-    ) -> Result<Reference, Failure> {
-        let client = self.client.with_keychain(keychain);
-        let resolved = limited(client.resolve(reference))
-            .await
-            .map_err(|TooLong| too_long("cannot resolve image", reference))?
-            .map_err(Failure::resolve)?;
-        let digest = choose(reference, resolved.descriptor.digest, &resolved.document)?;
-        Ok(reference.with_digest(digest))
     }
 
     async fn resolve_embedded(&self, reference: &Reference) -> Result<Reference, Failure> {
@@ -199,9 +242,7 @@ impl Images {
 
     async fn service_keychain(&self, hosts: &[&str]) -> Result<Keychain, Failure> {
         let keychain = self.credentials.keychain(hosts).await;
-        keychain.map_err(|error| {
-            Failure::platform("the service's registry credentials cannot be read", error)
-        })
+        keychain.map_err(no_credentials)
     }
 
     fn is_embedded(&self, reference: &Reference) -> bool {
@@ -210,6 +251,25 @@ impl Images {
             .iter()
             .any(|host| host == reference.host())
     }
+}
+
+/// Asks the registry of `reference`.
+async fn ask(
+    client: &Client,
+    reference: &Reference,
+    keychain: Keychain,
+) -> Result<Reference, Failure> {
+    let client = client.with_keychain(keychain);
+    let resolved = limited(client.resolve(reference))
+        .await
+        .map_err(|TooLong| too_long("cannot resolve image", reference))?
+        .map_err(Failure::resolve)?;
+    let digest = choose(reference, resolved.descriptor.digest, &resolved.document)?;
+    Ok(reference.with_digest(digest))
+}
+
+fn no_credentials(error: CredentialsError) -> Failure {
+    Failure::platform("the service's registry credentials cannot be read", error)
 }
 
 /// Returns which manifest is meant: the document itself, or the index's entry for linux/amd64.

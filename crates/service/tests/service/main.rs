@@ -21,6 +21,7 @@ mod joining;
 mod logs;
 mod native;
 mod outputs;
+mod recent;
 mod registries;
 mod resolving;
 mod restart;

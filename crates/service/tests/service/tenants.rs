@@ -27,7 +27,7 @@ pub(crate) const A: &str = "0123456789abcdef-of-a-builder";
 pub(crate) const B: &str = "0123456789abcdef-of-b-builder";
 const A_READER: &str = "0123456789abcdef-of-a-reader";
 const A_PULLER: &str = "0123456789abcdef-of-a-puller";
-const HOME: &str = "0123456789abcdef-of-the-default-tenant";
+pub(crate) const HOME: &str = "0123456789abcdef-of-the-default-tenant";
 const ADMIN: &str = "0123456789abcdef-of-an-admin";
 
 /// Returns a configuration with callers of two tenants beside the default one.
