@@ -29,7 +29,7 @@ pub enum Form {
 }
 
 /// Turns records into the part of their text that is wanted.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Excerpt {
     selection: Selection,
     renderer: Renderer,
@@ -43,6 +43,11 @@ impl Excerpt {
             selection,
             ..Self::default()
         }
+    }
+
+    /// Returns how many bytes are held back because the line that they are in has not ended.
+    pub fn held_bytes(&self) -> usize {
+        self.renderer.held_bytes()
     }
 
     /// Appends what `record` adds to `out`.

@@ -14,7 +14,7 @@ use futures_util::Stream;
 use rustix::fs::inotify;
 use tokio::sync::watch;
 
-use crate::journal::{Body, FILE_NAME, JournalError, Reader, Record};
+use crate::journal::{Body, FILE_NAME, FIRST_OFFSET, JournalError, Reader, Record};
 
 /// Returns every record of the journal in `folder` from the first, waits for more, and ends after the terminal event.
 pub fn follow(
@@ -46,16 +46,26 @@ pub struct Follower {
 impl Follower {
     /// Starts at the first record.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        Self::open_at(folder, FIRST_OFFSET)
+    }
+
+    /// Starts at the record that begins at `offset`: at what [`Self::offset`] has said of another one.
+    pub fn open_at(folder: &Path, offset: u64) -> Result<Self, JournalError> {
         // Watch before reading: what is appended in between is then either read or told.
         let path = folder.join(FILE_NAME);
         let subscription = Hub::get()
             .and_then(|hub| hub.subscribe(&path))
             .map_err(|source| JournalError::Open { path, source })?;
         Ok(Self {
-            reader: Reader::open(folder)?,
+            reader: Reader::open_at(folder, offset)?,
             subscription,
             ended: false,
         })
+    }
+
+    /// Returns where the next record begins in the file.
+    pub fn offset(&self) -> u64 {
+        self.reader.offset()
     }
 
     /// Returns the next record; `None` once the terminal event was returned. Dropping the future loses nothing.

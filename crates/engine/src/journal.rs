@@ -17,6 +17,8 @@ use crate::event::{Event, StepId, Stream};
 
 /// Version of the format, the first eight bytes of every journal.
 pub const FORMAT_VERSION: &[u8; 8] = b"kilnjnl1";
+/// Where the first record begins.
+pub const FIRST_OFFSET: u64 = FORMAT_VERSION.len() as u64;
 /// Longest payload of one record.
 pub const RECORD_MAX_BYTES: usize = 1 << 20;
 /// Most output bytes that one record holds.
@@ -286,6 +288,11 @@ pub struct Reader {
 impl Reader {
     /// Opens the journal in a build's folder.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
+        Self::open_at(folder, FIRST_OFFSET)
+    }
+
+    /// Opens the journal in a build's folder to read from `offset` on, where a record begins: what [`Self::offset`] has said.
+    pub fn open_at(folder: &Path, offset: u64) -> Result<Self, JournalError> {
         let path = folder.join(FILE_NAME);
         let mut file = plainly()
             .read(true)
@@ -301,7 +308,7 @@ impl Reader {
         }
         Ok(Self {
             file,
-            offset: FORMAT_VERSION.len() as u64,
+            offset,
             buffer: Vec::new(),
             start: 0,
             read_bytes: READ_BYTES,

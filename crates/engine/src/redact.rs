@@ -134,7 +134,7 @@ fn base64_core(secret: &[u8], shift: usize, alphabet: &[u8; 64]) -> Vec<u8> {
 }
 
 /// Redacts one stream, chunk by chunk.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StreamRedactor {
     redactor: Redactor,
     held: Vec<u8>,
@@ -153,6 +153,11 @@ impl StreamRedactor {
         let rest = self.held.split_off(complete);
         let ready = std::mem::replace(&mut self.held, rest);
         self.redactor.bytes(&ready)
+    }
+
+    /// Returns how many bytes are held back because they may be the beginning of a secret.
+    pub fn held_bytes(&self) -> usize {
+        self.held.len()
     }
 
     /// Returns what was held back, at the end of the stream.

@@ -12,12 +12,12 @@ use crate::journal::{Body, Record};
 const LINE_MAX_BYTES: usize = 64 << 10;
 
 /// Turns records into text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Renderer {
     steps: BTreeMap<StepId, Running>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Running {
     started_ms: u64,
     line: Vec<u8>,
@@ -33,6 +33,11 @@ pub fn waiting(ahead: u32) -> String {
 }
 
 impl Renderer {
+    /// Returns how many bytes are held back because the line that they are in has not ended.
+    pub fn held_bytes(&self) -> usize {
+        self.steps.values().map(|running| running.line.len()).sum()
+    }
+
     /// Appends the text of `record` to `out`.
     pub fn render(&mut self, record: &Record, out: &mut Vec<u8>) {
         match &record.body {

@@ -8,6 +8,7 @@ use engine::state::BuildState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::log::Shelf;
 use crate::agents::Agents;
 
 /// Where a build stands.
@@ -48,6 +49,8 @@ pub struct Build {
     pub record: Record,
     /// SSH agents that its steps may use.
     pub agents: Agents,
+    /// What readers of its log share.
+    pub(super) logs: Shelf,
     progress: watch::Sender<Progress>,
     /// Cancelled when somebody wants the build to end before it was started.
     pub(super) withdrawn: CancellationToken,
@@ -59,6 +62,7 @@ impl Build {
         Self {
             record,
             agents,
+            logs: Shelf::default(),
             progress: watch::Sender::new(progress),
             withdrawn: CancellationToken::new(),
         }

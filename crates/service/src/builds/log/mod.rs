@@ -1,27 +1,29 @@
 //! The text of a build's journal, as a stream of chunks: from any offset, to the end of the build.
 //!
-//! Every reader folds the journal for itself, at its own pace: nothing is queued for it, so a reader that does not read costs a
-//! file descriptor and no more, and two readers always get the same bytes. Censoring takes names out of the text before offsets
-//! are counted, so an offset means the same in every reading of the same kind.
+//! Readers go at their own pace: nothing is queued for one, so a reader that does not read costs next to nothing, and two readers always get
+//! the same bytes. Those who read the same at the same place share the work (`share`); the work itself is in `text`. Censoring takes
+//! names out of the text before offsets are counted, so an offset means the same in every reading of the same kind.
+
+mod share;
+mod text;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::event::Event;
-use engine::excerpt::{Excerpt, Selection};
-use engine::follow::Follower;
-use engine::journal::{Body, JournalError};
-use engine::redact::{Redactor, StreamRedactor};
+use engine::excerpt::Selection;
+use engine::journal::JournalError;
+use engine::redact::Redactor;
 use engine::state::BuildState;
 use futures_util::Stream;
 use oci::Reference;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::share::Shelf;
+use self::share::{Found, Member, View};
+use self::text::Text;
 use super::build::{Build, Progress};
-
-/// Chunks are at least this large when so much is there already.
-const CHUNK_BYTES: usize = 64 << 10;
 
 /// How a log is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,22 +76,7 @@ pub enum LogError {
     Shutdown,
     /// The journal cannot be read.
     #[error("read the log of the build")]
-    Journal(#[source] JournalError),
-}
-
-struct Reading {
-    build: Arc<Build>,
-    shutdown: CancellationToken,
-    journal: Option<Journal>,
-    excerpt: Excerpt,
-    until: Until,
-    redactor: StreamRedactor,
-    skip: u64,
-    ended: bool,
-}
-
-struct Journal {
-    follower: Follower,
+    Journal(#[source] Arc<JournalError>),
 }
 
 /// Returns the text of the build's log. Ends when the build does, or when nothing more is there, or with an error when the service stops.
@@ -105,106 +92,150 @@ pub fn read(
     let reading = Reading {
         build,
         shutdown,
-        journal: None,
-        excerpt: Excerpt::new(wanted.selection),
+        view: View {
+            names: wanted.names,
+            selection: wanted.selection,
+        },
         until: wanted.until,
-        redactor: redactor.stream(),
-        skip: wanted.offset,
-        ended: false,
+        redactor,
+        offset: wanted.offset,
+        place: Place::Nowhere,
     };
     futures_util::stream::try_unfold(reading, |mut reading| async move {
         let shutdown = reading.shutdown.clone();
-        let chunk = tokio::select! {
+        let piece = tokio::select! {
             biased;
-            chunk = reading.next_chunk() => chunk?,
+            piece = reading.next() => piece?,
             () = shutdown.cancelled() => return Err(LogError::Shutdown),
         };
         // A log on disk is always ready: without this, one reader of a long one would keep a thread to itself.
         tokio::task::yield_now().await;
-        Ok(chunk.map(|chunk| (chunk, reading)))
+        Ok(piece.map(|piece| (piece, reading)))
     })
 }
 
+struct Reading {
+    build: Arc<Build>,
+    shutdown: CancellationToken,
+    view: View,
+    until: Until,
+    redactor: Redactor,
+    /// Of the next byte.
+    offset: u64,
+    place: Place,
+}
+
+/// Where a reader gets its text from.
+enum Place {
+    /// It has not begun.
+    Nowhere,
+    /// With others, to the end of the build.
+    Among(PathBuf, Member),
+    /// Alone, of what is there.
+    Alone(Text),
+    /// It has got everything.
+    End,
+}
+
 impl Reading {
-    /// Returns the next piece of text; `None` at the end of the build. May be dropped at any time only together with `self`.
-    async fn next_chunk(&mut self) -> Result<Option<Bytes>, LogError> {
-        while !self.ended {
-            let mut text = Vec::new();
-            self.wait_for_text(&mut text).await?;
-            let mut text = self.redactor.push(&text);
-            if self.ended {
-                text.extend(self.redactor.finish());
-            }
-            let text = self.skipped(text);
-            if !text.is_empty() {
-                return Ok(Some(text));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn wait_for_text(&mut self, text: &mut Vec<u8>) -> Result<(), LogError> {
-        let until = self.until;
-        let Some(follower) = self.open(text).await? else {
-            return Ok(());
-        };
-        let next = match until {
-            Until::End => follower.next().await,
-            Until::Now => follower.try_next(),
-        };
-        let mut next = next.map_err(LogError::Journal)?;
-        // Nothing is left, or nothing was ever to come.
-        self.ended = next.is_none();
-        while let Some(record) = next {
-            self.ended = matches!(&record.body, Body::Event(event) if event.is_terminal());
-            self.excerpt.take(&record, text);
-            if self.ended || text.len() >= CHUNK_BYTES {
-                break;
-            }
-            let Some(journal) = &mut self.journal else {
-                break;
-            };
-            next = journal.follower.try_next().map_err(LogError::Journal)?;
-        }
-        Ok(())
-    }
-
-    /// Returns the journal once there is one. A build that ended before there was one tells its end in `text`.
-    async fn open(&mut self, text: &mut Vec<u8>) -> Result<Option<&mut Follower>, LogError> {
-        if self.journal.is_none() && self.until == Until::Now {
-            let progress = self.build.progress();
-            if progress.folder.is_none() && !progress.state.is_terminal() {
-                self.ended = true;
-                return Ok(None);
-            }
-        }
-        if self.journal.is_none() {
-            match folder_or_end(&self.build).await {
-                Ok(folder) => {
-                    let follower = Follower::open(&folder).map_err(LogError::Journal)?;
-                    self.journal = Some(Journal { follower });
+    /// Returns the next piece of text; `None` at its end. May be dropped at any time only together with `self`.
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        loop {
+            match &mut self.place {
+                Place::End => return Ok(None),
+                Place::Nowhere => {
+                    if let Some(end) = self.begin().await? {
+                        return Ok(Some(end));
+                    }
                 }
-                Err(end) => {
-                    self.ended = true;
-                    if let Some(event) = end {
-                        let body = Body::Event(event);
-                        let record = engine::journal::Record { at_ms: 0, body };
-                        self.excerpt.take(&record, text);
+                Place::Alone(text) => {
+                    let begins = text.offset();
+                    match text.next_there().map_err(unreadable)? {
+                        Some(piece) => {
+                            self.build.logs.mark(self.view, text);
+                            if let Some(piece) = after(self.offset, begins, &piece) {
+                                return Ok(Some(piece));
+                            }
+                            tokio::task::yield_now().await;
+                        }
+                        None => self.place = Place::End,
+                    }
+                }
+                Place::Among(..) => {
+                    if let Some(piece) = self.next_among().await? {
+                        self.offset += piece.len() as u64;
+                        return Ok(Some(piece));
                     }
                 }
             }
         }
-        Ok(self.journal.as_mut().map(|journal| &mut journal.follower))
     }
 
-    fn skipped(&mut self, text: Vec<u8>) -> Bytes {
-        let text = Bytes::from(text);
-        let n = usize::try_from(self.skip)
-            .unwrap_or(usize::MAX)
-            .min(text.len());
-        self.skip -= n as u64;
-        text.slice(n..)
+    /// Finds a place to read at. Of a build that ended before it had a journal, returns its end.
+    async fn begin(&mut self) -> Result<Option<Bytes>, LogError> {
+        if self.until == Until::Now {
+            let progress = self.build.progress();
+            if progress.folder.is_none() && !progress.state.is_terminal() {
+                self.place = Place::End;
+                return Ok(None);
+            }
+        }
+        let logs = &self.build.logs;
+        self.place = match (folder_or_end(&self.build).await, self.until) {
+            (Ok(folder), Until::Now) => {
+                let text = logs.alone(&folder, self.view, &self.redactor, self.offset);
+                Place::Alone(text.map_err(unreadable)?)
+            }
+            (Ok(folder), Until::End) => {
+                let member = logs.join(&folder, self.view, &self.redactor, self.offset);
+                Place::Among(folder, member.map_err(unreadable)?)
+            }
+            (Err(end), _) => {
+                self.place = Place::End;
+                let text = end.map(|end| text::of_event(end, self.view.selection, &self.redactor));
+                let text = Bytes::from(text.unwrap_or_default());
+                return Ok(after(self.offset, 0, &text));
+            }
+        };
+        Ok(None)
     }
+
+    /// Returns the next piece that is shared; `None` when it has to be looked for once more.
+    async fn next_among(&mut self) -> Result<Option<Bytes>, LogError> {
+        let Place::Among(folder, member) = &mut self.place else {
+            return Ok(None);
+        };
+        match member.take(self.offset) {
+            Found::Piece(piece) => return Ok(Some(piece)),
+            Found::End(end) => {
+                self.place = Place::End;
+                end.map_err(LogError::Journal)?;
+            }
+            Found::Gone => {
+                let logs = &self.build.logs;
+                let joined = logs.join(folder, self.view, &self.redactor, self.offset);
+                *member = joined.map_err(unreadable)?;
+            }
+            Found::Nothing => {
+                let earlier = self.build.logs.earlier(self.view, member, self.offset);
+                match earlier {
+                    Some(earlier) => *member = earlier,
+                    None => member.more().await,
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn unreadable(error: JournalError) -> LogError {
+    LogError::Journal(Arc::new(error))
+}
+
+/// Returns what of a piece that begins at `begins` is not before `offset`.
+fn after(offset: u64, begins: u64, piece: &Bytes) -> Option<Bytes> {
+    let skip = usize::try_from(offset.saturating_sub(begins)).unwrap_or(usize::MAX);
+    (skip < piece.len()).then(|| piece.slice(skip..))
 }
 
 /// Waits until the build has a folder. Else returns how it ended without one.
