@@ -119,6 +119,107 @@ async fn a_worker_that_is_killed_ends_its_build_in_words() {
     nothing_runs(&scene).await;
 }
 
+/// Kills the worker of a build, and returns its process id.
+fn kill_worker(folder: &std::path::Path, but_not: Option<u32>) -> u32 {
+    let pid = wait_for("the worker", Duration::from_secs(30), || {
+        let text = std::fs::read_to_string(folder.join("lock")).ok()?;
+        let pid = text.trim().parse::<u32>().ok()?;
+        (Some(pid) != but_not).then_some(pid)
+    });
+    testkit::process::run(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]));
+    pid
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_worker_is_killed_begins_again_as_often_as_is_configured() {
+    let config = "[server]\nretries_of_lost_workers = 2\n";
+    let registry = testkit::docker_registry::DockerRegistry::start();
+    let scene = Scene::around(registry, Target::Embedded, config);
+    let base = scene.busybox();
+    let dockerfile = format!(
+        "FROM {base}\nRUN echo first && echo beg'un'\nRUN echo {{1..3}} && sleep 4 && echo end'ed'\n"
+    );
+    let request = scene.dockerfile("lost", &dockerfile);
+    let mut client = scene.kiln.image_builder().await;
+    let mut stream = client.build(request).await.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap();
+    let build_id = first.info.unwrap().build_id;
+    let folder = scene.kiln.state().join("builds").join(&build_id);
+    let journal_has = |what: &str, times: usize| {
+        wait_for(what, Duration::from_secs(60), || {
+            let text = std::fs::read(folder.join("journal")).ok()?;
+            let text = String::from_utf8_lossy(&text).into_owned();
+            (text.matches(what).count() >= times).then_some(())
+        });
+    };
+    // Somebody reads along from before.
+    let reader = scene.log(&build_id);
+    let kills = async {
+        journal_has("] RUN echo {1..3}", 1);
+        let one = kill_worker(&folder, None);
+        journal_has("\"begun_again\"", 1);
+        journal_has("] RUN echo {1..3}", 2);
+        kill_worker(&folder, Some(one));
+    };
+    let (log, ()) = tokio::join!(reader, kills);
+    let mut last = None;
+    while let Some(response) = stream.message().await.unwrap() {
+        last = Some(response);
+    }
+    assert_eq!(last.unwrap().status(), BuildStatus::DoneSuccess, "{log}");
+    assert_eq!(
+        log.matches("the worker was killed; the build begins again")
+            .count(),
+        2,
+        "{log}"
+    );
+    assert_eq!(log.matches(" ended\n").count(), 1, "{log}");
+    assert_eq!(scene.log(&build_id).await, log);
+    nothing_runs(&scene).await;
+    let left = std::fs::read_dir(folder.join("work"))
+        .into_iter()
+        .flatten()
+        .count();
+    assert_eq!(left, 0, "scratch is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_workers_are_killed_too_often_or_that_was_cancelled_does_not_begin_again() {
+    let config = "[server]\nretries_of_lost_workers = 1\n";
+    let registry = testkit::docker_registry::DockerRegistry::start();
+    let scene = Scene::around(registry, Target::Embedded, config);
+    let base = scene.busybox();
+    let request = scene.dockerfile("slow", &slow(&base, 60));
+    let build_id = start_and_leave(&scene, request).await;
+    let folder = scene.kiln.state().join("builds").join(&build_id);
+    let one = kill_worker(&folder, None);
+    kill_worker(&folder, Some(one));
+    let log = scene.log(&build_id).await;
+    assert_eq!(log.matches("the build begins again").count(), 1, "{log}");
+    assert!(log.contains("build failed: the worker"), "{log}");
+    nothing_runs(&scene).await;
+
+    // Who was asked to end, and is killed before it has, is not asked twice.
+    let request = scene.dockerfile("stubborn", &slow(&base, 61));
+    let build_id = start_and_leave(&scene, request).await;
+    let folder = scene.kiln.state().join("builds").join(&build_id);
+    let text = std::fs::read_to_string(folder.join("lock")).unwrap();
+    let signal = |name: &str| {
+        let mut kill = std::process::Command::new("kill");
+        testkit::process::run(kill.args([name, text.trim()]));
+    };
+    signal("-STOP");
+    let mut native = scene.kiln.native().await;
+    let cancel = api::kiln::v1::CancelBuildRequest {
+        build_id: build_id.clone(),
+    };
+    native.cancel_build(cancel).await.unwrap();
+    signal("-KILL");
+    let log = scene.log(&build_id).await;
+    assert!(!log.contains("begins again"), "{log}");
+    nothing_runs(&scene).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn identical_builds_at_the_same_time_are_one_build() {
     let scene = Scene::start(Target::Embedded);

@@ -141,6 +141,37 @@ fn a_step_on_a_server_uses_the_keys_of_the_callers_agent_and_cannot_change_it() 
 }
 
 #[test]
+fn secrets_are_there_again_for_a_build_whose_worker_was_killed() {
+    let config = "[server]\nretries_of_lost_workers = 1\n";
+    let scene = Scene::around(DockerRegistry::start(), Target::Embedded, config);
+    let base = scene.busybox();
+    let dockerfile = format!(
+        "FROM {base}\nRUN --mount=type=secret,id=token sleep 3 && grep -q hunter2-secret /run/secrets/token\n"
+    );
+    let url = repository(&scene, &[File::new("Dockerfile", dockerfile)]);
+    let caller = Caller::of(&scene);
+    caller.home.write("token", "hunter2-secret\n");
+    let builds = scene.kiln.state().join("builds");
+    std::thread::scope(|scope| {
+        let building = scope.spawn(|| {
+            let secret = "--secret=id=token,src=token";
+            caller.build(&["--progress=plain", secret, &url])
+        });
+        let limit = std::time::Duration::from_secs(60);
+        let pid = testkit::process::wait_for("the step", limit, || {
+            let build = std::fs::read_dir(&builds).ok()?.next()?.ok()?.path();
+            let journal = std::fs::read(build.join("journal")).ok()?;
+            let has_begun = String::from_utf8_lossy(&journal).contains("] RUN --mount");
+            let pid = std::fs::read_to_string(build.join("lock")).ok()?;
+            has_begun.then(|| pid.trim().to_owned())
+        });
+        run(Command::new("kill").args(["-KILL", &pid]));
+        let said = building.join().unwrap().well().stderr;
+        assert!(said.contains("the build begins again"), "{said}");
+    });
+}
+
+#[test]
 fn images_are_pushed_as_the_caller_and_secrets_stay_nowhere() {
     let scene = Scene::start(Target::Embedded);
     let base = scene.busybox();

@@ -94,6 +94,13 @@ pub enum Event {
         /// How much was left out before it.
         dropped_bytes: u64,
     },
+    /// The worker was lost, and another one carries the build out from its beginning.
+    BegunAgain {
+        /// Which try follows: the second one is 2.
+        attempt: u32,
+        /// What became of the worker.
+        reason: String,
+    },
     /// The context is there.
     ContextReady {
         /// The commit that was checked out, for git.

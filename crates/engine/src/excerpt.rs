@@ -90,6 +90,7 @@ fn step_of(body: &Body) -> Option<StepId> {
             | Event::LayerWritten { step, .. } => Some(*step),
             Event::Queued { .. }
             | Event::Phase { .. }
+            | Event::BegunAgain { .. }
             | Event::ContextReady { .. }
             | Event::BaseResolved { .. }
             | Event::Warning { .. }

@@ -121,6 +121,30 @@ pub struct Writer {
     is_torn: bool,
     /// The file that keeps room for the last one.
     reserve: PathBuf,
+    before: Before,
+}
+
+/// What of a build was in its journal when it was resumed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Before {
+    /// The highest number of a vertex.
+    pub last_step: u32,
+    /// How much its steps had written.
+    pub output_bytes: u64,
+}
+
+impl Before {
+    fn take(&mut self, record: &Record) {
+        let step = match &record.body {
+            Body::Output { step, bytes, .. } => {
+                self.output_bytes += bytes.len() as u64;
+                *step
+            }
+            Body::Event(Event::StepStarted { step, .. } | Event::StepCached { step, .. }) => *step,
+            Body::Event(_) => return,
+        };
+        self.last_step = self.last_step.max(step.0);
+    }
 }
 
 impl Writer {
@@ -143,7 +167,13 @@ impl Writer {
             end: FORMAT_VERSION.len() as u64,
             is_torn: false,
             reserve: folder.join(RESERVE),
+            before: Before::default(),
         })
+    }
+
+    /// Returns what was in the journal when it was resumed.
+    pub fn before(&self) -> Before {
+        self.before
     }
 
     /// Keeps room on the disk for the last record, for whoever will write it.
@@ -182,7 +212,10 @@ impl Writer {
             source,
         };
         let mut reader = Reader::open(folder)?;
-        while reader.next()?.is_some() {}
+        let mut before = Before::default();
+        while let Some(record) = reader.next()? {
+            before.take(&record);
+        }
         let file = plainly().append(true).open(&path).map_err(open)?;
         if file.metadata().map_err(open)?.len() > reader.offset() {
             file.set_len(reader.offset())
@@ -193,6 +226,7 @@ impl Writer {
             end: reader.offset(),
             is_torn: false,
             reserve: folder.join(RESERVE),
+            before,
         })
     }
 

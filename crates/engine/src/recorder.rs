@@ -13,11 +13,16 @@ use tokio_util::sync::CancellationToken;
 use crate::event::{Event, StepId, Stream};
 use crate::journal::{Body, JournalError, OUTPUT_MAX_BYTES, Record, Writer};
 use crate::redact::{Redactor, StreamRedactor};
+use crate::spec::Limits;
 
 /// How much of a step's last output is kept for the message of its failure.
 const TAIL_BYTES: usize = 4 << 10;
 /// Most of the end of a step's output that is kept of one that wrote too much; a quarter of what is kept when that is less.
 const END_MAX_BYTES: u64 = 1 << 20;
+/// The ends of steps that are kept of a build that wrote too much take a quarter of what is kept of it, and this at most; each a part of that,
+/// and every further one as much as the message of a failure shows.
+const ENDS_MAX_BYTES: u64 = 64 << 20;
+const ENDS: u64 = 64;
 /// What a piece of it counts beside its bytes, so that many small ones take no more memory.
 const PIECE_BYTES: usize = 64;
 
@@ -42,6 +47,39 @@ impl Environment {
     }
 }
 
+/// How much of what steps write is kept, of a build's beginning and its end.
+#[derive(Debug, Clone, Copy)]
+pub struct LogLimits {
+    /// Of one step, in bytes.
+    pub step_bytes: u64,
+    /// Of all steps together, in bytes.
+    pub build_bytes: u64,
+}
+
+impl LogLimits {
+    /// Returns those of a build.
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            step_bytes: limits.step_log_bytes,
+            build_bytes: limits.log_bytes,
+        }
+    }
+
+    /// Returns how much is kept of the beginning of a step's output, and how much of its end.
+    fn of_step(self) -> (u64, usize) {
+        let end = (self.step_bytes / 4).min(END_MAX_BYTES);
+        let begin = self.step_bytes - end;
+        (begin, usize::try_from(end).unwrap_or(usize::MAX))
+    }
+
+    /// Returns how much is kept of the beginning of a build, of the ends of its steps after that, and of one of them.
+    fn of_build(self) -> (u64, u64, usize) {
+        let ends = (self.build_bytes / 4).min(ENDS_MAX_BYTES);
+        let end = usize::try_from(ends / ENDS).unwrap_or(usize::MAX);
+        (self.build_bytes - ends, ends, end.max(TAIL_BYTES))
+    }
+}
+
 /// Records events and output. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Recorder {
@@ -52,7 +90,7 @@ pub struct Recorder {
 struct Shared {
     environment: Environment,
     redactor: Redactor,
-    step_log_bytes: u64,
+    limits: LogLimits,
     next_step: AtomicU32,
     inner: Mutex<Inner>,
     broken: CancellationToken,
@@ -66,6 +104,11 @@ struct Inner {
     is_broken: bool,
     broken: CancellationToken,
     steps: HashMap<StepId, StepLog>,
+    /// What is still kept of the beginning of the build, and of the ends of its steps after that.
+    room_bytes: u64,
+    ends_bytes: u64,
+    /// Whether it was said that the beginning is over.
+    is_full: bool,
     ended: bool,
 }
 
@@ -74,6 +117,8 @@ struct StepLog {
     streams: HashMap<bool, StreamRedactor>,
     n_bytes: u64,
     end: End,
+    /// Whether the whole build has written too much for more of this step.
+    of_full_build: bool,
     tail: Vec<u8>,
 }
 
@@ -112,10 +157,13 @@ impl End {
         }
     }
 
+    fn held_bytes(&self) -> usize {
+        self.pieces.iter().map(|(_, piece)| piece.len()).sum()
+    }
+
     /// Returns the pieces of the last `room` bytes, and how many bytes there were before them.
     fn close(mut self, room: usize) -> (u64, VecDeque<(Stream, Vec<u8>)>) {
-        let held: usize = self.pieces.iter().map(|(_, piece)| piece.len()).sum();
-        let mut excess = held.saturating_sub(room);
+        let mut excess = self.held_bytes().saturating_sub(room);
         self.n_dropped += excess as u64;
         while let Some((_, first)) = self.pieces.front_mut()
             && excess > 0
@@ -145,23 +193,28 @@ impl Recorder {
     pub fn new(
         writer: Writer,
         redactor: Redactor,
-        step_log_bytes: u64,
+        limits: LogLimits,
         environment: Environment,
     ) -> Self {
+        let before = writer.before();
+        let (room_bytes, ends_bytes, _) = limits.of_build();
         let broken = CancellationToken::new();
         Self {
             shared: Arc::new(Shared {
                 broken: broken.clone(),
                 environment,
                 redactor,
-                step_log_bytes,
-                next_step: AtomicU32::new(1),
+                limits,
+                next_step: AtomicU32::new(before.last_step + 1),
                 inner: Mutex::new(Inner {
                     writer,
                     error: None,
                     is_broken: false,
                     broken,
                     steps: HashMap::new(),
+                    room_bytes: room_bytes.saturating_sub(before.output_bytes),
+                    ends_bytes,
+                    is_full: false,
                     ended: false,
                 }),
             }),
@@ -266,18 +319,47 @@ impl Recorder {
         log.tail.extend_from_slice(bytes);
         let excess = log.tail.len().saturating_sub(TAIL_BYTES);
         log.tail.drain(..excess);
-        let (begin_bytes, end_bytes) = self.shared.kept();
-        let room = begin_bytes.saturating_sub(log.n_bytes);
+        let (begin_bytes, end_bytes) = self.shared.limits.of_step();
+        let of_step = begin_bytes.saturating_sub(log.n_bytes);
+        let room = if log.of_full_build {
+            0
+        } else {
+            of_step.min(inner.room_bytes)
+        };
         let n_kept = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
-        log.n_bytes += n_kept as u64;
         let (kept, rest) = bytes.split_at_checked(n_kept).unwrap_or((bytes, &[]));
+        log.n_bytes += n_kept as u64;
+        inner.room_bytes -= n_kept as u64;
+        // From here on this step's end is what is kept, also if there should be room again.
+        log.of_full_build |= !rest.is_empty() && room < of_step;
+        let end_bytes = if log.of_full_build {
+            end_bytes.min(self.shared.limits.of_build().2)
+        } else {
+            end_bytes
+        };
         let was_cut = log.end.n_dropped > 0;
         log.end.push(stream, rest, end_bytes);
         let is_cut = log.end.n_dropped > 0;
+        let (kept_bytes, of_full_build) = (log.n_bytes, log.of_full_build);
         self.append(inner, step, stream, kept);
-        if is_cut && !was_cut {
-            self.cut(inner, step);
+        if of_full_build && !inner.is_full {
+            inner.is_full = true;
+            self.say_full(inner);
         }
+        if is_cut && !was_cut {
+            self.cut(inner, step, kept_bytes);
+        }
+    }
+
+    /// Says that no more is kept of the build's beginning.
+    fn say_full(&self, inner: &mut Inner) {
+        let build_bytes = self.shared.limits.build_bytes;
+        let text = format!(
+            "the steps of this build have written more than is kept of them ({build_bytes} bytes): from here on only the end of what each writes is"
+        );
+        let body = Body::Event(Event::Warning { text });
+        let at_ms = self.now_ms();
+        inner.append(&Record { at_ms, body });
     }
 
     fn append(&self, inner: &mut Inner, step: StepId, stream: Stream, bytes: &[u8]) {
@@ -292,20 +374,41 @@ impl Recorder {
         }
     }
 
-    fn cut(&self, inner: &mut Inner, step: StepId) {
-        let kept_bytes = self.shared.kept().0;
+    fn cut(&self, inner: &mut Inner, step: StepId, kept_bytes: u64) {
         let body = Body::Event(Event::OutputCut { step, kept_bytes });
         let at_ms = self.now_ms();
         inner.append(&Record { at_ms, body });
     }
 
     /// Records the end of what a step wrote beyond its beginning, with a mark where something is missing.
-    fn close(&self, inner: &mut Inner, step: StepId, end: End) {
-        let was_cut = end.n_dropped > 0;
-        let (dropped_bytes, pieces) = end.close(self.shared.kept().1);
+    fn close(&self, inner: &mut Inner, step: StepId, log: StepLog) {
+        let limits = self.shared.limits;
+        let was_cut = log.end.n_dropped > 0;
+        // What is kept of this end counts as well.
+        let held = log.end.held_bytes().min(limits.of_step().1);
+        let of_full_build = log.of_full_build || held as u64 > inner.room_bytes;
+        if of_full_build && !inner.is_full {
+            inner.is_full = true;
+            self.say_full(inner);
+        }
+        let room = if of_full_build {
+            let left = usize::try_from(inner.ends_bytes).unwrap_or(usize::MAX);
+            let most = limits.of_step().1.min(limits.of_build().2);
+            most.min(left.max(TAIL_BYTES))
+        } else {
+            limits.of_step().1
+        };
+        let (dropped_bytes, pieces) = log.end.close(room);
+        let n_kept: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
+        let rest = if of_full_build {
+            &mut inner.ends_bytes
+        } else {
+            &mut inner.room_bytes
+        };
+        *rest = rest.saturating_sub(n_kept as u64);
         if dropped_bytes > 0 {
             if !was_cut {
-                self.cut(inner, step);
+                self.cut(inner, step, log.n_bytes);
             }
             let body = Body::Event(Event::OutputResumed {
                 step,
@@ -331,9 +434,10 @@ impl Recorder {
             let rest = redactor.finish();
             self.keep(&mut inner, step, stream, &rest);
         }
-        let log = inner.steps.remove(&step).unwrap_or_default();
-        self.close(&mut inner, step, log.end);
-        log.tail
+        let mut log = inner.steps.remove(&step).unwrap_or_default();
+        let tail = std::mem::take(&mut log.tail);
+        self.close(&mut inner, step, log);
+        tail
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -341,15 +445,6 @@ impl Recorder {
             .inner
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Shared {
-    /// Returns how much is kept of the beginning of a step's output, and how much of its end.
-    fn kept(&self) -> (u64, usize) {
-        let end = (self.step_log_bytes / 4).min(END_MAX_BYTES);
-        let begin = self.step_log_bytes - end;
-        (begin, usize::try_from(end).unwrap_or(usize::MAX))
     }
 }
 
@@ -407,17 +502,29 @@ mod tests {
     fn recorder(folder: &std::path::Path, limit: u64) -> Recorder {
         let writer = Writer::create(folder).unwrap();
         let redactor = Redactor::new(["hunter2-secret".to_owned()]);
-        Recorder::new(writer, redactor, limit, Environment { now_ms: || 42 })
+        let limits = LogLimits {
+            step_bytes: limit,
+            build_bytes: 1 << 30,
+        };
+        Recorder::new(writer, redactor, limits, Environment { now_ms: || 42 })
     }
 
     fn text(folder: &std::path::Path) -> String {
+        String::from_utf8(rendered(folder)).unwrap()
+    }
+
+    fn text_lossy(folder: &std::path::Path) -> String {
+        String::from_utf8_lossy(&rendered(folder)).into_owned()
+    }
+
+    fn rendered(folder: &std::path::Path) -> Vec<u8> {
         let mut reader = Reader::open(folder).unwrap();
         let mut renderer = crate::render::Renderer::default();
         let mut out = Vec::new();
         while let Some(record) = reader.next().unwrap() {
             renderer.render(&record, &mut out);
         }
-        String::from_utf8(out).unwrap()
+        out
     }
 
     #[test]
@@ -501,6 +608,91 @@ mod tests {
                 "{piece_bytes}"
             );
         }
+    }
+
+    /// Returns how much output is in a journal, and of each step what follows the gap.
+    fn kept(folder: &std::path::Path) -> (u64, HashMap<StepId, Vec<u8>>) {
+        let mut reader = Reader::open(folder).unwrap();
+        let (mut n_bytes, mut ends) = (0, HashMap::new());
+        while let Some(record) = reader.next().unwrap() {
+            match record.body {
+                Body::Output { bytes, step, .. } => {
+                    n_bytes += bytes.len() as u64;
+                    if let Some(end) = ends.get_mut(&step) {
+                        Vec::extend(end, bytes);
+                    }
+                }
+                Body::Event(Event::OutputResumed { step, .. }) => {
+                    ends.insert(step, Vec::new());
+                }
+                Body::Event(_) => {}
+            }
+        }
+        (n_bytes, ends)
+    }
+
+    #[test]
+    fn of_a_build_with_endless_steps_the_beginning_and_the_ends_of_steps_are_kept() {
+        const LIMITS: LogLimits = LogLimits {
+            step_bytes: 1 << 20,
+            build_bytes: 2 << 20,
+        };
+        const STEPS: u32 = 80;
+        let folder = tempfile::tempdir().unwrap();
+        let writer = Writer::create(folder.path()).unwrap();
+        let environment = Environment { now_ms: || 42 };
+        let recorder = Recorder::new(writer, Redactor::default(), LIMITS, environment);
+        for n in 0..STEPS {
+            let step = recorder.begin("RUN yes", None);
+            let all: Vec<u8> = (0..3_u32 << 19).map(|m| ((m + n) % 251) as u8).collect();
+            for piece in all.chunks(40_000) {
+                step.output(Stream::Stdout, piece);
+            }
+            let id = step.id;
+            let tail = step.fail("as always");
+            assert!(all.ends_with(&tail));
+            if n % 11 == 0 {
+                let end = kept(folder.path()).1.remove(&id).unwrap();
+                assert!(end.len() >= TAIL_BYTES && all.ends_with(&end), "{n}");
+            }
+        }
+        let last = recorder.begin("RUN true", None);
+        last.output(Stream::Stdout, b"few words\n");
+        last.finish();
+        recorder.event(&Event::Cancelled);
+        let (n_bytes, ends) = kept(folder.path());
+        assert_eq!(ends.len(), STEPS as usize);
+        let most = LIMITS.build_bytes + u64::from(STEPS) * TAIL_BYTES as u64;
+        assert!(n_bytes <= most, "{n_bytes}");
+        assert!(n_bytes >= LIMITS.build_bytes * 3 / 4, "{n_bytes}");
+        let text = text_lossy(folder.path());
+        assert_eq!(text.matches("more than is kept of them").count(), 1);
+        assert!(text.contains("few words\n"), "what fits is there");
+        assert!(recorder.take_error().is_none());
+    }
+
+    #[test]
+    fn who_goes_on_with_a_journal_counts_what_was_there() {
+        const LIMITS: LogLimits = LogLimits {
+            step_bytes: 1 << 20,
+            build_bytes: 1 << 20,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let environment = Environment { now_ms: || 42 };
+        let writer = Writer::create(folder.path()).unwrap();
+        let recorder = Recorder::new(writer, Redactor::default(), LIMITS, environment);
+        let first = recorder.begin("RUN yes", None);
+        first.output(Stream::Stdout, &vec![b'y'; 700 << 10]);
+        drop((first, recorder));
+        let writer = Writer::resume(folder.path()).unwrap();
+        let recorder = Recorder::new(writer, Redactor::default(), LIMITS, environment);
+        let second = recorder.begin("RUN yes", None);
+        assert_eq!(second.id, StepId(2));
+        second.output(Stream::Stdout, &vec![b'n'; 700 << 10]);
+        second.finish();
+        let (n_bytes, ends) = kept(folder.path());
+        assert!(n_bytes < 1 << 20, "{n_bytes}");
+        assert!(!ends[&StepId(2)].is_empty());
     }
 
     #[test]

@@ -32,6 +32,11 @@ pub fn waiting(ahead: u32) -> String {
     }
 }
 
+/// Returns what is told of a build that another worker carries out from its beginning.
+pub fn begun_again(attempt: u32, reason: &str) -> String {
+    format!("{reason}; the build begins again (try {attempt})")
+}
+
 impl Renderer {
     /// Returns how many bytes are held back because the line that they are in has not ended.
     pub fn held_bytes(&self) -> usize {
@@ -86,6 +91,12 @@ impl Renderer {
             } => {
                 let text = format!("({dropped_bytes} bytes of output left out)");
                 self.interrupt(at_ms, *step, &text, out);
+            }
+            Event::BegunAgain { attempt, reason } => {
+                for step in self.steps.keys().copied().collect::<Vec<_>>() {
+                    self.flush(at_ms, step, out);
+                }
+                line(out, &begun_again(*attempt, reason));
             }
             Event::BaseResolved { reference, digest } => {
                 line(out, &format!("{reference} is {digest}"));

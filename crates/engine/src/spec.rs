@@ -500,6 +500,8 @@ pub struct Limits {
     pub parallel_steps: u32,
     /// Output of one step that is kept: more is dropped, with a mark.
     pub step_log_bytes: u64,
+    /// Output of all steps together that is kept: of more, the beginning and the ends of steps.
+    pub log_bytes: u64,
     /// Files of the context, in bytes.
     pub context_bytes: u64,
     /// Files of the context, in number.
@@ -524,6 +526,7 @@ impl Default for Limits {
             step_pids: 4096,
             parallel_steps: 8,
             step_log_bytes: 256 << 20,
+            log_bytes: 1 << 30,
             context_bytes: 16 << 30,
             context_files: 2_000_000,
             layer_bytes: 64 << 30,

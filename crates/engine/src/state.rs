@@ -67,6 +67,9 @@ impl BuildState {
             (Self::Queued { .. }, Event::Queued { ahead }) => Ok(Self::Queued {
                 ahead: Some(*ahead),
             }),
+            (Self::Active { .. }, Event::BegunAgain { .. }) => Ok(Self::Active {
+                phase: Phase::Resolving,
+            }),
             (_, Event::Phase { phase }) => Ok(Self::Active { phase: *phase }),
             (_, Event::Succeeded { image }) => Ok(Self::Succeeded {
                 image: image.clone(),
@@ -157,6 +160,22 @@ mod tests {
                 })
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_build_that_is_begun_again_goes_through_its_phases_again() {
+        let again = Event::BegunAgain {
+            attempt: 2,
+            reason: "x".to_owned(),
+        };
+        let phase = |phase| Event::Phase { phase };
+        let waits = BuildState::default().next(&again).unwrap();
+        assert_eq!(waits, BuildState::default());
+        let pushing = waits.next(&phase(Phase::Pushing)).unwrap();
+        let resolving = pushing.next(&again).unwrap();
+        assert!(resolving.clone().next(&phase(Phase::Resolving)).is_ok());
+        let ended = resolving.next(&failed()).unwrap();
+        assert!(ended.next(&again).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use oci::{Digest, Reference};
 
 use crate::event::{Event, Phase, StepId};
 use crate::journal::{JournalError, Reader};
+use crate::render;
 use crate::state::BuildState;
 
 /// Most steps that are told.
@@ -144,6 +145,10 @@ impl Summary {
             Event::Warning { text } => push(&mut self.warnings, cut(text, TEXT_MAX_BYTES)),
             Event::Published { reference, digest } => {
                 push(&mut self.published, (reference.clone(), digest.clone()));
+            }
+            Event::BegunAgain { attempt, reason } => {
+                let text = render::begun_again(*attempt, reason);
+                push(&mut self.warnings, cut(&text, TEXT_MAX_BYTES));
             }
             Event::ContextReady { commit } => self.commit.clone_from(commit),
             Event::Queued { .. }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use engine::event::{BuiltImage, Event, Failure, FailureKind};
 use engine::id::BuildId;
 use engine::journal::{Body, Reader, Writer};
-use engine::recorder::{Environment, Recorder};
+use engine::recorder::{Environment, LogLimits, Recorder};
 use engine::redact::Redactor;
 use engine::sandbox::{Mounted, Script, Scripted, StepCommand, StepExit, Stream};
 use engine::spec::{
@@ -107,7 +107,12 @@ impl Bench {
         fs::create_dir_all(folder.join("work")).unwrap();
         fs::create_dir_all(folder.join("output")).unwrap();
         let writer = Writer::create(&folder).unwrap();
-        let recorder = Recorder::new(writer, Redactor::default(), 1 << 20, Environment::real());
+        let recorder = Recorder::new(
+            writer,
+            Redactor::default(),
+            LogLimits::of(&Limits::default()),
+            Environment::real(),
+        );
         let rig = Rig {
             store: self.store(),
             sandbox: Arc::new(Scripted::new(answer)),

@@ -29,6 +29,6 @@ pub mod userns;
 pub use outside::sweep;
 pub use run::{WorkerArgs, main};
 pub use start::{
-    Canceller, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, conclude, launch,
-    launch_in_turn, make_durable, prepare, start,
+    Canceller, Gone, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, begin_again,
+    conclude, launch, launch_in_turn, make_durable, prepare, start,
 };

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,8 +12,9 @@ use engine::chain;
 use engine::event::{BuiltImage, Event, Failure, FailureKind};
 use engine::id::BuildId;
 use engine::journal::Writer;
-use engine::recorder::{Environment, Recorder};
+use engine::recorder::{Environment, LogLimits, Recorder};
 use engine::redact::Redactor;
+use engine::rootfs::remove::remove_tree;
 use engine::sandbox::{
     CgroupParent, LauncherImage, Namespaces, NamespacesOptions, NetworkPool, NetworkProgram,
     Permission,
@@ -25,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::folder;
 use crate::line::{self, Waited};
-use crate::start::Handover;
+use crate::start::{Handover, Scratch};
 use crate::userns::{self, UserNsOptions};
 
 /// How long threads may go on with what nobody waits for, when the build has its end.
@@ -70,6 +72,7 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
     let handover: Handover<'_> =
         serde_json::from_slice(&text).map_err(|e| format!("decode the spec: {e}"))?;
     text.fill(0);
+    let scratch = handover.scratch;
     let (spec, cgroups) = (handover.spec.into_owned(), handover.cgroups);
     if spec.id != args.id {
         return Err(format!("spec is for build {}, not {}", spec.id, args.id));
@@ -89,6 +92,9 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
     let held = folder::try_lock(&folder).map_err(|e| format!("lock the build: {e}"))?;
     let _held = held.ok_or("another worker carries out this build")?;
     folder::write_pid(&folder).map_err(|e| format!("write the lock: {e}"))?;
+    if scratch == Scratch::Left {
+        empty_again(&folder)?;
+    }
     let sandbox_options = SandboxOptions {
         image: entered.image,
         host_network: spec.limits.allow_host_network.into(),
@@ -106,6 +112,17 @@ fn try_main(args: &WorkerArgs) -> Result<(), String> {
     outcome
 }
 
+/// Removes what another worker has left, whose user namespace was like ours.
+fn empty_again(folder: &Path) -> Result<(), String> {
+    for name in [folder::WORK, folder::OUTPUT] {
+        let path = folder.join(name);
+        remove_tree(&path).map_err(|e| format!("remove what is left in {name}: {}", chain(&e)))?;
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|e| format!("make {name} again: {e}"))?;
+    }
+    Ok(())
+}
+
 async fn carry_out(
     state: &Path,
     folder: &Path,
@@ -117,7 +134,7 @@ async fn carry_out(
     let recorder = Recorder::new(
         writer,
         redactor,
-        spec.limits.step_log_bytes,
+        LogLimits::of(&spec.limits),
         Environment::real(),
     );
     let cancel = CancellationToken::new();
@@ -148,8 +165,7 @@ async fn carry_out(
         (None, end) => end,
     };
     sandbox.shut_down().await;
-    let removed =
-        tokio::task::spawn_blocking(move || engine::rootfs::remove::remove_tree(&work)).await;
+    let removed = tokio::task::spawn_blocking(move || remove_tree(&work)).await;
     if let Ok(Err(error)) = removed {
         recorder.warn(format!(
             "scratch files could not be removed: {}",

@@ -5,6 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -59,6 +60,15 @@ pub struct WorkerHandle {
 enum Process {
     Child(tokio::process::Child),
     Adopted { pidfd: AsyncFd<OwnedFd> },
+}
+
+/// What a worker that is gone has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// A build with an end.
+    Ended,
+    /// A build without one: the worker was killed. It can be begun again ([`begin_again`]) or ended ([`conclude`]).
+    Killed,
 }
 
 /// Tells why no worker was started.
@@ -147,7 +157,7 @@ pub async fn launch_in_turn(
             path: folder.clone(),
             source,
         })?;
-    let started = spawn(command, spec, &folder, log).await;
+    let started = spawn(command, spec, &folder, (log, Scratch::Given)).await;
     if started.is_err() {
         outside::try_remove(&folder);
     }
@@ -158,7 +168,7 @@ async fn spawn(
     command: &WorkerCommand,
     spec: &BuildSpec,
     folder: &Path,
-    log: File,
+    (log, scratch): (File, Scratch),
 ) -> Result<WorkerHandle, StartError> {
     let (cgroups, note) = cgroups(command, spec, folder)?.unzip();
     let mut child = tokio::process::Command::new(&command.program)
@@ -180,6 +190,7 @@ async fn spawn(
     let handover = Handover {
         spec: Cow::Borrowed(spec),
         cgroups,
+        scratch,
     };
     let text = serde_json::to_vec(&handover).map_err(StartError::Encode)?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -193,12 +204,59 @@ async fn spawn(
     })
 }
 
+/// Begins a build again whose worker was killed, for the `attempt`-th time, in its own folder and journal. If it was not the build's turn yet,
+/// the new worker waits as the lost one did.
+///
+/// # Errors
+/// See [`StartError`]; [`conclude`] ends the build then.
+pub async fn begin_again(
+    command: &WorkerCommand,
+    spec: &BuildSpec,
+    attempt: u32,
+) -> Result<WorkerHandle, StartError> {
+    let folder = folder::of(&command.state, &spec.id);
+    let failed = |source| StartError::Folder {
+        path: folder.clone(),
+        source,
+    };
+    let held = folder::try_lock(&folder).map_err(failed)?;
+    let held = held.ok_or_else(|| failed(io::ErrorKind::ResourceBusy.into()))?;
+    let mut writer = Writer::resume(&folder).map_err(StartError::Journal)?;
+    let again = Event::BegunAgain {
+        attempt,
+        reason: "the worker was killed".to_owned(),
+    };
+    let again = journal::Record {
+        at_ms: (Environment::real().now_ms)(),
+        body: Body::Event(again),
+    };
+    writer.append(&again).map_err(StartError::Journal)?;
+    let log = File::create(folder.join(folder::WORKER_LOG)).map_err(failed)?;
+    drop(held);
+    let started = spawn(command, spec, &folder, (log, Scratch::Left)).await;
+    if started.is_err() {
+        outside::try_remove(&folder);
+    }
+    started
+}
+
 /// What goes to the worker over its standard input.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Handover<'a> {
     pub(crate) spec: Cow<'a, BuildSpec>,
     /// Made by the starter: the worker has no power over the host's cgroups.
     pub(crate) cgroups: Option<CgroupParent>,
+    pub(crate) scratch: Scratch,
+}
+
+/// What is in the folders of a build that its worker writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Scratch {
+    /// What the starter has put there for it.
+    Given,
+    /// What another worker has left, who was killed.
+    Left,
 }
 
 /// Makes the cgroups of a build, and notes them before.
@@ -333,18 +391,45 @@ pub fn make_durable(folder: &Path) -> Result<(), StartError> {
 
 impl WorkerHandle {
     /// Waits until the worker is gone, and sees to it that its build has an end.
-    pub async fn wait(mut self) -> Result<(), JournalError> {
-        match &mut self.process {
-            Process::Child(child) => drop(child.wait().await),
-            Process::Adopted { pidfd } => drop(pidfd.readable().await),
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub async fn wait(self) -> Result<(), JournalError> {
+        let folder = self.folder.clone();
+        match self.gone().await? {
+            Gone::Ended => Ok(()),
+            Gone::Killed => {
+                let concluded = tokio::task::spawn_blocking(move || conclude(&folder)).await;
+                concluded.unwrap_or(Ok(()))
+            }
         }
+    }
+
+    /// Waits until the worker is gone, and sees to it that its build has an end, unless the worker was killed before it could write one.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub async fn gone(mut self) -> Result<Gone, JournalError> {
+        let was_killed = match &mut self.process {
+            Process::Child(child) => {
+                let status = child.wait().await;
+                status.is_ok_and(|status| status.signal().is_some())
+            }
+            Process::Adopted { pidfd } => {
+                drop(pidfd.readable().await);
+                false
+            }
+        };
         let folder = self.folder;
-        let concluded = tokio::task::spawn_blocking(move || {
+        let looked = tokio::task::spawn_blocking(move || {
             outside::remove(&folder);
-            conclude(&folder)
+            if was_killed && !state::of(&folder)?.0.is_terminal() {
+                return Ok(Gone::Killed);
+            }
+            conclude(&folder).map(|()| Gone::Ended)
         })
         .await;
-        concluded.unwrap_or(Ok(()))
+        looked.unwrap_or(Ok(Gone::Killed))
     }
 
     /// Asks the worker to cancel its build. One that has ended meanwhile is left alone, and so is whoever has got its process id since.

@@ -113,8 +113,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Something that is tried, and its name.
+type Part = (&'static str, fn(&Path));
+
 /// What is tried, by name.
-const PARTS: [(&str, fn(&Path)); 3] = [
+const PARTS: [Part; 3] = [
     ("crash", every_call),
     ("double_crash", double_crashes),
     ("power", every_state),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use console::{measure_text_width, truncate_str};
 use engine::event::{Event, StepId};
 use engine::journal::{Body, Record};
-use engine::render::waiting;
+use engine::render::{begun_again, waiting};
 
 use super::clean::{Colours, clean};
 
@@ -119,6 +119,11 @@ impl View {
             }
             Event::Queued { ahead } => {
                 self.print(format!(" {}", waiting(*ahead)), "", Paint::Dim);
+            }
+            Event::BegunAgain { attempt, reason } => {
+                self.running.clear();
+                let text = begun_again(*attempt, reason);
+                self.print(format!(" warning: {text}"), "", Paint::Warning);
             }
             Event::Phase { .. }
             | Event::ContextReady { .. }

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, Response, Uri};
 use engine::event::{BuiltImage, Event, Failure};
 use engine::id::BuildId;
 use engine::journal::{Body as Entry, Reader, Writer};
-use engine::recorder::{Environment, Recorder};
+use engine::recorder::{Environment, LogLimits, Recorder};
 use engine::redact::Redactor;
 use engine::sandbox::{Script, Scripted, SecretBytes, StepExit};
 use engine::spec::{
@@ -90,7 +90,12 @@ impl Bench {
         fs::create_dir_all(folder.join("work")).unwrap();
         fs::create_dir_all(folder.join("output")).unwrap();
         let writer = Writer::create(&folder).unwrap();
-        let recorder = Recorder::new(writer, Redactor::default(), 1 << 20, Environment::real());
+        let recorder = Recorder::new(
+            writer,
+            Redactor::default(),
+            LogLimits::of(&Limits::default()),
+            Environment::real(),
+        );
         let sandbox = Scripted::new(|_| Script {
             output: Vec::new(),
             exit: StepExit::Code(0),

@@ -109,6 +109,9 @@ max_connections = 4096
 max_request_bytes = 104857600
 # How long open streams get to end when the server stops. Builds go on.
 drain_timeout = "10s"
+# How often a build is begun again when its worker was killed, by the kernel for want of memory, say. It keeps its id, its log and those who
+# watch it. Not after a restart of the server: what is secret in a build is in no file.
+retries_of_lost_workers = 0
 # How long an ended build and its log are kept.
 retention = "7d"
 # How much the journals of ended builds may take together, in bytes: the oldest go first. Not limited when not given.
@@ -184,6 +187,9 @@ step_pids = 4096
 parallel_steps = 8
 # Output of one step that is kept, in bytes: of more, the beginning and the end (a quarter of it, 1 MiB at most), with a mark in between.
 step_log_bytes = 268435456
+# Output of all steps of one build that is kept, in bytes: of more, the beginning, and of every step after that its end (a quarter of it
+# and 64 MiB at most for all of them, and 4 KiB of each in any case), with marks in between.
+log_bytes = 1073741824
 # Files of the context that are fetched, uploaded or copied, in bytes and in number.
 context_bytes = 17179869184
 context_files = 2000000

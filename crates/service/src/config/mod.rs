@@ -34,6 +34,8 @@ pub use self::contexts::Contexts;
 pub use self::document::print_documented;
 pub use self::duration::parse as parse_duration;
 
+/// Most tries after the first one of a build whose workers are killed.
+const RETRIES_MAX: u32 = 10;
 /// Largest configuration file that is read.
 pub const FILE_MAX_BYTES: usize = 4 << 20;
 
@@ -204,6 +206,8 @@ pub struct Server {
     /// How long open streams get to end at shutdown.
     #[serde(deserialize_with = "duration::deserialize")]
     pub drain_timeout: Duration,
+    /// How often a build is begun again whose worker was killed.
+    pub retries_of_lost_workers: u32,
     /// How long an ended build and its log are kept.
     #[serde(deserialize_with = "duration::deserialize")]
     pub retention: Duration,
@@ -219,6 +223,7 @@ impl Default for Server {
             max_connections: 4096,
             max_request_bytes: 100 << 20,
             drain_timeout: Duration::from_secs(10),
+            retries_of_lost_workers: 0,
             retention: Duration::from_secs(7 * 24 * 3600),
             retention_bytes: None,
         }
@@ -482,6 +487,9 @@ impl Config {
         }
         if self.server.max_connections == 0 {
             return value("server.max_connections", "must be at least 1");
+        }
+        if self.server.retries_of_lost_workers > RETRIES_MAX {
+            return value("server.retries_of_lost_workers", "must be at most 10");
         }
         if self.ref_cache.interval < Duration::from_secs(1) {
             return value("ref_cache.interval", "must be at least 1s");

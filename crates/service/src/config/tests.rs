@@ -34,6 +34,7 @@ fn keys_that_nobody_knows_and_values_that_make_no_sense_are_refused() {
         "network = \"host\"",
         "address = \"http://example.com\"",
         "[server]\nmax_running_builds = 0",
+        "[server]\nretries_of_lost_workers = 11",
         "[ref_cache]\ninterval = \"6 hours\"",
         "[ref_cache]\nrefs = [\"not a ref\"]",
         "[ref_cache]\nfresh_for = \"2h\"",

@@ -224,8 +224,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Something that is tried, and its name.
+type Part = (&'static str, fn(&Path));
+
 /// What is tried, by name.
-const PARTS: [(&str, fn(&Path)); 4] = [
+const PARTS: [Part; 4] = [
     ("crash", every_call),
     ("threads", in_threads),
     ("double_crash", double_crashes),
@@ -322,7 +325,8 @@ fn problems(folder: &Path, loss: Loss) -> Vec<String> {
         .unwrap();
     for finding in report.findings {
         let is_told = finding.severity == Severity::Leftover && finding.remedy.is_some();
-        if !is_told && !(loss == Loss::Power && power::is_made_again(&finding)) {
+        let is_made_again = loss == Loss::Power && power::is_made_again(&finding);
+        if !is_told && !is_made_again {
             wrong.push(format!("{finding:?}"));
         }
     }

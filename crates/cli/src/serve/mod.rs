@@ -1,10 +1,11 @@
 //! `kiln serve`: gives the service its executor, which starts a worker process on this machine for each build.
 
-use std::collections::HashMap;
+mod watch;
+
 use std::error::Error;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::chain;
@@ -23,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use worker::{WorkerCommand, WorkerHandle, WorkerSignals};
 
+use self::watch::{Contacts, Watch};
 use crate::args::ServeArgs;
 use crate::build::agent;
 use crate::build::import::Reader;
@@ -44,8 +46,9 @@ pub(crate) async fn run(args: ServeArgs) -> Outcome {
         config.listen = listen;
     }
     let owner = ready.command.owner.map(place::store_owner);
+    let retries = config.server.retries_of_lost_workers;
     let setup = Setup {
-        executor: Arc::new(Workers::new(ready.command)),
+        executor: Arc::new(Workers::new(ready.command, retries)),
         owner,
         environment: Environment::real(),
         client: place::client_options(),
@@ -107,43 +110,38 @@ fn start_log() -> Outcome {
 /// Starts workers on this machine.
 struct Workers {
     command: WorkerCommand,
-    /// What speaks to workers that have not been waited for to their end; shared with whoever waits.
-    signals: AllSignals,
+    /// How often a build is begun again whose worker was killed.
+    retries: u32,
+    contacts: Contacts,
 }
 
-type AllSignals = Arc<Mutex<HashMap<BuildId, Arc<WorkerSignals>>>>;
-
 impl Workers {
-    fn new(command: WorkerCommand) -> Self {
+    fn new(command: WorkerCommand, retries: u32) -> Self {
         Self {
             command,
-            signals: AllSignals::default(),
+            retries,
+            contacts: Contacts::default(),
         }
     }
 
-    /// Takes note of a worker and returns what the service waits for.
-    fn running(&self, id: BuildId, handle: WorkerHandle) -> Running {
-        match handle.signals() {
-            Ok(Some(signals)) => {
-                lock(&self.signals).insert(id.clone(), Arc::new(signals));
-            }
-            // Gone already, which waiting for it will tell.
-            Ok(None) => {}
-            Err(error) => tracing::error!(%id, %error, "this build cannot be spoken to"),
-        }
-        let signals = Arc::clone(&self.signals);
+    /// Takes note of a worker and returns what the service waits for. With its spec, which is in no file, a build can be begun again.
+    fn running(&self, id: BuildId, handle: WorkerHandle, spec: Option<BuildSpec>) -> Running {
+        self.contacts.note(&id, &handle);
         let (folder, waits) = (handle.folder.clone(), handle.waits());
-        let ended = async move {
-            if let Err(error) = handle.wait().await {
-                tracing::error!(%id, error = %chain(&error), "a build could not be concluded");
-            }
-            lock(&signals).remove(&id);
+        let watch = Watch {
+            id,
+            folder: folder.clone(),
+            command: self.command.clone(),
+            retry: spec
+                .filter(|_| self.retries > 0)
+                .map(|spec| (spec, self.retries)),
+            contacts: self.contacts.clone(),
         };
         Running {
             folder,
             agents: Vec::new(),
             waits,
-            ended: ended.boxed(),
+            ended: watch.until_the_end(handle).boxed(),
         }
     }
 
@@ -153,7 +151,7 @@ impl Workers {
         id: &BuildId,
         speak: impl FnOnce(&WorkerSignals) -> std::io::Result<()> + Send + 'static,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let Some(signals) = lock(&self.signals).get(id).cloned() else {
+        let Some(signals) = self.contacts.of(id) else {
             return Ok(());
         };
         tokio::task::spawn_blocking(move || speak(&signals)).await??;
@@ -179,10 +177,6 @@ impl Workers {
         }
         Ok(listeners)
     }
-}
-
-fn lock(signals: &AllSignals) -> std::sync::MutexGuard<'_, HashMap<BuildId, Arc<WorkerSignals>>> {
-    signals.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Executor for Workers {
@@ -218,7 +212,7 @@ impl Executor for Workers {
             }
             Ok(Running {
                 agents,
-                ..self.running(id, handle)
+                ..self.running(id, handle, Some(spec))
             })
         }
         .boxed()
@@ -232,10 +226,10 @@ impl Executor for Workers {
             };
             let found = worker::adopt(&self.command.state, &id).map_err(|e| failed(Box::new(e)))?;
             if let Some(handle) = found {
-                return Ok(Some(self.running(id, handle)));
+                return Ok(Some(self.running(id, handle, None)));
             }
             let folder = worker::folder::of(&self.command.state, &id);
-            conclude(&folder).await.map_err(failed)?;
+            watch::conclude(&folder).await.map_err(failed)?;
             Ok(None)
         }
         .boxed()
@@ -251,6 +245,7 @@ impl Executor for Workers {
 
     fn cancel(&self, id: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>> {
         async move {
+            self.contacts.give_up(&id);
             let told = self.speak(&id, WorkerSignals::cancel).await;
             told.map_err(|source| ExecutorError::Cancel { id, source })
         }
@@ -286,12 +281,6 @@ impl Executor for Workers {
         }
         .boxed()
     }
-}
-
-async fn conclude(folder: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let folder = folder.to_owned();
-    tokio::task::spawn_blocking(move || worker::conclude(&folder)).await??;
-    Ok(())
 }
 
 fn writable(builds: &Path) -> std::io::Result<()> {
