@@ -76,10 +76,13 @@ impl BlobStream {
         self.received_bytes
     }
 
-    /// Tells whether all bytes came in one piece from the registry itself, so that asking once more is of no use.
-    pub(super) fn is_first_hand(&self) -> bool {
-        let is_mirror = self.endpoints.get(self.i_endpoint).map(|e| e.is_mirror);
-        self.n_resumes == 0 && is_mirror == Some(false)
+    /// Returns all that is still to come.
+    async fn rest(&mut self) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
     }
 
     /// Goes straight to the last endpoint, the registry itself.
@@ -312,10 +315,14 @@ impl Client {
             }));
         }
         let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = stream.chunk().await? {
-            bytes.extend_from_slice(&chunk);
+        let bytes = stream.rest().await?;
+        if check_digest("the blob", &descriptor.digest, &bytes).is_ok() {
+            return Ok(bytes.into());
         }
+        // A mirror's, or bits that turned on the way: once more, from the registry itself.
+        let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
+        stream.skip_mirrors();
+        let bytes = stream.rest().await?;
         check_digest("the blob", &descriptor.digest, &bytes).map_err(in_error)?;
         Ok(bytes.into())
     }

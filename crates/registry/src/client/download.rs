@@ -58,10 +58,7 @@ impl Client {
         let Err(Problem::DigestMismatch { .. }) = &first else {
             return first.map_err(|p| stream.in_error(p));
         };
-        if stream.is_first_hand() {
-            return first.map_err(|p| stream.in_error(p));
-        }
-        // Pieces of several answers, or a mirror's: once more, all from the registry itself.
+        // Pieces of several answers, a mirror's, or bits that turned on the way: once more, all from the registry itself.
         let mut stream = self.reader(repository, descriptor, Verify::ByCaller)?;
         stream.skip_mirrors();
         let second = stream.download(store, progress, growth).await;

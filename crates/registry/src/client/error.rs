@@ -235,6 +235,11 @@ impl Problem {
         }
     }
 
+    /// Tells whether what came has another digest than it has to have.
+    pub(crate) fn is_mismatch(&self) -> bool {
+        matches!(self, Self::DigestMismatch { .. })
+    }
+
     /// Returns how long the registry asks us to wait before the next try.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {

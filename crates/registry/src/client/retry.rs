@@ -84,6 +84,8 @@ pub(crate) struct Policy<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Tries {
     n_done: u32,
+    /// Whether bytes came that were not those that were asked for.
+    has_mismatched: bool,
 }
 
 impl Tries {
@@ -94,7 +96,10 @@ impl Tries {
         policy: Policy<'_>,
     ) -> Result<(), Problem> {
         self.n_done += 1;
-        let may_retry = problem.is_transient() && self.n_done < policy.tries;
+        // Bits that turned on the way are right the second time; a registry that has other bytes has them then, too.
+        let may_help = problem.is_transient()
+            || problem.is_mismatch() && !std::mem::replace(&mut self.has_mismatched, true);
+        let may_retry = may_help && self.n_done < policy.tries;
         if !may_retry || !policy.budgets.take(policy.host) {
             return Err(problem);
         }
