@@ -57,6 +57,10 @@ fn check(kiln: &testkit::kiln::Kiln) {
 #[derive(Debug, PartialEq, Eq)]
 struct Ledger {
     cgroups: BTreeSet<PathBuf>,
+    /// Processes of builds, each with the network namespace that it keeps.
+    processes: BTreeSet<String>,
+    /// Mounts on this machine that have to do with the state directory: what is mounted there, or from there, namespaces among it.
+    mounts: BTreeSet<String>,
     /// Descriptors of the server.
     n_descriptors: usize,
     /// Folders of sessions, unfinished uploads, scratch folders of builds, reserves of journals.
@@ -91,6 +95,8 @@ impl Ledger {
                 .into_iter()
                 .filter(|path| is_ours(path))
                 .collect(),
+            processes: processes(&state, id),
+            mounts: mounts(&state, id),
             n_descriptors: entries(&PathBuf::from(format!("/proc/{id}/fd"))).len(),
             left,
         }
@@ -103,6 +109,8 @@ impl Ledger {
             let now = Self::of(kiln);
             // Connections of this process to the server, which may be kept for a while, are descriptors of the server.
             let is_same = now.cgroups.is_empty()
+                && now.processes.is_empty()
+                && now.mounts == before.mounts
                 && now.n_descriptors <= before.n_descriptors + 8
                 && now.left.is_empty();
             if is_same {
@@ -120,6 +128,42 @@ impl Ledger {
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
+}
+
+/// Returns the processes of builds in `state`: workers, and whatever is in the cgroups of its builds.
+fn processes(state: &Path, server: u32) -> BTreeSet<String> {
+    let state_text = state.display().to_string();
+    let builds = entries(&state.join("builds"));
+    let names: Vec<String> = builds
+        .iter()
+        .filter_map(|build| Some(format!("kiln-{}", build.file_name()?.to_str()?)))
+        .collect();
+    let mut found = BTreeSet::new();
+    for process in entries(Path::new("/proc")) {
+        let Some(id) = process.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if id.parse::<u32>().is_err() || id == server.to_string() {
+            continue;
+        }
+        let read = |name: &str| std::fs::read(process.join(name)).unwrap_or_default();
+        let words = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        let cgroup = String::from_utf8_lossy(&read("cgroup")).into_owned();
+        let is_worker = words.contains(" worker ") && words.contains(&state_text);
+        if is_worker || names.iter().any(|name| cgroup.contains(name)) {
+            let network = std::fs::read_link(process.join("ns/net")).unwrap_or_default();
+            found.insert(format!("{id} {words} {}", network.display()));
+        }
+    }
+    found
+}
+
+/// Returns what the server sees of mounts that have to do with `state`.
+fn mounts(state: &Path, server: u32) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap_or_default();
+    let state = state.display().to_string();
+    let lines = text.lines().filter(|line| line.contains(&state));
+    lines.map(str::to_owned).collect()
 }
 
 fn cgroups(folder: &Path, depth: usize) -> BTreeSet<PathBuf> {

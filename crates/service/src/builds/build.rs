@@ -28,8 +28,7 @@ impl Progress {
         let next = match self.state.clone().next(event) {
             Ok(next) => next,
             Err(error) => {
-                // After a restart a journal is read once more from its beginning.
-                tracing::debug!(%error, "the journal says something that was known");
+                tracing::warn!(%error, "the journal says something that cannot be");
                 return false;
             }
         };

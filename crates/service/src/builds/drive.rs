@@ -16,7 +16,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
 use super::Builds;
-use super::build::Build;
+use super::build::{Build, Progress};
 use super::list::Reason;
 use crate::executor::Running;
 use crate::failure::chain;
@@ -248,6 +248,9 @@ async fn read_to_end(
     ended: impl Future<Output = ()> + Clone,
 ) -> Result<(), JournalError> {
     let mut follower = Follower::open(folder)?;
+    if let Some(record) = catch_up(build, &mut follower).await? {
+        take(builds, build, &record).await;
+    }
     loop {
         let record = tokio::select! {
             biased;
@@ -271,6 +274,35 @@ async fn read_to_end(
         () = builds.inner.shutdown.cancelled() => {}
     }
     Ok(())
+}
+
+/// Takes in what is in the journal already: nobody sees a build that was found after a restart go through all of it once more. Returns
+/// its end if that is among it, which is yet to be taken in.
+async fn catch_up(
+    build: &Build,
+    follower: &mut Follower,
+) -> Result<Option<JournalRecord>, JournalError> {
+    let (mut known, mut end) = (Progress::default(), None);
+    while let Some(record) = follower.try_next()? {
+        let Body::Event(event) = &record.body else {
+            // A log may be long, and others wait for this thread.
+            tokio::task::consume_budget().await;
+            continue;
+        };
+        if event.is_terminal() {
+            end = Some(record);
+            break;
+        }
+        known.take(event, record.at_ms);
+    }
+    build.update(|progress| {
+        let is_news = !progress.state.is_terminal() && progress.state != known.state;
+        if is_news {
+            progress.state = known.state;
+        }
+        is_news
+    });
+    Ok(end)
 }
 
 async fn take(builds: &Builds, build: &Arc<Build>, record: &JournalRecord) {
@@ -348,5 +380,61 @@ fn failed(kind: FailureKind, message: String) -> Event {
             step: None,
             exit_code: None,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::event::Phase;
+    use engine::journal::Writer;
+
+    use super::*;
+    use crate::agents::Agents;
+
+    fn record() -> Record {
+        let text = r#"{"id":"aaaaaaaaaaaaaaaaaaaaaaaaaa","tenant":"default","reference":"r","base_reference":"b","started_at_ms":1}"#;
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_build_that_is_found_again_does_not_go_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(folder.path()).unwrap();
+        let mut append = |event| {
+            let body = Body::Event(event);
+            writer.append(&JournalRecord { at_ms: 1, body }).unwrap();
+        };
+        let phase = |phase| Event::Phase { phase };
+        append(phase(Phase::Resolving));
+        append(phase(Phase::Running));
+        append(Event::BegunAgain {
+            attempt: 2,
+            reason: "it was lost".to_owned(),
+        });
+        append(phase(Phase::Running));
+        let (state, ended_at_ms) = engine::state::of(folder.path()).unwrap();
+        let found = Progress {
+            state,
+            ended_at_ms,
+            ..Progress::default()
+        };
+        let build = Build::new(record(), Agents::default(), found);
+        let mut watch = build.watch();
+        watch.mark_unchanged();
+        let mut follower = Follower::open(folder.path()).unwrap();
+        assert_eq!(catch_up(&build, &mut follower).await.unwrap(), None);
+        assert!(!watch.has_changed().unwrap());
+
+        // What was written since is news, and so is the end.
+        append(phase(Phase::Pushing));
+        append(Event::Cancelled);
+        let mut follower = Follower::open(folder.path()).unwrap();
+        let end = catch_up(&build, &mut follower).await.unwrap().unwrap();
+        assert_eq!(end.body, Body::Event(Event::Cancelled));
+        assert!(watch.has_changed().unwrap());
+        assert!(build.stands(|state| *state
+            == engine::state::BuildState::Active {
+                phase: Phase::Pushing
+            }));
     }
 }
