@@ -210,8 +210,9 @@ pub(super) async fn run(
     (op, inputs): (&RunOp, Option<&Inputs>),
     reason: String,
 ) -> Result<Directory, Failure> {
-    execution.sandbox.expect(network(execution, op.network));
-    let lowers = execution.depot.directories(prepared.parents).await?;
+    // What is pulled is asked for first: it takes longer than making a network.
+    let expecting = async { execution.sandbox.expect(network(execution, op.network)) };
+    let lowers = tokio::join!(execution.depot.directories(prepared.parents), expecting).0?;
     let beginning = Beginning::new(execution, &prepared.name, reason);
     // Before the slot: who waits for a cache mount does not keep others from running, one of whom may hold it.
     let fetched = match inputs {

@@ -22,6 +22,10 @@ use crate::hosts::Endpoint;
 
 /// How often a registry is asked whether a blob is there that it has just accepted: some need a moment.
 const LOOKS_MAX: u32 = 3;
+/// Blobs up to this size take longer to be asked for than to be sent.
+const SMALL_BYTES: u64 = 64 << 10;
+/// So many of them are pushed at the same time for each of the others.
+const SMALL_PER_LARGE: usize = 2;
 /// How often a manifest is sent that the registry finds damaged.
 const MANIFEST_SENDS_MAX: u32 = 4;
 
@@ -142,15 +146,20 @@ impl Client {
         progress: &(dyn Fn(&Digest, u64) + Send + Sync),
     ) -> Result<(), Error> {
         let n_parallel = self.inner.options.parallel_uploads.max(1);
-        let pushes = blobs
-            .iter()
-            .map(|blob| self.push_one(reference, blob, look, progress));
-        // Collected first: a stream over borrowing closures is not Send in general.
-        let pushes: Vec<_> = pushes.collect();
-        futures_util::stream::iter(pushes)
-            .buffer_unordered(n_parallel)
-            .try_collect::<()>()
-            .await
+        let push_some = |is_small: bool, n_parallel| {
+            let some = blobs
+                .iter()
+                .filter(move |blob| (blob.descriptor.size <= SMALL_BYTES) == is_small);
+            let pushes = some.map(|blob| self.push_one(reference, blob, look, progress));
+            // Collected first: a stream over borrowing closures is not Send in general.
+            let pushes: Vec<_> = pushes.collect();
+            futures_util::stream::iter(pushes)
+                .buffer_unordered(n_parallel)
+                .try_collect::<()>()
+        };
+        let large = push_some(false, n_parallel);
+        let small = push_some(true, SMALL_PER_LARGE * n_parallel);
+        futures_util::try_join!(large, small).map(drop)
     }
 
     async fn push_one(

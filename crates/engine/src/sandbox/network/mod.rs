@@ -324,10 +324,14 @@ impl Connected {
         let start = |source: io::Error| NetworkError::Start { source };
         let (ready_reader, ready_writer) = new_pipe().map_err(start)?;
         let (complaints, complaints_writer) = new_pipe().map_err(start)?;
-        let (socket, keeper) =
-            spawn(program, image, &ready_writer, complaints_writer).map_err(start)?;
-        // The program's own copy must be the last one, or its end would go unnoticed.
-        drop(ready_writer);
+        let (of, with) = (program.clone(), image.clone());
+        // Starting a process blocks, and others have just begun to wait for what they pull. The program's own copy of the pipe must be
+        // the last one, or its end would go unnoticed: ours goes there.
+        let spawning = tokio::task::spawn_blocking(move || {
+            spawn(&of, &with, &ready_writer, complaints_writer)
+        });
+        let spawned = spawning.await.map_err(|e| start(io::Error::other(e)))?;
+        let (socket, keeper) = spawned.map_err(start)?;
         let ready = async {
             let namespace = match wire::next_report(&socket).await.map_err(start)? {
                 Some((Report::Started, Some(namespace))) => namespace,
