@@ -5,6 +5,7 @@
 #   make check                format, lints, tests, docs, tidy
 #   make corpus               compares Kiln with BuildKit, Dockerfile by Dockerfile; `make corpus CASES='copy/ mount/'` some of them
 #   make bench                times the same builds by Kiln and its peers; `make bench WORKLOADS='W1 W6' ROUNDS=5` some of them, as often
+#   make scale                what the n-th build, blob and line of a log cost, and 32 builds at once
 #   make soak SECONDS=600     kills, fails and fills everything, so long for each part, and prints figures; as root for all of them
 #   make world                builds Dockerfiles as the world writes them, with what package registries offer
 #
@@ -18,7 +19,7 @@ WORKLOADS ?=
 SECONDS ?= 600
 ROUNDS ?= 3
 
-.PHONY: demo test soak world bench corpus generated check format lint docs tidy e2e fuzz deny packages
+.PHONY: demo test soak world bench scale corpus generated check format lint docs tidy e2e fuzz deny packages
 
 demo:
 	scripts/demo.sh
@@ -82,6 +83,11 @@ world: packages
 bench: packages
 	cargo build --release --package kiln --package bench
 	$${CARGO_TARGET_DIR:-target}/release/bench --kiln $${CARGO_TARGET_DIR:-target}/release/kiln --rounds $(ROUNDS) --out target/bench $(WORKLOADS)
+
+# What the n-th build, blob and line of a log cost, and many builds at once.
+scale: packages
+	cargo build --release --package kiln --package bench
+	$${CARGO_TARGET_DIR:-target}/release/bench --kiln $${CARGO_TARGET_DIR:-target}/release/kiln --out target/scale scale
 
 # Each fuzz target for a little while; needs cargo-fuzz and a nightly toolchain.
 fuzz:

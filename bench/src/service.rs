@@ -1,4 +1,4 @@
-//! W10: how many references a running service resolves in a second, asked by many callers at once.
+//! A server of our own, and W10: how many references a running service resolves in a second, asked by many callers at once.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -33,7 +33,17 @@ pub(crate) struct Resolved {
 }
 
 /// A server that ends with this value.
-struct Server(Child);
+pub(crate) struct Server(Child);
+
+impl Server {
+    /// Returns the most memory that it has held, in KiB.
+    pub(crate) fn peak_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|peak| peak.split_whitespace().next());
+        Ok(peak.context("no VmHWM")?.parse()?)
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -44,21 +54,35 @@ impl Drop for Server {
 }
 
 /// Measures the service of `kiln`, which resolves `reference`.
-pub(crate) fn measure(kiln: &Path, scratch: &Path, reference: &str) -> Result<Resolved> {
-    let (_server, address) = start(kiln, scratch)?;
+pub(crate) fn measure(
+    kiln: &Path,
+    scratch: &Path,
+    (reference, config): (&str, &str),
+) -> Result<Resolved> {
+    let (_server, address) = start(kiln, scratch, config)?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(ask(&address, reference))
 }
 
-fn start(kiln: &Path, scratch: &Path) -> Result<(Server, String)> {
+/// Starts a server over a state directory of its own, with this configuration besides. Returns where it listens.
+pub(crate) fn start(kiln: &Path, scratch: &Path, config: &str) -> Result<(Server, String)> {
+    let text = format!("egress.reach = \"private\"\n{config}");
     let config = scratch.join("service.toml");
-    std::fs::write(&config, "egress.reach = \"private\"\n")?;
+    std::fs::write(&config, text)?;
     let state = scratch.join("service");
+    crate::peer::remove_tree(&state);
+    start_over(kiln, &state, &config)
+}
+
+/// Starts a server over a state directory.
+pub(crate) fn start_over(kiln: &Path, state: &Path, config: &Path) -> Result<(Server, String)> {
+    // What one before has left would be taken for this one's.
+    let _absent = std::fs::remove_file(state.join("server/address"));
     let child = Command::new(kiln)
         .args(["serve", "--listen", "127.0.0.1:0", "--state"])
-        .arg(&state)
+        .arg(state)
         .arg("--config")
-        .arg(&config)
+        .arg(config)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -70,7 +94,7 @@ fn start(kiln: &Path, scratch: &Path) -> Result<(Server, String)> {
         if text.contains(':') {
             return Ok((server, text.trim().to_owned()));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(2));
     }
     bail!("kiln serve does not listen")
 }

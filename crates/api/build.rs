@@ -20,6 +20,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, [&root])?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // A piece of a log goes to many readers: they share its bytes.
+    let shared = [
+        ".builder.LogsResponse.content",
+        ".kiln.v1.GetLogResponse.content",
+    ];
+    let build = shared
+        .into_iter()
+        .fold(tonic_prost_build::configure(), |build, field| {
+            build.bytes(field)
+        });
+    build.compile_fds(descriptors)?;
     Ok(())
 }

@@ -298,7 +298,7 @@ fn the_other_answers_are_read_as_they_were_meant() {
     let expected = "build_ref = ref\ncensored = true\nbuild_id = id\n";
     assert_eq!(lines("builder.LogsRequest", &logs), expected);
     let piece = LogsResponse {
-        content: vec![0, 255],
+        content: vec![0, 255].into(),
     };
     assert_eq!(
         lines("builder.LogsResponse", &piece),

@@ -123,7 +123,7 @@ async fn read(
         match log.message().await {
             Ok(Some(piece)) => {
                 request.offset = piece.offset + piece.content.len() as u64;
-                show(piece.content)?;
+                show(piece.content.into())?;
             }
             Ok(None) => return Ok(Ok(())),
             Err(status) => return Ok(Err(status)),

@@ -37,8 +37,8 @@ const STREAMS_MAX: u32 = 256;
 const PENDING_RESETS_MAX: usize = 64;
 /// Largest headers of an HTTP/2 request.
 const HEADERS_MAX_BYTES: u32 = 64 << 10;
-/// What is buffered for one stream until its client reads.
-const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// What is buffered for one stream until its client reads: a thousand readers of a log may all be slow.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// Pause after an error of accepting: it is mostly that there are no descriptors left, and they do not come back by asking.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

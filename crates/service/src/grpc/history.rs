@@ -91,7 +91,7 @@ pub(super) fn log(
         offset += content.len() as u64;
         Ok(wire::GetLogResponse {
             offset: begins,
-            content: content.into(),
+            content,
         })
     })
     .boxed()

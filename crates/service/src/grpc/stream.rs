@@ -120,9 +120,7 @@ pub(super) fn log(
     text: impl Stream<Item = Result<Bytes, LogError>> + Send + 'static,
 ) -> Answer<wire::LogsResponse> {
     text.map(|chunk| match chunk {
-        Ok(content) => Ok(wire::LogsResponse {
-            content: content.into(),
-        }),
+        Ok(content) => Ok(wire::LogsResponse { content }),
         Err(error) => Err(log_error(error)),
     })
     .boxed()
