@@ -268,6 +268,7 @@ fn write_build(state: &Path, n: usize) -> Result<Written> {
         id: id.clone(),
         tenant: "default".to_owned(),
         triggered_by: "somebody".to_owned(),
+        caller: String::new(),
         supervisor_ref: String::new(),
         reference: format!("registry.example/app:{n}"),
         base_reference: String::new(),

@@ -117,6 +117,7 @@ mod tests {
             id: id.clone(),
             tenant: String::new(),
             triggered_by: String::new(),
+            caller: String::new(),
             supervisor_ref: String::new(),
             reference: reference.to_owned(),
             base_reference: String::new(),

@@ -23,6 +23,8 @@ use crate::terminal;
 pub(crate) struct Found {
     /// The configuration.
     pub(crate) config: Config,
+    /// Where it was read from, if it was.
+    pub(crate) config_file: Option<PathBuf>,
     /// The state directory.
     pub(crate) state: PathBuf,
 }
@@ -38,24 +40,28 @@ pub(crate) struct Ready {
 
 /// Reads the configuration and finds the state directory.
 pub(crate) fn find(place: &Place) -> Outcome<Found> {
-    let config = configuration(place)?;
+    let (config, config_file) = configuration(place)?;
     let state = place.state.clone().or_else(|| config.state.clone());
     let state = state.or_else(environment::default_state).ok_or_else(|| {
         Failure::text(Exit::Usage, "there is no home folder to keep state in")
             .hint("say --state DIR")
     })?;
     let state = std::path::absolute(state).or_exit(Exit::Usage)?;
-    Ok(Found { config, state })
+    Ok(Found {
+        config,
+        config_file,
+        state,
+    })
 }
 
-fn configuration(place: &Place) -> Outcome<Config> {
+fn configuration(place: &Place) -> Outcome<(Config, Option<PathBuf>)> {
     let is_default = place.config.is_none();
     let Some(path) = place.config.clone().or_else(environment::default_config) else {
-        return Ok(Config::default());
+        return Ok((Config::default(), None));
     };
     let text = match fs::read_to_string(&path) {
         Err(error) if is_default && error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Config::default());
+            return Ok((Config::default(), None));
         }
         read => read
             .with_context(|| format!("read the configuration {}", path.display()))
@@ -67,7 +73,8 @@ fn configuration(place: &Place) -> Outcome<Config> {
     for warning in &parsed.warnings {
         terminal::say(&format!("warning: {}: {warning}", path.display()));
     }
-    Ok(parsed.config)
+    let path = std::path::absolute(path).or_exit(Exit::Usage)?;
+    Ok((parsed.config, Some(path)))
 }
 
 /// Returns the credentials that `docker login` and `podman login` have left.

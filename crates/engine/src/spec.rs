@@ -554,6 +554,9 @@ pub struct Record {
     /// Who says to have asked for it; never trusted.
     #[serde(default)]
     pub triggered_by: String,
+    /// Who has asked for it, as the operator calls them; nothing where nobody is told from anybody else.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub caller: String,
     /// Accepted and recorded.
     #[serde(default)]
     pub supervisor_ref: String,

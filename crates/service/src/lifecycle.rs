@@ -339,6 +339,7 @@ impl Service {
             id,
             tenant: tenant.as_str().to_owned(),
             triggered_by: call.triggered_by,
+            caller: call.rights.caller,
             supervisor_ref: call.supervisor_ref,
             reference: names.workspace,
             base_reference: names.base,

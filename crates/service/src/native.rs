@@ -120,6 +120,7 @@ impl Service {
         // What a caller names is published as the caller, never as the service.
         keychains.publish = call.rights.additional.clone();
         let triggered_by = call.triggered_by.clone();
+        let caller = call.rights.caller.clone();
         let labels = std::mem::take(&mut call.labels);
         let agents = Agents::new(std::mem::take(&mut call.agents));
         let mut spec = self.spec_of(tenant, call)?;
@@ -138,6 +139,7 @@ impl Service {
             id,
             tenant: tenant.as_str().to_owned(),
             triggered_by,
+            caller,
             supervisor_ref: String::new(),
             reference: first_name(&spec.outputs),
             base_reference: String::new(),

@@ -50,6 +50,7 @@ fn asked() -> Record {
         id: id(),
         tenant: "default".to_owned(),
         triggered_by: String::new(),
+        caller: String::new(),
         supervisor_ref: String::new(),
         reference: "registry.example/app:1".to_owned(),
         base_reference: "registry.example/base:1".to_owned(),

@@ -174,6 +174,7 @@ fn record(id: &BuildId, args: &BuildArgs, outputs: &Outputs) -> Record {
         id: id.clone(),
         tenant: TENANT.to_owned(),
         triggered_by: "kiln build".to_owned(),
+        caller: String::new(),
         supervisor_ref: String::new(),
         reference: outputs.first_name().unwrap_or_default(),
         base_reference: String::new(),

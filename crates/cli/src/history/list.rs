@@ -111,6 +111,7 @@ pub(super) fn json(build: &wire::Build) -> Value {
         "digest": Some(&build.digest).filter(|digest| !digest.is_empty()),
         "failure": failure,
         "triggered_by": build.triggered_by,
+        "caller": Some(&build.caller).filter(|caller| !caller.is_empty()),
         "labels": labels,
         "purpose": match build.purpose() {
             wire::BuildPurpose::Unspecified => "unknown",

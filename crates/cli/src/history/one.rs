@@ -49,6 +49,7 @@ fn text(known: &Known, now_ms: u64) -> String {
     let ago = age(now_ms.saturating_sub(started_ms));
     say("started", format!("{} ({ago})", utc(started_ms)));
     say("took", humane_ms(took_ms(build, now_ms)));
+    say("caller", safe(&build.caller));
     say("asked by", safe(&build.triggered_by));
     let mut labels: Vec<_> = build.request_labels.iter().collect();
     labels.sort();

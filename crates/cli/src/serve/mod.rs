@@ -50,6 +50,7 @@ pub(crate) async fn run(args: ServeArgs) -> Outcome {
     let setup = Setup {
         executor: Arc::new(Workers::new(ready.command, retries)),
         owner,
+        config_file: found.config_file,
         environment: Environment::real(),
         client: place::client_options(),
         ambient: environment::buckets(),

@@ -25,6 +25,7 @@ pub(super) async fn create(args: &CreateArgs) -> Outcome {
         id: id.clone(),
         tenant: TENANT.to_owned(),
         triggered_by: "kiln subassembly".to_owned(),
+        caller: String::new(),
         supervisor_ref: String::new(),
         reference: args.reference.to_string(),
         base_reference: String::new(),

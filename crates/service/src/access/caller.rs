@@ -39,6 +39,9 @@ impl Right {
     }
 }
 
+/// What the one trusted caller is called; no configured one can be.
+pub const ANYBODY: &str = "anybody";
+
 /// Somebody who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -54,10 +57,15 @@ impl Caller {
     /// Returns the one trusted caller of a service that has no callers configured.
     pub fn trusted() -> Self {
         Self {
-            name: "anybody".to_owned(),
+            name: ANYBODY.to_owned(),
             tenant: Tenant::default(),
             rights: BTreeSet::from([Right::Admin]),
         }
+    }
+
+    /// Returns what is remembered of it: nothing of the one trusted caller.
+    pub fn remembered(&self) -> &str {
+        if self.name == ANYBODY { "" } else { &self.name }
     }
 
     /// Tells whether it has a right.

@@ -128,6 +128,8 @@ pub struct Rights {
     pub additional: Keychain,
     /// What of the embedded registry it may read.
     pub readable: Readable,
+    /// Who makes it, to be remembered; nothing where nobody is told from anybody else.
+    pub caller: String,
 }
 
 /// The hosts of the service's own repositories, canonical.
@@ -151,6 +153,7 @@ impl Rights {
             },
             additional: self.additional,
             readable: repositories.readable(&caller.tenant),
+            caller: caller.remembered().to_owned(),
         }
     }
 

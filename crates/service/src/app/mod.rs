@@ -64,6 +64,8 @@ pub struct Setup {
     pub executor: Arc<dyn Executor>,
     /// Whom the store's files are given to, when this process is root.
     pub owner: Option<Owner>,
+    /// The file with the configuration, whose callers are read again when it changes.
+    pub config_file: Option<PathBuf>,
     /// Time and ids.
     pub environment: Environment,
     /// How registries are talked to.
@@ -194,7 +196,7 @@ pub async fn run(
     } = &opened;
 
     let (readiness, health) = readiness::watch(&setup, &opened.folder, tasks, stop).await;
-    callers.keep_read(tasks, stop);
+    callers.keep_read(setup.config_file.as_deref(), tasks, stop);
     go_about(&config, &setup, &service, &opened);
     let downloads = downloads(&config, &setup, &opened);
     let bucket = subassembly::Shelf::new(&config, &setup.ambient).map_err(RunError::Bucket)?;

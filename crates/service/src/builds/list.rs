@@ -271,6 +271,7 @@ mod tests {
             id: BuildId::from_random([n; 16]),
             tenant: "default".to_owned(),
             triggered_by: "somebody".to_owned(),
+            caller: String::new(),
             supervisor_ref: String::new(),
             reference: "registry.example/app:1".to_owned(),
             base_reference: "registry.example/base:1".to_owned(),

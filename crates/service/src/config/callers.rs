@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{Config, ConfigError, TlsClients, value};
+use crate::access::caller::ANYBODY;
 use crate::access::{Right, Tenant};
 
 /// Longest name of a caller.
@@ -140,6 +141,9 @@ impl Config {
                 && !caller.name.chars().any(char::is_control);
             if !is_name {
                 return refuse("is no name");
+            }
+            if caller.name == ANYBODY {
+                return refuse("is what everybody is called where there are no callers");
             }
             if !names.insert(&caller.name) {
                 return refuse("is there twice");

@@ -60,7 +60,8 @@ compression = "gzip"
 
 # Who may call, one table each. With any, nobody else may: every call needs a token or a certificate of one of them. A token is sent as
 # `authorization: Bearer TOKEN`, or as the password of any user (docker login). A caller is of one tenant, and reaches what is that
-# tenant's; builds, logs, contexts, caches, cache mounts, subassemblies and repositories of others are not there for it.
+# tenant's; builds, logs, contexts, caches, cache mounts, subassemblies and repositories of others are not there for it. These tables are
+# read again when this file changes, and let others in or out; nothing else of it is.
 #[[callers]]
 # What the log calls it.
 #name = "ci"

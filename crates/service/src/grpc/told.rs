@@ -28,6 +28,7 @@ pub fn build(record: &Record, state: &BuildState, ended_at_ms: Option<u64>) -> w
         ended_at_ms: ms(ended_at_ms.unwrap_or_default()),
         failure: failure(state),
         triggered_by: record.triggered_by.clone(),
+        caller: record.caller.clone(),
         request_labels: record.labels.clone().into_iter().collect(),
         purpose: purpose(record.purpose).into(),
         n_run: image.map(|image| image.n_run).unwrap_or_default(),

@@ -57,14 +57,14 @@ struct Last {
 
 /// What is another one when the file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     inode: (u64, u64),
     size: u64,
     changed: (i64, i64),
 }
 
 impl Stamp {
-    fn of(found: &Metadata) -> Self {
+    pub(super) fn of(found: &Metadata) -> Self {
         Self {
             inode: (found.dev(), found.ino()),
             size: found.size(),

@@ -6,12 +6,15 @@
 //! * A token that is shown counts, also beside a certificate: one that is wrong is nobody's, whoever's the certificate is.
 //! * Tokens are kept as hashes, compared in a time that does not depend on where they differ, and never shown or logged.
 //! * A file of tokens that cannot be read any more lets nobody in.
+//! * A configuration that was changed and cannot be used changes nothing. Where callers are configured, there are always some.
 //!
 //! What a caller may do is decided where it wants to ([`crate::access`]).
 
 mod certificate;
+mod configuration;
 mod files;
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::certificate::PeerNames;
+use self::configuration::ConfigFile;
 use self::files::TokenFile;
 pub use self::files::TokenFileError;
 use crate::access::Caller;
@@ -36,7 +40,18 @@ const HEADER_MAX_BYTES: usize = 8 << 10;
 /// Everybody who may call. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Callers {
-    known: Arc<Known>,
+    known: Arc<RwLock<Arc<Known>>>,
+}
+
+/// Tells why callers stay as they are.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplaceError {
+    /// There were callers and would be none, or the other way round: then the server would be open to others than it was started for.
+    #[error("have callers from now on, or none: that needs a restart")]
+    Openness,
+    /// Their tokens cannot be used.
+    #[error("know the callers by their tokens")]
+    Tokens(#[source] TokenFileError),
 }
 
 #[derive(Debug)]
@@ -59,11 +74,74 @@ impl Callers {
     /// # Errors
     /// When a file cannot be read, or holds what is no token.
     pub fn open(configured: &[Configured]) -> Result<Self, TokenFileError> {
+        let known = Known::open(configured)?;
+        Ok(Self {
+            known: Arc::new(RwLock::new(Arc::new(known))),
+        })
+    }
+
+    fn known(&self) -> Arc<Known> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&known)
+    }
+
+    /// Lets those in who are configured now, and nobody else.
+    ///
+    /// # Errors
+    /// When that cannot be done while the service runs; it stays as it was then.
+    pub fn replace(&self, configured: &[Configured]) -> Result<(), ReplaceError> {
+        if configured.is_empty() == self.are_listed() {
+            return Err(ReplaceError::Openness);
+        }
+        let known = Known::open(configured).map_err(ReplaceError::Tokens)?;
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
+        Ok(())
+    }
+
+    /// Tells whether only those who are known may call.
+    pub fn are_listed(&self) -> bool {
+        matches!(*self.known(), Known::Listed { .. })
+    }
+
+    /// Looks at the files from time to time, and at the configuration's, until the service stops.
+    pub fn keep_read(&self, file: Option<&Path>, tasks: &TaskTracker, stop: &CancellationToken) {
+        if !self.are_listed() {
+            return;
+        }
+        let (callers, stop) = (self.clone(), stop.clone());
+        let mut file = file.map(ConfigFile::new);
+        tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+            while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+                let callers = callers.clone();
+                let looked = tokio::task::spawn_blocking(move || {
+                    if let Some(file) = &mut file {
+                        file.look(&callers);
+                    }
+                    callers.known().look();
+                    file
+                });
+                match looked.await {
+                    Ok(looked) => file = looked,
+                    Err(error) => {
+                        tracing::error!(%error, "files of tokens cannot be looked at");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Returns who sent a request with these headers over a connection of this peer; `None` when nobody knows.
+    pub fn identify(&self, headers: &HeaderMap, peer: Option<&PeerNames>) -> Option<Arc<Caller>> {
+        self.known().identify(headers, peer)
+    }
+}
+
+impl Known {
+    fn open(configured: &[Configured]) -> Result<Self, TokenFileError> {
         if configured.is_empty() {
-            let anybody = Known::Anybody(Arc::new(Caller::trusted()));
-            return Ok(Self {
-                known: Arc::new(anybody),
-            });
+            return Ok(Self::Anybody(Arc::new(Caller::trusted())));
         }
         let (mut certificates, mut hashes, mut files, mut current) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -87,41 +165,17 @@ impl Callers {
                 files.push((file, caller));
             }
         }
-        Ok(Self {
-            known: Arc::new(Known::Listed {
-                certificates,
-                hashes,
-                files,
-                current: RwLock::new(current),
-            }),
+        Ok(Self::Listed {
+            certificates,
+            hashes,
+            files,
+            current: RwLock::new(current),
         })
-    }
-
-    /// Tells whether only those who are known may call.
-    pub fn are_listed(&self) -> bool {
-        matches!(*self.known, Known::Listed { .. })
-    }
-
-    /// Looks at the files from time to time, until the service stops.
-    pub fn keep_read(&self, tasks: &TaskTracker, stop: &CancellationToken) {
-        if matches!(&*self.known, Known::Listed { files, .. } if !files.is_empty()) {
-            let (callers, stop) = (self.clone(), stop.clone());
-            tasks.spawn(async move {
-                let mut ticks = tokio::time::interval(LOOK_INTERVAL);
-                while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-                    let callers = callers.clone();
-                    let looked = tokio::task::spawn_blocking(move || callers.look()).await;
-                    if let Err(error) = looked {
-                        tracing::error!(%error, "files of tokens cannot be looked at");
-                    }
-                }
-            });
-        }
     }
 
     /// Reads files that have changed.
     fn look(&self) {
-        let Known::Listed { files, current, .. } = &*self.known else {
+        let Self::Listed { files, current, .. } = self else {
             return;
         };
         let mut has_changed = false;
@@ -138,11 +192,10 @@ impl Callers {
         }
     }
 
-    /// Returns who sent a request with these headers over a connection of this peer; `None` when nobody knows.
-    pub fn identify(&self, headers: &HeaderMap, peer: Option<&PeerNames>) -> Option<Arc<Caller>> {
-        let (certificates, hashes, current) = match &*self.known {
-            Known::Anybody(caller) => return Some(Arc::clone(caller)),
-            Known::Listed {
+    fn identify(&self, headers: &HeaderMap, peer: Option<&PeerNames>) -> Option<Arc<Caller>> {
+        let (certificates, hashes, current) = match self {
+            Self::Anybody(caller) => return Some(Arc::clone(caller)),
+            Self::Listed {
                 certificates,
                 hashes,
                 current,
@@ -301,21 +354,77 @@ mod tests {
         let may = |token: &str| who(&callers, &[&format!("Bearer {token}")], None).is_some();
         assert!(may(&old) && !may(&new) && !may("# of the ci"));
         std::fs::write(&path, format!("{new}\n{old}\n")).unwrap();
-        callers.look();
+        callers.known().look();
         assert!(may(&old) && may(&new));
         std::fs::write(&path, &new).unwrap();
-        callers.look();
+        callers.known().look();
         assert!(!may(&old) && may(&new));
         // What is no token takes the place of none that was.
         std::fs::write(&path, "short").unwrap();
-        callers.look();
+        callers.known().look();
         assert!(!may(&old) && !may(&new) && !may("short"));
         std::fs::remove_file(&path).unwrap();
-        callers.look();
+        callers.known().look();
         assert!(!may(&new));
         std::fs::write(&path, &new).unwrap();
-        callers.look();
+        callers.known().look();
         assert!(may(&new));
+    }
+
+    #[test]
+    fn callers_of_a_configuration_that_changes_come_and_go_and_a_broken_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kiln.toml");
+        let hash = |token: &str| {
+            let digest = oci::Digest::sha256(token.as_bytes());
+            digest.hex().to_owned()
+        };
+        let with = |callers: &[(&str, &str)]| {
+            let table = |(name, token): &(&str, &str)| {
+                let hash = hash(token);
+                format!(
+                    "[[callers]]\nname = \"{name}\"\nrights = [\"build\"]\ntoken_sha256 = [\"{hash}\"]\n"
+                )
+            };
+            callers.iter().map(table).collect::<String>()
+        };
+        std::fs::write(&path, with(&[("one", "first")])).unwrap();
+        let parsed = crate::config::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let callers = Callers::open(&parsed.config.callers).unwrap();
+        let mut file = ConfigFile::new(&path);
+        let may = |token: &str| who(&callers, &[&format!("Bearer {token}")], None);
+        file.look(&callers);
+        assert_eq!(may("first").as_deref(), Some("one"));
+        std::fs::write(&path, with(&[("one", "first"), ("two", "second")])).unwrap();
+        file.look(&callers);
+        assert_eq!(may("second").as_deref(), Some("two"));
+        std::fs::write(&path, with(&[("two", "second")])).unwrap();
+        file.look(&callers);
+        assert_eq!(
+            (may("first"), may("second").as_deref()),
+            (None, Some("two"))
+        );
+        // Neither a mistake nor an empty file lets anybody in, or out.
+        for broken in [
+            "[[callers",
+            "",
+            "listen = 7",
+            "[[callers]]\nname = \"x\"\nrights = [\"build\"]\ntoken_file = \"/nowhere\"",
+        ] {
+            std::fs::write(&path, broken).unwrap();
+            file.look(&callers);
+            assert_eq!(may("second").as_deref(), Some("two"), "{broken}");
+            assert_eq!(who(&callers, &[], None), None);
+        }
+        std::fs::remove_file(&path).unwrap();
+        file.look(&callers);
+        assert_eq!(may("second").as_deref(), Some("two"));
+        std::fs::write(&path, with(&[("three", "third")])).unwrap();
+        file.look(&callers);
+        assert_eq!(
+            (may("second"), may("third").as_deref()),
+            (None, Some("three"))
+        );
     }
 
     #[test]

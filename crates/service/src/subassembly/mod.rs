@@ -268,6 +268,7 @@ impl Subassemblies {
             id,
             tenant: wish.tenant.clone(),
             triggered_by: String::new(),
+            caller: String::new(),
             supervisor_ref: String::new(),
             reference: wish.image.to_string(),
             base_reference: wish.image.to_string(),

@@ -348,6 +348,7 @@ impl World {
         let setup = Setup {
             executor: Arc::new(self.scripted.clone()),
             owner: None,
+            config_file: Some(self.state().join("kiln.toml")),
             environment: Environment::real(),
             ambient: service::subassembly::Ambient::default(),
             client: ClientOptions {

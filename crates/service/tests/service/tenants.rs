@@ -171,9 +171,10 @@ async fn a_caller_does_what_it_has_the_right_to_and_no_more() {
     let cancel = || wire::CancelBuildRequest {
         build_id: id.clone(),
     };
-    soon(native.get_build(by(A_READER, get_build())))
-        .await
-        .unwrap();
+    let found = soon(native.get_build(by(A_READER, get_build()))).await;
+    let build = found.unwrap().into_inner().build.unwrap();
+    // Who has asked is what the token says, whoever looks.
+    assert_eq!(build.caller, "a");
     for status in [
         soon(native.cancel_build(by(A_READER, cancel())))
             .await
@@ -681,6 +682,42 @@ async fn a_token_can_be_replaced_while_the_server_runs() {
         }
     })
     .await;
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_come_and_go_while_the_server_runs() {
+    let world = World::new();
+    let with = |name: &str, token: &str| {
+        let hash = Digest::sha256(token.as_bytes());
+        let hash = hash.hex();
+        format!(
+            "[[callers]]\nname = \"{name}\"\nrights = [\"build\"]\ntoken_sha256 = [\"{hash}\"]\n"
+        )
+    };
+    let path = world.state().join("kiln.toml");
+    std::fs::write(&path, with("one", A)).unwrap();
+    let server = world.serve_with(&with("one", A)).await;
+    let is_let_in = async |token: &str| {
+        let mut client = server.client().await;
+        soon(client.list_builds(by(token, ListBuildsRequest {})))
+            .await
+            .is_ok()
+    };
+    assert!(is_let_in(A).await && !is_let_in(B).await);
+    std::fs::write(&path, with("two", B)).unwrap();
+    soon(async {
+        while is_let_in(A).await || !is_let_in(B).await {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let id = start(&server, B, native_request()).await.unwrap();
+    let mut native = server.native().await;
+    let request = wire::GetBuildRequest { build_id: id };
+    let found = soon(native.get_build(by(B, request))).await.unwrap();
+    assert_eq!(found.into_inner().build.unwrap().caller, "two");
+    world.worker().await.die();
     server.stopped().await;
 }
 

@@ -2169,7 +2169,9 @@ type Build struct {
 	NRun    uint32 `protobuf:"varint,13,opt,name=n_run,json=nRun,proto3" json:"n_run,omitempty"`
 	NCached uint32 `protobuf:"varint,14,opt,name=n_cached,json=nCached,proto3" json:"n_cached,omitempty"`
 	// How many builds come before it, while it waits for its turn.
-	BuildsAhead   *uint32 `protobuf:"varint,20,opt,name=builds_ahead,json=buildsAhead,proto3,oneof" json:"builds_ahead,omitempty"`
+	BuildsAhead *uint32 `protobuf:"varint,20,opt,name=builds_ahead,json=buildsAhead,proto3,oneof" json:"builds_ahead,omitempty"`
+	// Which of the callers in the server's configuration has asked, by name; empty where there are none.
+	Caller        string `protobuf:"bytes,21,opt,name=caller,proto3" json:"caller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2307,6 +2309,13 @@ func (x *Build) GetBuildsAhead() uint32 {
 		return *x.BuildsAhead
 	}
 	return 0
+}
+
+func (x *Build) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
 }
 
 // Why a build has not ended well.
@@ -5120,7 +5129,7 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\x12CancelBuildRequest\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\";\n" +
 	"\x13CancelBuildResponse\x12$\n" +
-	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"\xea\x04\n" +
+	"\x05build\x18\x01 \x01(\v2\x0e.kiln.v1.BuildR\x05build\"\x82\x05\n" +
 	"\x05Build\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12)\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x13.kiln.v1.BuildPhaseR\x05phase\x12\x10\n" +
@@ -5137,7 +5146,8 @@ const file_kiln_v1_kiln_proto_rawDesc = "" +
 	"\apurpose\x18\f \x01(\x0e2\x15.kiln.v1.BuildPurposeR\apurpose\x12\x13\n" +
 	"\x05n_run\x18\r \x01(\rR\x04nRun\x12\x19\n" +
 	"\bn_cached\x18\x0e \x01(\rR\anCached\x12&\n" +
-	"\fbuilds_ahead\x18\x14 \x01(\rH\x00R\vbuildsAhead\x88\x01\x01\x1a@\n" +
+	"\fbuilds_ahead\x18\x14 \x01(\rH\x00R\vbuildsAhead\x88\x01\x01\x12\x16\n" +
+	"\x06caller\x18\x15 \x01(\tR\x06caller\x1a@\n" +
 	"\x12RequestLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x0f\n" +

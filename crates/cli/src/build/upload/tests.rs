@@ -87,6 +87,7 @@ impl Server {
         let setup = service::app::Setup {
             executor: Arc::new(Nobody),
             owner: None,
+            config_file: None,
             environment: service::environment::Environment::real(),
             client: registry::client::Options::default(),
             ambient: service::subassembly::Ambient::default(),

@@ -35,6 +35,7 @@ impl World {
             id: BuildId::from_random([7; 16]),
             tenant: "default".to_owned(),
             triggered_by: String::new(),
+            caller: String::new(),
             supervisor_ref: String::new(),
             reference: "registry.example/workspace:1".to_owned(),
             base_reference: "registry.example/base:1".to_owned(),

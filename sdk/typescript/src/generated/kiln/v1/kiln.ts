@@ -824,7 +824,11 @@ export interface Build {
   nRun: number;
   nCached: number;
   /** How many builds come before it, while it waits for its turn. */
-  buildsAhead?: number | undefined;
+  buildsAhead?:
+    | number
+    | undefined;
+  /** Which of the callers in the server's configuration has asked, by name; empty where there are none. */
+  caller: string;
 }
 
 export interface Build_RequestLabelsEntry {
@@ -4188,6 +4192,7 @@ function createBaseBuild(): Build {
     nRun: 0,
     nCached: 0,
     buildsAhead: undefined,
+    caller: "",
   };
 }
 
@@ -4237,6 +4242,9 @@ export const Build: MessageFns<Build> = {
     }
     if (message.buildsAhead !== undefined) {
       writer.uint32(160).uint32(message.buildsAhead);
+    }
+    if (message.caller !== "") {
+      writer.uint32(170).string(message.caller);
     }
     return writer;
   },
@@ -4377,6 +4385,14 @@ export const Build: MessageFns<Build> = {
             message.buildsAhead = reader.uint32();
             continue;
           }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.caller = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4464,6 +4480,7 @@ export const Build: MessageFns<Build> = {
         : isSet(object.builds_ahead)
         ? globalThis.Number(object.builds_ahead)
         : undefined,
+      caller: isSet(object.caller) ? globalThis.String(object.caller) : "",
     };
   },
 
@@ -4520,6 +4537,9 @@ export const Build: MessageFns<Build> = {
     if (message.buildsAhead !== undefined) {
       obj.buildsAhead = Math.round(message.buildsAhead);
     }
+    if (message.caller !== "") {
+      obj.caller = message.caller;
+    }
     return obj;
   },
 
@@ -4553,6 +4573,7 @@ export const Build: MessageFns<Build> = {
     message.nRun = object.nRun ?? 0;
     message.nCached = object.nCached ?? 0;
     message.buildsAhead = object.buildsAhead ?? undefined;
+    message.caller = object.caller ?? "";
     return message;
   },
 };
