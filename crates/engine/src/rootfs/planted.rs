@@ -3,18 +3,27 @@
 //! Entries come from a manifest that has been verified, in an order in which every folder comes before what is in it
 //! ([`store::context::Sequence`]). Each is made below a folder that is held open, new, and never through a link; folders get their
 //! modes and times when they are left, because what is made in them changes both. Nobody else works in the folder meanwhile.
+//! Files are made in that order too, and get their contents, modes and times on other threads: through their descriptors, so that it
+//! changes no folder.
 //!
 //! Files belong to whoever makes them: who owned them on the client has no say here.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
 use store::context::{Context, ContextError, Entry, EntryKind, ManifestError, parent_of};
 use tokio_util::sync::CancellationToken;
 
 use super::{attributes, tree};
+
+/// Threads that fill files, while another makes them.
+const FILLERS: usize = 2;
+/// Files that are made before they are filled: each is open.
+const FILES_AHEAD: usize = 64;
 
 /// Tells why a folder was not made.
 #[derive(Debug, thiserror::Error)]
@@ -56,11 +65,37 @@ pub(crate) fn plant(
     into: OwnedFd,
     cancel: &CancellationToken,
 ) -> Result<(), PlantError> {
-    let mut garden = Garden {
-        context,
-        root: into,
-        open: Vec::new(),
-    };
+    std::thread::scope(|scope| {
+        let (files, to_fill) = sync_channel(FILES_AHEAD);
+        let to_fill = Arc::new(Mutex::new(to_fill));
+        let fillers = (0..FILLERS).map(|_| {
+            let to_fill = Arc::clone(&to_fill);
+            scope.spawn(move || fill_all(context, &to_fill))
+        });
+        let fillers: Vec<_> = fillers.collect();
+        // Whoever hands files over is to notice when nobody is left who takes them.
+        drop(to_fill);
+        let garden = Garden {
+            root: into,
+            files,
+            open: Vec::new(),
+        };
+        let made = make_all(context, garden, cancel);
+        let mut filled = Ok(());
+        for filler in fillers {
+            filled = filled.and(filler.join().unwrap_or(Err(PlantError::Cancelled)));
+        }
+        // What went wrong with a content is why a file could not be handed over.
+        filled.and(made)
+    })
+}
+
+/// Makes every entry, files without their contents.
+fn make_all(
+    context: &Context,
+    mut garden: Garden,
+    cancel: &CancellationToken,
+) -> Result<(), PlantError> {
     for entry in context.entries().map_err(PlantError::Context)? {
         if cancel.is_cancelled() {
             return Err(PlantError::Cancelled);
@@ -70,6 +105,42 @@ pub(crate) fn plant(
         garden.entry(entry)?;
     }
     garden.leave_to(b"")
+}
+
+/// Fills files until there are no more.
+fn fill_all(context: &Context, to_fill: &Mutex<Receiver<(File, Entry)>>) -> Result<(), PlantError> {
+    loop {
+        let next = to_fill
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv();
+        let Ok((file, entry)) = next else {
+            return Ok(());
+        };
+        fill(context, file, &entry)?;
+    }
+}
+
+/// Gives a new file its content, and then what its entry says of it.
+fn fill(context: &Context, mut file: File, entry: &Entry) -> Result<(), PlantError> {
+    let failed = make(&entry.path);
+    if let EntryKind::File { size, content } = &entry.kind
+        && *size > 0
+    {
+        let source = context.open_content(*content);
+        let mut source = source.map_err(|source| PlantError::Content {
+            path: tree::shown(&entry.path),
+            source,
+        })?;
+        // Within the kernel where it can: shared extents, or copy_file_range.
+        let n = io::copy(&mut source, &mut file).map_err(&failed)?;
+        if n != *size {
+            return Err(PlantError::Damaged {
+                path: tree::shown(&entry.path),
+            });
+        }
+    }
+    finish(&file, entry).map_err(failed)
 }
 
 /// Opens the content of the file at `path`.
@@ -94,14 +165,15 @@ pub(crate) fn open_file(context: &Context, path: &[u8]) -> Result<File, PlantErr
     Err(none())
 }
 
-struct Garden<'a> {
-    context: &'a Context,
+struct Garden {
     root: OwnedFd,
+    /// Where files go that are to be filled.
+    files: SyncSender<(File, Entry)>,
     /// The folders that are being filled, each within the one before it.
     open: Vec<(OwnedFd, Entry)>,
 }
 
-impl Garden<'_> {
+impl Garden {
     /// Leaves every folder but `folder` and those it is in.
     fn leave_to(&mut self, folder: &[u8]) -> Result<(), PlantError> {
         while let Some((fd, entry)) = self
@@ -133,25 +205,13 @@ impl Garden<'_> {
                 self.open.push((made, entry));
                 return Ok(());
             }
-            EntryKind::File { size, content } => {
+            EntryKind::File { .. } => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(folder, &name, flags, Mode::RUSR | Mode::WUSR);
-                let mut file = File::from(file.map_err(|e| failed(e.into()))?);
-                if *size > 0 {
-                    let source = self.context.open_content(*content);
-                    let mut source = source.map_err(|source| PlantError::Content {
-                        path: tree::shown(&entry.path),
-                        source,
-                    })?;
-                    // Within the kernel where it can: shared extents, or copy_file_range.
-                    let n = io::copy(&mut source, &mut file).map_err(&failed)?;
-                    if n != *size {
-                        return Err(PlantError::Damaged {
-                            path: tree::shown(&entry.path),
-                        });
-                    }
-                }
-                finish(&file, &entry)
+                let file = File::from(file.map_err(|e| failed(e.into()))?);
+                // Nobody takes it any more: one of them tells why.
+                let handed = self.files.send((file, entry));
+                return handed.map_err(|_| PlantError::Cancelled);
             }
             EntryKind::Symlink(to) => rustix::fs::symlinkat(&to[..], folder, &name)
                 .and_then(|()| {
@@ -212,7 +272,7 @@ fn is_within(path: &[u8], folder: &[u8]) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
 }
 
-fn make(path: &[u8]) -> impl Fn(io::Error) -> PlantError {
+fn make(path: &[u8]) -> impl Fn(io::Error) -> PlantError + use<> {
     let path = tree::shown(path);
     move |source| PlantError::Make {
         path: path.clone(),
