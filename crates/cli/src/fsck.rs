@@ -28,7 +28,8 @@ pub(crate) async fn run(args: FsckArgs) -> Outcome {
         },
     };
     let report = worker::check::run(&ready.command, how).await;
-    let report = report.or_exit(Exit::Machine)?;
+    let mut report = report.or_exit(Exit::Machine)?;
+    service::check::run(&found.state, how, &mut report).or_exit(Exit::Machine)?;
     for finding in &report.findings {
         let text = if args.json {
             document(finding).to_string()

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
+use store::Store;
 use store::collect::{Hold, Item, Kind, Policy};
+use store::context::{Keeping, Swept};
 
 use crate::args::storage::{DuArgs, Filters, PruneArgs};
 use crate::failure::{Exit, OrExit, Outcome};
@@ -68,8 +70,14 @@ pub(crate) async fn du(args: DuArgs) -> Outcome {
 
 /// `kiln prune`.
 pub(crate) async fn prune(args: PruneArgs) -> Outcome {
-    let ready = place::find(&args.place)?.ready()?;
+    let found = place::find(&args.place)?;
+    let ready = found.ready()?;
     let filters = Filters::of(&args.filters);
+    let swept = if filters.kinds.contains(&Kind::Context) {
+        sweep(&ready, &found).await?
+    } else {
+        Swept::default()
+    };
     let is_bounded = args.max_used_space.is_some() || args.min_free_space.is_some();
     let policy = Policy {
         kinds: filters.kinds,
@@ -87,6 +95,15 @@ pub(crate) async fn prune(args: PruneArgs) -> Outcome {
         show(&collected.removed, now_s())?;
     }
     let freed: u64 = collected.removed.iter().map(|item| item.bytes).sum();
+    if swept != Swept::default() {
+        let line = format!(
+            "forgot {} uploaded folders whose time is over, removed {} of their contents, {}",
+            swept.n_contexts,
+            swept.n_contents,
+            humane(swept.n_bytes)
+        );
+        terminal::data(&line).or_exit(Exit::Machine)?;
+    }
     let line = format!(
         "removed {}, {}; left {}",
         collected.removed.len(),
@@ -94,6 +111,25 @@ pub(crate) async fn prune(args: PruneArgs) -> Outcome {
         humane(collected.left_bytes)
     );
     terminal::data(&line).or_exit(Exit::Machine)
+}
+
+/// Forgets uploaded folders whose time is over, as the server does from time to time.
+async fn sweep(ready: &Ready, found: &Found) -> Outcome<Swept> {
+    let path = ready.command.state.join(worker::folder::STORE);
+    if !path.join("contexts").is_dir() {
+        return Ok(Swept::default());
+    }
+    let owner = ready.command.owner.map(place::store_owner);
+    let keeping = Keeping {
+        now_ms: crate::progress::now_ms(),
+        lifetime: found.config.contexts.lifetime,
+    };
+    let sweep = move || -> anyhow::Result<Swept> {
+        let store = Store::open(&path, owner)?;
+        Ok(store.sweep_contexts(keeping, &|| true)?)
+    };
+    let swept = tokio::task::spawn_blocking(sweep).await;
+    swept.or_exit(Exit::Internal)?.or_exit(Exit::Machine)
 }
 
 /// Has the store collected after a build, when that was long ago: by a process of its own, which nobody waits for.

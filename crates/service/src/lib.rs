@@ -9,6 +9,7 @@
 //! | [`grpc`] | one short function for each call; [`grpc`]`::convert` between the wire's words and ours |
 //! | [`lifecycle`] | what the calls mean, in our words |
 //! | [`builds`] | the table of builds, logs, what is known of names |
+//! | [`check`] | whether what a server has written beside the builds is as it has to be |
 //! | [`images`] | what registries are asked by the service itself |
 //! | [`agents`] | SSH agents that callers lend to builds |
 //! | [`identity`] | who calls: a certificate or a token becomes a caller |
@@ -24,6 +25,7 @@ pub mod access;
 pub mod agents;
 pub mod app;
 pub mod builds;
+pub mod check;
 pub mod config;
 pub mod contexts;
 pub mod environment;

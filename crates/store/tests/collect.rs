@@ -283,3 +283,50 @@ impl Drop for EndsAtDrop<'_> {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+#[test]
+fn what_was_uploaded_is_counted_and_never_collected() {
+    use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Store::open(&scratch.path().join("store"), None).unwrap();
+    let content = vec![7; 100_000];
+    let announced = Announced {
+        n_entries: 1,
+        n_bytes: content.len() as u64,
+    };
+    let keeping = Keeping {
+        now_ms: 1_700_000_000_000,
+        lifetime: Duration::from_secs(3600),
+    };
+    let mut draft = store.begin_context("tenant", announced, keeping).unwrap();
+    let entry = Entry {
+        path: b"file".to_vec(),
+        mode: 0o644,
+        modified_s: 0,
+        modified_ns: 0,
+        xattrs: std::collections::BTreeMap::new(),
+        kind: EntryKind::File {
+            size: content.len() as u64,
+            content: ContentId::of(&content),
+        },
+    };
+    draft.entries(&[entry]).unwrap();
+    assert_eq!(draft.missing().unwrap().len(), 1);
+    draft.content(&content).unwrap();
+    let id = draft.commit(keeping.now_ms).unwrap().id;
+    let uploaded = || {
+        let items = store.usage(&[]).unwrap().items;
+        items.into_iter().find(|item| item.kind == Kind::Context)
+    };
+    let item = uploaded().unwrap();
+    assert!(item.bytes >= 100_000, "{item:?}");
+    let policy = Policy {
+        kinds: Kind::ALL.to_vec(),
+        unused_for: Some(Duration::ZERO),
+        max_bytes: Some(0),
+        min_free_bytes: None,
+    };
+    store.collect(&policy, &[]).unwrap();
+    assert!(store.context("tenant", &id).unwrap().is_some());
+    assert!(uploaded().is_some());
+}

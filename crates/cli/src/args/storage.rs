@@ -90,7 +90,7 @@ pub(crate) enum FilterError {
     #[error("{0:?} is neither type=WHAT nor until=DURATION")]
     Key(String),
     #[error(
-        "there is no type {0:?}; there are layer, snapshot, cache-mount, record, image and quarantine"
+        "there is no type {0:?}; there are layer, snapshot, cache-mount, record, image, quarantine and context"
     )]
     Kind(String),
     #[error("{0:?} is not a duration such as 24h or 1h30m")]

@@ -83,6 +83,24 @@ struct Entry {
     digest: Option<Digest>,
 }
 
+/// Returns what is wrong with a file of what is known of names.
+pub(crate) fn problem(path: &Path) -> io::Result<Option<String>> {
+    let bytes = fs::read(path)?;
+    let known: Known = match serde_json::from_slice(&bytes) {
+        Ok(known) => known,
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    let file = format!("{}.json", Digest::sha256(known.name.as_bytes()).hex());
+    let is_its = path.file_name().is_some_and(|name| name == file.as_str());
+    Ok(if known.version != VERSION {
+        Some(format!("it has version {}", known.version))
+    } else if is_its {
+        None
+    } else {
+        Some(format!("it is that of another name, {:?}", known.name))
+    })
+}
+
 impl Provenance {
     /// Keeps what is known in `folder`, which is created when it is not there.
     pub fn open(folder: &Path) -> Result<Self, ProvenanceError> {

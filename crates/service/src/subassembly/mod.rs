@@ -11,7 +11,7 @@
 //! started by the next one.
 
 mod bucket;
-mod wishes;
+pub(crate) mod wishes;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -40,6 +40,12 @@ pub enum WishError {
     },
 }
 
+/// Returns what is wrong with a file of a wish.
+pub(crate) fn problem(path: &Path) -> io::Result<Option<String>> {
+    let wish = serde_json::from_slice::<Wish>(&fs::read(path)?);
+    Ok(wish.err().map(|error| error.to_string()))
+}
+
 /// A subassembly that somebody wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Wish {

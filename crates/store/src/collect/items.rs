@@ -11,6 +11,7 @@ use super::weigh::{bytes_of, weigh};
 use super::{Hold, Item, Kind, NamedRecords, unix_seconds};
 use crate::Store;
 use crate::cache_mount::{DATA, LOCK, MOUNTS};
+use crate::context::FOLDER as CONTEXTS;
 use crate::dir::Dir;
 use crate::used::{USED, modified};
 
@@ -35,6 +36,7 @@ impl Store {
         self.snapshots_into(&mut items, since)?;
         self.mounts_into(&mut items, since)?;
         self.records_into(&mut items, named, since)?;
+        self.contexts_into(&mut items, since)?;
         let quarantine = self.root().sub("quarantine")?;
         for name in quarantine.names()? {
             if let Some(stat) = quarantine.stat(&name)? {
@@ -131,6 +133,32 @@ impl Store {
                     ..found
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// One for each tenant: what it has uploaded belongs together.
+    fn contexts_into(&self, items: &mut Vec<Item>, since: SystemTime) -> io::Result<()> {
+        let Some(all) = self.root().sub_if_there(CONTEXTS)? else {
+            return Ok(());
+        };
+        for tenant in all.names()? {
+            let (Some(home), Some(stat)) = (all.sub_if_there(&tenant)?, all.stat(&tenant)?) else {
+                continue;
+            };
+            let mut found = item(Kind::Context, tenant, &stat, since);
+            // As new as the newest of what was uploaded.
+            if let Some(manifests) = home.sub_if_there("manifests")? {
+                for name in manifests.names()? {
+                    let at = manifests.stat(&name)?.as_ref().map(modified);
+                    found.used_at_s = found.used_at_s.max(at.map_or(0, unix_seconds));
+                }
+            }
+            items.push(Item {
+                bytes: weigh(&home)?,
+                hold: Hold::Named,
+                ..found
+            });
         }
         Ok(())
     }

@@ -46,17 +46,20 @@ pub enum Kind {
     Record,
     /// A blob that was found damaged.
     Quarantine,
+    /// What a tenant has uploaded to build from: goes by its own lifetime ([`Store::sweep_contexts`]), and by no collection.
+    Context,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Image,
         Self::Layer,
         Self::Snapshot,
         Self::CacheMount,
         Self::Record,
         Self::Quarantine,
+        Self::Context,
     ];
 
     /// Returns how it is called.
@@ -68,6 +71,7 @@ impl Kind {
             Self::CacheMount => "cache-mount",
             Self::Record => "record",
             Self::Quarantine => "quarantine",
+            Self::Context => "context",
         }
     }
 }

@@ -19,7 +19,7 @@ impl Store {
     pub(super) fn remove_item(&self, item: &Item, since: SystemTime) -> io::Result<bool> {
         let name = item.name.as_str();
         match item.kind {
-            Kind::Image => Ok(false),
+            Kind::Image | Kind::Context => Ok(false),
             Kind::Layer => {
                 let (algorithm, hex) = halves(name, ':')?;
                 let blobs = self.root().sub(&format!("blobs/{algorithm}"))?;
