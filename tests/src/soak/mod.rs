@@ -4,6 +4,7 @@
 //! those of docs/operations.md. What goes wrong is a panic, with the seed that makes it again.
 
 mod chaos;
+mod crowd;
 mod full;
 mod kills;
 
