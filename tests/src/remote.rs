@@ -254,6 +254,45 @@ fn folder(scene: &Scene, home: &Scratch) -> String {
 }
 
 #[test]
+fn uploaded_folders_are_counted_and_forgotten_once_their_time_is_over() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let caller = Caller::of(&scene);
+    let dockerfile = format!("FROM {base}\nCOPY file /file\n");
+    caller.home.write("context/Dockerfile", dockerfile);
+    caller.home.write("context/file", "x".repeat(300_000));
+    caller.build(&["context"]).well();
+    let kiln = |arguments: &[&str]| {
+        let mut command = scene.kiln.command();
+        command
+            .args(arguments)
+            .arg("--state")
+            .arg(scene.kiln.state());
+        let ended = Ended::of(finish(&mut command)).well();
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let bytes = || {
+        let said = kiln(&["du", "--filter", "type=context", "--json"]);
+        let line: Value = serde_json::from_str(said.trim()).unwrap();
+        assert_eq!(line["type"], "context");
+        line["bytes"].as_u64().unwrap()
+    };
+    assert!(bytes() >= 300_000);
+    let said = kiln(&["prune", "--filter", "type=context"]);
+    assert!(!said.contains("forgot"), "{said}");
+    assert!(bytes() >= 300_000);
+    let config = caller
+        .home
+        .write("kiln.toml", "[contexts]\nlifetime = \"1s\"\n");
+    let config = config.display().to_string();
+    let limit = std::time::Duration::from_secs(30);
+    testkit::process::wait_for("the time of the folder to be over", limit, || {
+        kiln(&["prune", "--filter", "type=context", "--config", &config]);
+        (bytes() < 300_000).then_some(())
+    });
+}
+
+#[test]
 fn a_folder_makes_the_same_image_on_a_server_and_is_uploaded_once() {
     let scene = Scene::start(Target::Embedded);
     let caller = Caller::of(&scene);
