@@ -51,7 +51,8 @@ pub(crate) fn measure(kiln: &Path, scratch: &Path, base: &str) -> Result<Vec<Str
 
 /// Builds as many one after another, then at once.
 fn at_once(kiln: &Path, scratch: &Path, base: &str) -> Result<String> {
-    let config = format!("server.max_running_builds = {AT_ONCE}\n");
+    let config =
+        format!("server.max_running_builds = {AT_ONCE}\ncontexts.max_uploads = {AT_ONCE}\n");
     let (_server, address) = service::start(kiln, scratch, &config)?;
     let folder = |what: &str, n: usize| scratch.join(format!("scale-{what}-{n}"));
     for what in ["one", "all", "warm"] {

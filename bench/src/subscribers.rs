@@ -1,4 +1,4 @@
-//! W11: one build that writes 100 MB of log, a thousand subscribers, fifty of whom do not read.
+//! W11: one build that writes 100 MB of log (or as much as is wanted), a thousand subscribers, fifty of whom do not read.
 //!
 //! The build is a real one: a step that writes lines, each of which begins with when it was written. So what a subscriber is behind is counted
 //! from the step, through its pipe, its worker, the journal and the server, to the client. Every subscriber's bytes are compared with those
@@ -25,8 +25,7 @@ const SUBSCRIBERS: usize = 1000;
 const FROZEN: usize = 50;
 /// Connections that those who read share.
 const CONNECTIONS: usize = 20;
-/// What the step writes, and how much of it at a time.
-const LOG_BYTES: usize = 100_000_000;
+/// What the step writes at a time.
 const LINE_BYTES: usize = 1000;
 const LINES_AT_ONCE: usize = 50;
 /// Where in a line of the log it stands when it was written.
@@ -38,6 +37,15 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Lags are told apart up to this, in milliseconds.
 const LAG_MAX_MS: usize = 60_000;
 
+/// What the build writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Writes {
+    /// In all, in MB.
+    pub(crate) megabytes: usize,
+    /// In a second, in kB.
+    pub(crate) rate: usize,
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub(crate) struct Followed {
@@ -48,8 +56,6 @@ pub(crate) struct Followed {
     pub(crate) peak_kib: u64,
     /// What each subscriber got.
     pub(crate) log_bytes: u64,
-    /// How long the step wrote.
-    pub(crate) seconds: f64,
 }
 
 /// What one subscriber has read.
@@ -59,11 +65,11 @@ struct Bytes {
     lags: Vec<u32>,
 }
 
-/// Measures the service of `kiln` with a build on `base` that writes so many kB a second.
-pub(crate) fn measure(kiln: &Path, scratch: &Path, base: &str, rate: usize) -> Result<Followed> {
+/// Measures the service of `kiln` with a build on `base`.
+pub(crate) fn measure(kiln: &Path, scratch: &Path, base: &str, writes: Writes) -> Result<Followed> {
     let (server, address) = start(kiln, scratch, "")?;
     let folder = scratch.join("writes");
-    context::plain(&folder, &dockerfile(base, rate))?;
+    context::plain(&folder, &dockerfile(base, writes))?;
     let mut command = process::clean_command(kiln);
     command.args(["build", "--quiet", "--server", &format!("http://{address}")]);
     command.arg(&folder).env("HOME", scratch);
@@ -73,7 +79,7 @@ pub(crate) fn measure(kiln: &Path, scratch: &Path, base: &str, rate: usize) -> R
         .spawn()
         .context("start kiln build")?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let followed = runtime.block_on(follow(&address, &server));
+    let followed = runtime.block_on(follow(&address, &server, writes));
     // Also when it went wrong: nothing is left running.
     let _ended = build.kill();
     build.wait()?;
@@ -81,9 +87,9 @@ pub(crate) fn measure(kiln: &Path, scratch: &Path, base: &str, rate: usize) -> R
 }
 
 /// Returns a Dockerfile whose step writes the log.
-fn dockerfile(base: &str, rate: usize) -> String {
-    let n = LOG_BYTES / LINE_BYTES / LINES_AT_ONCE;
-    let pause_ms = LINES_AT_ONCE * LINE_BYTES / rate.max(1);
+fn dockerfile(base: &str, writes: Writes) -> String {
+    let n = writes.megabytes * 1_000_000 / LINE_BYTES / LINES_AT_ONCE;
+    let pause_ms = LINES_AT_ONCE * LINE_BYTES / writes.rate.max(1);
     let script = format!(
         "sleep {HEAD_START_S}; x=$(printf '%0{}d' 0); n=0
 while [ $n -lt {n} ]; do
@@ -115,7 +121,7 @@ async fn subscribe(
     Ok(client.logs(request).await?.into_inner())
 }
 
-async fn follow(address: &str, server: &Server) -> Result<Followed> {
+async fn follow(address: &str, server: &Server, writes: Writes) -> Result<Followed> {
     let id = build_id(address).await?;
     let mut frozen = Vec::new();
     for _ in 0..FROZEN {
@@ -131,12 +137,10 @@ async fn follow(address: &str, server: &Server) -> Result<Followed> {
         reading.spawn(read(subscribe(client.clone(), &id).await?));
     }
     eprint("W11 everybody has subscribed");
-    let began = Instant::now();
     let mut all = Vec::new();
     while let Some(one) = reading.join_next().await {
         all.push(one??);
     }
-    let seconds = began.elapsed().as_secs_f64();
     let peak_kib = server.peak_kib()?;
     let whole = read(subscribe(connect(address).await?, &id).await?).await?;
     // Who begins to read at last gets the same.
@@ -144,7 +148,7 @@ async fn follow(address: &str, server: &Server) -> Result<Followed> {
     all.push(read(late).await?);
     let (crc, log_bytes) = (whole.crc.finalize(), whole.n);
     ensure!(
-        log_bytes > LOG_BYTES as u64,
+        log_bytes > writes.megabytes as u64 * 1_000_000,
         "the log has {log_bytes} bytes"
     );
     // The last one was frozen: how late its lines came says nothing.
@@ -168,7 +172,6 @@ async fn follow(address: &str, server: &Server) -> Result<Followed> {
         p99_ms: at(&lags, 99),
         peak_kib,
         log_bytes,
-        seconds,
     })
 }
 
