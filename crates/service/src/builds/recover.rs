@@ -9,6 +9,7 @@ use engine::id::BuildId;
 use engine::journal::JournalError;
 use engine::spec::Record;
 use engine::state::{self, BuildState};
+use futures_util::stream::{self, StreamExt as _};
 
 use super::Builds;
 use super::build::{Build, Progress};
@@ -23,6 +24,8 @@ pub(super) const BUILDS: &str = "builds";
 const RECORD: &str = "record.json";
 /// Largest such file that is read.
 const RECORD_MAX_BYTES: u64 = 1 << 20;
+/// How many builds are read at the same time: a few more than a small machine has processors, so that one that waits for the disk costs nothing.
+const READ_AT_ONCE: usize = 8;
 
 /// Tells why the builds of earlier processes cannot be found.
 #[derive(Debug, thiserror::Error)]
@@ -60,18 +63,31 @@ pub(super) async fn recover(builds: &Builds) -> Result<(), RecoverError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
-    let mut waiting = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
+        let id = entry.file_name().to_str().and_then(|n| n.parse().ok());
+        if let Some(id) = id {
+            found.push((id, entry.path()));
+        }
+    }
+    let mut reading = stream::iter(found)
+        .map(|(id, folder): (BuildId, PathBuf)| async {
+            let told = read(&folder).await;
+            (id, folder, told)
+        })
+        .buffer_unordered(READ_AT_ONCE);
+    let mut waiting = Vec::new();
+    while let Some((id, folder, told)) = reading.next().await {
+        let recovered = match told {
+            Ok(told) => recover_one(builds, id.clone(), folder, told).await,
+            Err(error) => Err(error),
         };
-        match recover_one(builds, id, entry.path()).await {
+        match recovered {
             Ok(None) => {}
             Ok(Some(waits)) => waiting.push(waits),
             Err(error) => {
-                tracing::warn!(error = chain(&error), build = ?name, "a build of an earlier run is left alone");
+                tracing::warn!(error = chain(&error), build = %id, "a build of an earlier run is left alone");
             }
         }
     }
@@ -87,13 +103,14 @@ pub(super) async fn recover(builds: &Builds) -> Result<(), RecoverError> {
     Ok(())
 }
 
-/// Puts a build into the table. Returns one that waits for its turn.
+/// Puts a build into the table of which `told` was read a moment ago. Returns one that waits for its turn.
 async fn recover_one(
     builds: &Builds,
     id: BuildId,
     folder: PathBuf,
+    told: (Record, Progress),
 ) -> Result<Option<(Arc<Build>, Running)>, ReadError> {
-    let (record, mut progress) = read(&folder).await?;
+    let (record, mut progress) = told;
     if record.id != id {
         return Err(ReadError::Record(io::ErrorKind::InvalidData.into()));
     }
