@@ -257,6 +257,15 @@ impl Writer {
         }
     }
 
+    /// Appends the end of the build and makes it durable, but first all that comes before it: a machine that goes down never leaves an
+    /// end on the disk without what has led to it.
+    pub fn end(&mut self, record: &Record) -> Result<(), JournalError> {
+        let before = self.sync();
+        self.append(record)?;
+        self.sync()?;
+        before
+    }
+
     /// Makes what was appended durable.
     pub fn sync(&self) -> Result<(), JournalError> {
         self.file.sync_data().map_err(JournalError::Append)

@@ -238,10 +238,9 @@ impl Recorder {
             at_ms: self.now_ms(),
             body: Body::Event(event),
         };
-        inner.append(&record);
-        if inner.ended
-            && let Err(error) = inner.writer.sync()
-        {
+        if !inner.ended {
+            inner.append(&record);
+        } else if let Err(error) = inner.writer.end(&record) {
             inner.error.get_or_insert(error);
         }
     }
@@ -451,7 +450,7 @@ impl Recorder {
 impl Inner {
     fn append(&mut self, record: &Record) {
         // Else it would take the room that the end needs, and a log with a hole would look whole.
-        if self.is_broken && !self.ended {
+        if self.is_broken {
             return;
         }
         if let Err(error) = self.writer.append(record) {

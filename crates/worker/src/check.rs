@@ -375,11 +375,10 @@ fn cut(folder: &Path) -> Result<(), JournalError> {
             exit_code: None,
         };
         let mut writer = Writer::resume(folder)?;
-        writer.append(&journal::Record {
+        writer.end(&journal::Record {
             at_ms: (Environment::real().now_ms)(),
             body: Body::Event(Event::Failed { failure }),
         })?;
-        writer.sync()?;
     }
     Ok(())
 }

@@ -621,11 +621,10 @@ pub fn conclude(folder: &Path) -> Result<(), JournalError> {
     };
     // As the host's root this removes everything; anybody else may lack the right to some of it, which costs space only.
     let _what_is_left = engine::rootfs::remove::remove_tree(&folder.join(folder::WORK));
-    writer.append(&journal::Record {
+    writer.end(&journal::Record {
         at_ms: (Environment::real().now_ms)(),
         body: Body::Event(Event::Failed { failure }),
-    })?;
-    writer.sync()
+    })
 }
 
 fn tail(text: &str) -> &str {
