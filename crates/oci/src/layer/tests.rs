@@ -295,16 +295,16 @@ fn prose(size: usize) -> Vec<u8> {
         "let ", "mut ", "value", " = ", "self", ".", "result", "();\n", "if ", "else ", "return ",
         "{ ", "}\n", "for ", "name", "0x",
     ];
-    let (mut state, mut text) = (1_u64, String::new());
+    let (mut state, mut text) = (1_u64, Vec::new());
     while text.len() < size {
         state = state.wrapping_mul(6_364_136_223_846_793_005);
         state = state.wrapping_add(1_442_695_040_888_963_407);
-        text.push_str(WORDS[usize::try_from(state >> 60).unwrap()]);
+        text.extend(WORDS[usize::try_from(state >> 60).unwrap()].bytes());
         if state.is_multiple_of(7) {
-            text.push_str(&format!("{:x}", state >> 40));
+            write!(text, "{:x}", state >> 40).unwrap();
         }
     }
-    text.into_bytes()
+    text
 }
 
 #[test]
