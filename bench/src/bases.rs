@@ -31,3 +31,8 @@ pub(crate) fn push(workloads: &[&Workload], registry: &str) {
 pub(crate) fn push_debian(registry: &str) -> String {
     base("debian").push(registry, "debian:latest", None)
 }
+
+/// Pushes the image that somebody works in to the registry.
+pub(crate) fn push_workspace(registry: &str) {
+    base("ws").push(registry, "ws:latest", None);
+}

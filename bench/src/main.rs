@@ -21,6 +21,7 @@ mod scale;
 mod service;
 mod subscribers;
 mod workload;
+mod workspace;
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,7 @@ use crate::workload::{Bench, Workload};
 #[derive(Debug, Parser)]
 #[command(about = "Times builds of kiln and its peers")]
 struct Args {
-    /// Workloads (W1, W1m, W2 … W8, W10, W11), or `scale` [default: all workloads]
+    /// Workloads (W1, W1m, W2 … W8, W9, W10, W11), or `scale` [default: all workloads]
     #[arg(value_name = "WORKLOAD")]
     workloads: Vec<String>,
     /// How often each is built by each builder
@@ -111,6 +112,9 @@ fn main() -> Result<()> {
         scratch: scratch.path(),
         registry: registry.host(),
     };
+    if wanted("W9") {
+        of_service.name(&mut report)?;
+    }
     if wanted("W10") {
         of_service.resolve(&mut report)?;
     }
@@ -143,6 +147,20 @@ struct OfService<'a> {
 }
 
 impl OfService<'_> {
+    /// W9.
+    fn name(&self, report: &mut Report) -> Result<()> {
+        bases::push_workspace(self.registry);
+        let of = (self.registry, "ws:latest");
+        let named = workspace::measure(self.kiln, self.scratch, of)?;
+        report.tell(format!(
+            "W9: a workspace image of a built image of 700 MB: {:.2} s, {} requests to the registry, {} blobs moved (goal: none)",
+            named.took.as_secs_f64(),
+            named.n_requests,
+            named.n_blobs
+        ));
+        Ok(())
+    }
+
     /// W10.
     fn resolve(&self, report: &mut Report) -> Result<()> {
         let reference = bases::push_debian(self.registry);
