@@ -18,8 +18,9 @@ use crate::folder;
 /// How often, and after which pauses, cgroups of a dead worker are tried to be removed.
 const TRIES_MAX: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
-/// What a note is called until it is whole and locked.
+/// What a note is called until it is whole and locked, which it is at once unless its maker is killed.
 const UNFINISHED: &str = "new";
+const UNFINISHED_FOR: Duration = Duration::from_secs(3600);
 
 /// A note that was made by this process; its lock goes with it.
 #[derive(Debug)]
@@ -98,8 +99,12 @@ pub fn sweep(state: &Path) -> usize {
 
 fn is_swept(state: &Path, note: &Path) -> bool {
     if note.extension().is_some_and(|end| end == UNFINISHED) {
-        // Nothing was made yet.
-        return !is_free(note) || fs::remove_file(note).is_ok();
+        // Nothing was made yet. Its lock is not looked at, for that would be in the way of its maker.
+        let changed_at = fs::metadata(note).and_then(|found| found.modified());
+        if changed_at.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > UNFINISHED_FOR)) {
+            let _no_harm = fs::remove_file(note);
+        }
+        return true;
     }
     let Some(name) = note.file_name() else {
         return true;
@@ -165,6 +170,28 @@ mod tests {
         assert_eq!(scene.sweep(), (0, false));
         let notes = fs::read_dir(scene.dir.path().join(folder::CGROUPS)).unwrap();
         assert_eq!(notes.count(), 0);
+    }
+
+    #[test]
+    fn a_note_that_is_being_made_is_not_swept_away() {
+        let scene = Scene::new();
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !is_done.load(order) {
+                    sweep(scene.dir.path());
+                }
+            });
+            for n in 0..500 {
+                let build = scene.build.with_file_name(format!("b{n}"));
+                let made = note(&build, &scene.cgroups);
+                is_done.store(made.is_err(), order);
+                let _noted = made.unwrap();
+                assert!(noted(&build).is_some(), "{n}");
+            }
+            is_done.store(true, order);
+        });
     }
 
     #[test]
