@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use objects::Bucket;
 use oci::{Digest, Platform, Reference};
@@ -22,11 +21,16 @@ pub use crate::readable::{Readable, is_below};
 use crate::sandbox::SecretBytes;
 pub use crate::sandbox::{Ulimit, UlimitName};
 pub use crate::share::{CacheFrom, CacheTo, CachedSteps, OnCacheError};
+use crate::subassembly::Format;
+
+mod limits;
+mod record;
+
+pub use limits::Limits;
+pub use record::{Purpose, Record};
 
 /// Shortest line of a secret of several lines that is looked for alone.
 const SECRET_LINE_MIN_BYTES: usize = 16;
-use crate::subassembly::Format;
-
 /// Everything a worker needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BuildSpec {
@@ -480,122 +484,4 @@ pub struct Registries {
     pub readable: Readable,
     /// Whether a base may be an image that was kept here under its name ([`Output::Keep`]). For one user's own builds only.
     pub use_kept: bool,
-}
-
-/// What a build may use up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// The whole build.
-    pub wall_time_s: u64,
-    /// One step.
-    pub step_time_s: u64,
-    /// How long one step may write nothing.
-    pub step_idle_s: Option<u64>,
-    /// Memory of one step.
-    pub step_memory_bytes: Option<u64>,
-    /// Processes and threads of one step.
-    pub step_pids: u32,
-    /// Steps that run at the same time.
-    pub parallel_steps: u32,
-    /// Output of one step that is kept: more is dropped, with a mark.
-    pub step_log_bytes: u64,
-    /// Output of all steps together that is kept: of more, the beginning and the ends of steps.
-    pub log_bytes: u64,
-    /// Files of the context, in bytes.
-    pub context_bytes: u64,
-    /// Files of the context, in number.
-    pub context_files: u64,
-    /// One layer, uncompressed.
-    pub layer_bytes: u64,
-    /// One exported file, in bytes.
-    pub export_bytes: u64,
-    /// Whether steps may use this machine's network.
-    pub allow_host_network: bool,
-    /// Whether steps may ask to be kept from less (`RUN --security=insecure`).
-    pub allow_insecure: bool,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            wall_time_s: 3600,
-            step_time_s: 3600,
-            step_idle_s: None,
-            step_memory_bytes: None,
-            step_pids: 4096,
-            parallel_steps: 8,
-            step_log_bytes: 256 << 20,
-            log_bytes: 1 << 30,
-            context_bytes: 16 << 30,
-            context_files: 2_000_000,
-            layer_bytes: 64 << 30,
-            export_bytes: 64 << 30,
-            allow_host_network: false,
-            allow_insecure: false,
-        }
-    }
-}
-
-impl Limits {
-    /// Returns the limit of the whole build.
-    pub fn wall_time(&self) -> Duration {
-        Duration::from_secs(self.wall_time_s)
-    }
-}
-
-/// What is stored of a build beside its journal: everything but secrets. `record.json` in its folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Which build.
-    pub id: BuildId,
-    /// Whose.
-    pub tenant: String,
-    /// Who says to have asked for it; never trusted.
-    #[serde(default)]
-    pub triggered_by: String,
-    /// Who has asked for it, as the operator calls them; nothing where nobody is told from anybody else.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub caller: String,
-    /// Accepted and recorded.
-    #[serde(default)]
-    pub supervisor_ref: String,
-    /// Name of the workspace image, or the first name it is published under.
-    pub reference: String,
-    /// Name of the base image.
-    pub base_reference: String,
-    /// When it was accepted, Unix milliseconds.
-    pub started_at_ms: u64,
-    /// Identity of the request: identical requests share it.
-    #[serde(default)]
-    pub key: String,
-    /// What it makes.
-    #[serde(default)]
-    pub purpose: Purpose,
-    /// What tells requests with the same id apart; nothing where there are none.
-    #[serde(default)]
-    pub request: String,
-    /// What the request says about itself; told, and never trusted.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// What a build makes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Purpose {
-    /// An image.
-    #[default]
-    Image,
-    /// A subassembly of an image that is there.
-    Subassembly,
-    /// An image under names that its caller chose.
-    Named,
-}
-
-impl Purpose {
-    /// Tells whether it is one of those that people ask for and see.
-    pub fn is_image(self) -> bool {
-        matches!(self, Self::Image | Self::Named)
-    }
 }
