@@ -354,3 +354,25 @@ pub fn figure(name: &str, values: &[(&str, String)]) {
         .collect();
     println!("{name} {}", values.join(" "));
 }
+
+/// Something that is tried, and its name.
+pub type Part = (&'static str, fn(&Path));
+
+/// Tries the parts that `words`, the arguments of a test program without a harness, ask for as `cargo test NAME` does; all of them without a
+/// name. Lists none.
+///
+/// # Panics
+/// When there is no room for a scratch folder.
+pub fn try_parts(words: &[&str], parts: &[Part]) {
+    if words.contains(&"--list") {
+        return;
+    }
+    let scratch = tempfile::tempdir_in(quick_folder())
+        .unwrap_or_else(|error| panic!("make a scratch folder: {error}"));
+    let asked: Vec<&&str> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    for (name, part) in parts {
+        if asked.is_empty() || asked.iter().any(|word| name.contains(**word)) {
+            part(scratch.path());
+        }
+    }
+}

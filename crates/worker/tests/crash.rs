@@ -96,29 +96,15 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["work", folder] => work(Path::new(folder)),
         ["conclude", folder] => conclude(Path::new(folder)),
-        ["--list", ..] => ExitCode::SUCCESS,
         ref words => {
-            let scratch = tempfile::tempdir_in(faults::quick_folder()).unwrap();
-            for (name, part) in PARTS {
-                // As `cargo test NAME` asks for.
-                let mut asked = words
-                    .iter()
-                    .filter(|word| !word.starts_with('-'))
-                    .peekable();
-                if asked.peek().is_none() || asked.any(|word| name.contains(word)) {
-                    part(scratch.path());
-                }
-            }
+            faults::try_parts(words, &PARTS);
             ExitCode::SUCCESS
         }
     }
 }
 
-/// Something that is tried, and its name.
-type Part = (&'static str, fn(&Path));
-
 /// What is tried, by name.
-const PARTS: [Part; 3] = [
+const PARTS: [faults::Part; 3] = [
     ("crash", every_call),
     ("double_crash", double_crashes),
     ("power", every_state),
