@@ -7,6 +7,9 @@
     reason = "a test says what went wrong by ending"
 )]
 
+#[path = "build/tenants.rs"]
+mod tenants;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
@@ -24,7 +27,7 @@ use engine::redact::Redactor;
 use engine::sandbox::{Mounted, Script, Scripted, StepCommand, StepExit, Stream};
 use engine::spec::{
     BuildOptions, BuildSpec, CacheMode, CacheMountScope, Context, LayoutImage, Limits,
-    NamedContext, Output, Readable, Registries, Source,
+    NamedContext, Output, Registries, Source,
 };
 use engine::{Rig, build};
 use oci::{Document, Manifest};
@@ -32,8 +35,6 @@ use rustix::fs::{Mode, OFlags};
 use source::git::FetchOptions;
 use store::Store;
 use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
-use testkit::docker_registry::DockerRegistry;
-use testkit::process::run;
 use tokio_util::sync::CancellationToken;
 
 /// A state directory and a context.
@@ -50,6 +51,7 @@ struct Bench {
     registries: Registries,
     /// What the context is called.
     name: &'static str,
+    outputs: Vec<Output>,
 }
 
 /// What a build came to.
@@ -74,6 +76,9 @@ impl Bench {
             tenant: "t",
             registries: Registries::default(),
             name: "ctx",
+            outputs: vec![Output::Keep {
+                reference: "app:1".parse().unwrap(),
+            }],
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -138,9 +143,7 @@ impl Bench {
             },
             options: self.options.clone(),
             contexts: self.contexts.clone(),
-            outputs: vec![Output::Keep {
-                reference: "app:1".parse().unwrap(),
-            }],
+            outputs: self.outputs.clone(),
             registries: self.registries.clone(),
             fetch: FetchOptions::default(),
             limits: Limits::default(),
@@ -575,71 +578,6 @@ async fn an_image_of_an_oci_layout_stands_for_a_base() {
     let (outcome, _) = build(LayoutImage::Digest(digest)).await;
     let message = &outcome.failure().message;
     assert!(message.contains("has other content"), "{message}");
-}
-
-/// Tenants that are kept apart.
-fn divided() -> Registries {
-    Registries {
-        readable: Readable {
-            without: vec!["tenants".to_owned()],
-            ..Readable::default()
-        },
-        ..Registries::default()
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layer_of_another_tenant_is_had_by_its_bytes_and_not_by_its_digest() {
-    let mut bench = Bench::new(&[("Dockerfile", "FROM scratch\nCOPY a /a\n"), ("a", "secret")]);
-    bench.tenant = "victim";
-    let made = bench.build(succeed).await;
-    let folder = tempfile::tempdir().unwrap();
-    layout(&bench.store(), made.image(), "v1", folder.path());
-    let registry = DockerRegistry::start();
-    let name = format!("{}/stolen:1", registry.host());
-    let copy = |folder: &Path| {
-        let mut skopeo = std::process::Command::new("skopeo");
-        skopeo
-            .args(["copy", "--quiet", "--dest-tls-verify=false"])
-            .arg(format!("oci:{}:v1", folder.display()))
-            .arg(format!("docker://{name}"));
-        run(&mut skopeo);
-    };
-    copy(folder.path());
-
-    // Whoever has the bytes gets the layer, from a folder and from a registry.
-    bench.tenant = "thief";
-    bench.registries = divided();
-    let path = folder.path().to_owned();
-    let image = LayoutImage::Default;
-    let packed = NamedContext::Layout { path, image };
-    bench.contexts.insert("packed".to_owned(), packed);
-    let from = |base: &str| format!("FROM {base}\nRUN cat /a\n");
-    bench.write("Dockerfile", &from("packed"));
-    assert!(bench.build(succeed).await.result.is_ok());
-    bench.write("Dockerfile", &from(&name));
-    let outcome = bench.build(succeed).await;
-    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
-
-    // Whoever has only the digest does not.
-    let manifest = manifest(&bench.store(), made.image());
-    let hex = manifest.layers.first().unwrap().digest.hex();
-    fs::write(folder.path().join("blobs/sha256").join(hex), "").unwrap();
-    let (start, _) = hex.split_at(2);
-    let kept = format!("docker/registry/v2/blobs/sha256/{start}/{hex}");
-    fs::remove_dir_all(registry.data().join(kept)).unwrap();
-    bench.tenant = "other thief";
-    bench.write("Dockerfile", &from("packed"));
-    assert!(bench.build(succeed).await.result.is_err());
-    bench.write("Dockerfile", &from(&name));
-    let outcome = bench.build(succeed).await;
-    let message = &outcome.failure().message;
-    assert!(message.contains(hex), "{message}");
-    // Where there is one tenant, what is here is here.
-    bench.registries.readable = Readable::default();
-    bench.options.cache = CacheMode::Ignore;
-    let outcome = bench.build(succeed).await;
-    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,11 +11,11 @@
 //! No filter and no other program is run. `.lfsconfig` is not read: the service is the one of the repository that was asked for. The
 //! credential goes to that origin alone; what the service names is judged by the egress policy like everything else.
 
+mod pointer;
+
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -27,15 +27,13 @@ use reqwest::{Client, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use self::pointer::{Object, Place, pointers};
 use super::auth::Credential;
 use super::command::{Git, Reach};
 use super::error::FetchError;
 use super::http;
 use super::remote::RemoteUrl;
 use super::{GitSource, Session};
-
-/// Largest pointer, as its specification says.
-const MAX_POINTER_BYTES: u64 = 1024;
 
 /// Largest listing of files, as git writes it.
 const MAX_LISTING_BYTES: usize = 64 << 20;
@@ -61,9 +59,6 @@ const MAX_NAMED: usize = 20;
 /// The media type of the service.
 const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
 
-/// What an executable file is in a listing.
-const EXECUTABLE: &str = "100755";
-
 /// Whether files kept with LFS are fetched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -73,22 +68,6 @@ pub enum Lfs {
     Off,
     /// They are fetched from the repository's own service.
     On,
-}
-
-/// What a pointer stands for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Object {
-    /// The SHA-256 of the content, in hexadecimal digits.
-    oid: String,
-    /// Its length in bytes.
-    size: u64,
-}
-
-/// A file that is a pointer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    path: PathBuf,
-    mode: u32,
 }
 
 /// What the service is asked.
@@ -197,78 +176,6 @@ fn say_what_stays(git: &Git<'_>, location: &Path, pointers: &BTreeMap<Object, Ve
     if let Some(n_more @ 1..) = places.len().checked_sub(MAX_NAMED) {
         git.remark(&format!("{n_more} more files stay pointers"));
     }
-}
-
-/// Returns the pointers among the files of git's listing: `MODE OBJECT STAGE<TAB>PATH<NUL>`.
-fn pointers(location: &Path, listing: &[u8]) -> Result<BTreeMap<Object, Vec<Place>>, FetchError> {
-    let mut pointers: BTreeMap<Object, Vec<Place>> = BTreeMap::new();
-    for entry in listing.split(|byte| *byte == 0) {
-        let Some(at) = entry.iter().position(|byte| *byte == b'\t') else {
-            continue;
-        };
-        let (head, path) = (entry.get(..at), entry.get(at + 1..));
-        let (head, path) = (head.unwrap_or_default(), path.unwrap_or_default());
-        if !head.starts_with(b"100") {
-            continue;
-        }
-        let mode = if head.starts_with(EXECUTABLE.as_bytes()) {
-            0o755
-        } else {
-            0o644
-        };
-        let path = location.join(OsStr::from_bytes(path));
-        let read = read_pointer(location, &path);
-        if let Some(object) = read.map_err(|source| prepare(&path, source))? {
-            pointers
-                .entry(object)
-                .or_default()
-                .push(Place { path, mode });
-        }
-    }
-    Ok(pointers)
-}
-
-/// Reads a file if it is a pointer and no link leads to it.
-fn read_pointer(location: &Path, path: &Path) -> io::Result<Option<Object>> {
-    let below = path.strip_prefix(location).unwrap_or(path);
-    let mut on_the_way = location.to_path_buf();
-    for component in below.parent().into_iter().flat_map(Path::components) {
-        on_the_way.push(component);
-        if !fs::symlink_metadata(&on_the_way)?.is_dir() {
-            return Err(io::ErrorKind::NotADirectory.into());
-        }
-    }
-    let metadata = fs::symlink_metadata(path)?;
-    if !metadata.is_file() || metadata.len() > MAX_POINTER_BYTES {
-        return Ok(None);
-    }
-    let mut text = Vec::new();
-    File::open(path)?
-        .take(MAX_POINTER_BYTES)
-        .read_to_end(&mut text)?;
-    Ok(std::str::from_utf8(&text).ok().and_then(parse))
-}
-
-/// Parses a pointer; whatever is not exactly one is an ordinary file.
-fn parse(text: &str) -> Option<Object> {
-    let mut lines = text.lines();
-    if lines.next()? != "version https://git-lfs.github.com/spec/v1" {
-        return None;
-    }
-    let (mut oid, mut size) = (None, None);
-    for line in lines {
-        match line.split_once(' ')? {
-            ("oid", value) => oid = value.strip_prefix("sha256:"),
-            ("size", value) => size = value.parse().ok(),
-            _ => {}
-        }
-    }
-    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    let oid = oid.filter(|oid| oid.len() == 64 && oid.bytes().all(is_digit))?;
-    Some(Object {
-        oid: oid.to_owned(),
-        size: size?,
-    })
 }
 
 impl Fetcher<'_> {
@@ -538,27 +445,6 @@ fn service(remote: &RemoteUrl) -> Url {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_is_exactly_a_pointer_is_one() {
-        let oid = "a".repeat(64);
-        let head = "version https://git-lfs.github.com/spec/v1\n";
-        let found = parse(&format!("{head}oid sha256:{oid}\nsize 12\n")).unwrap();
-        assert_eq!((found.oid, found.size), (oid.clone(), 12));
-        for text in [
-            String::new(),
-            "hello\n".to_owned(),
-            format!("{head}oid sha256:{oid}\n"),
-            format!("{head}size 12\n"),
-            format!("{head}oid sha256:{}\nsize 12\n", oid.to_uppercase()),
-            format!("{head}oid sha256:../../x\nsize 12\n"),
-            format!("{head}oid md5:{oid}\nsize 12\n"),
-            format!("{head}oid sha256:{oid}\nsize -1\n"),
-            format!("version https://evil.test/v1\noid sha256:{oid}\nsize 12\n"),
-        ] {
-            assert_eq!(parse(&text), None, "{text}");
-        }
-    }
 
     #[test]
     fn the_service_is_below_the_repository() {
