@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::assemble::{self, Image, LayerRef};
 use crate::event::{BuiltImage, Event, Failure, FailureKind, Phase};
 use crate::execute::cache::{Cache, Scope};
-use crate::execute::depot::{Depot, Work};
+use crate::execute::depot::{Depot, Work, note_content};
 use crate::execute::layers::StageResult;
 use crate::execute::shown::Shown;
 use crate::execute::{Counters, Execution, execute};
@@ -354,8 +354,7 @@ async fn keep_snapshots(execution: &Arc<Execution>) {
         };
         let store = execution.depot.store.clone();
         let kept =
-            tokio::task::spawn_blocking(move || keep_snapshot(&store, &path, &written.diff_id))
-                .await;
+            tokio::task::spawn_blocking(move || keep_snapshot(&store, &path, &written)).await;
         if let Ok(Err(error)) = kept {
             execution
                 .recorder
@@ -365,14 +364,18 @@ async fn keep_snapshots(execution: &Arc<Execution>) {
     futures_util::future::join_all(kept).await;
 }
 
-fn keep_snapshot(store: &Store, directory: &Path, diff_id: &oci::Digest) -> Result<(), String> {
-    if store.has_snapshot(diff_id) {
+fn keep_snapshot(store: &Store, directory: &Path, layer: &LayerRef) -> Result<(), String> {
+    note_content(store, layer);
+    if store.has_snapshot(&layer.diff_id) {
         return Ok(());
     }
     let draft = store.new_snapshot().map_err(|e| chain(&e))?;
     // A directory replaces an empty one in one step.
     std::fs::rename(directory, draft.path()).map_err(|e| e.to_string())?;
-    draft.commit(diff_id).map(drop).map_err(|e| chain(&e))
+    draft
+        .commit(&layer.diff_id)
+        .map(drop)
+        .map_err(|e| chain(&e))
 }
 
 /// Publishes an image as it is under other names.

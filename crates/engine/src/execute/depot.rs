@@ -6,16 +6,18 @@
 //! ([`Depot::settle`]) and by whoever publishes them.
 //!
 //! * What was unpacked has the digest that the image's configuration says, and was read to an end that the registry's bytes were verified at.
+//!   A directory that is here already is taken only for a layer whose content is known to be that: a configuration may say anything.
+//! * Where tenants are kept apart, nothing of the store is taken that this tenant has not been shown ([`super::shown`]).
 //! * When reading along fails (the blob came from another process, or had to be pulled again), the layer is unpacked from the store.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, try_join_all};
-use oci::{Digest, Reference};
+use oci::{Digest, Hasher, Reference};
 use registry::client::Client;
 use store::{Growth, Store};
 use tokio::task::JoinHandle;
@@ -29,6 +31,12 @@ use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform, registry as registry_failure};
 use crate::recorder::Recorder;
 use crate::rootfs::unpack::{self, UnpackLimits, UnpackReport};
+
+/// Kind of the records of what the content of a layer is, plain: by the layer's digest.
+const CONTENTS: &str = "contents";
+
+/// Bytes of a layer that are hashed at a time.
+const HASHED_BYTES: usize = 256 << 10;
 
 /// A directory that is being made, for everybody who wants it.
 type Unpacking = Shared<BoxFuture<'static, Result<PathBuf, Failure>>>;
@@ -48,7 +56,8 @@ pub(crate) struct Depot {
 /// What goes on in a depot.
 #[derive(Default)]
 pub(crate) struct Work {
-    unpacking: Mutex<HashMap<Digest, Unpacking>>,
+    /// By the layer and what its content is said to be.
+    unpacking: Mutex<HashMap<(Digest, Digest), Unpacking>>,
     /// Pulls whose bytes have been read along already.
     pulling: Mutex<Vec<JoinHandle<Result<(), Failure>>>>,
     /// Layers of steps that become durable.
@@ -91,18 +100,25 @@ impl Depot {
 
     /// Sees to it that the bytes of `layer` are in the store.
     pub(crate) async fn bring(&self, layer: &LayerRef) -> Result<(), Failure> {
-        self.show(layer).await?;
         if self.has(layer) {
-            return Ok(());
+            return self.show(layer).await;
         }
         self.pull(layer, &Growth::new()).await
     }
 
-    /// Sees to it that this build may have `layer`, wherever its bytes are.
+    /// Sees to it that this build may have `layer`, whose bytes are here.
     async fn show(&self, layer: &LayerRef) -> Result<(), Failure> {
         match &layer.origin {
-            Some(origin) => self.shown.show(origin, &layer.descriptor.digest).await,
+            Some(origin) => self.shown.show(origin, &layer.descriptor).await,
             None => Ok(()),
+        }
+    }
+
+    /// Tells whether this build may have `layer` without asking anybody.
+    pub(crate) fn is_shown(&self, layer: &LayerRef) -> bool {
+        match &layer.origin {
+            Some(origin) => self.shown.is_shown(origin, &layer.descriptor.digest),
+            None => true,
         }
     }
 
@@ -131,6 +147,11 @@ impl Depot {
         match pulled {
             Ok(()) => {
                 step.finish();
+                if growth.is_given_up() {
+                    // Somebody else has brought it meanwhile, for whomever.
+                    return self.show(layer).await;
+                }
+                self.shown.note(origin, digest);
                 Ok(())
             }
             Err(error) => {
@@ -147,7 +168,7 @@ impl Depot {
     async fn unpacked(&self, layer: &LayerRef) -> Result<PathBuf, Failure> {
         let unpacking = {
             let mut all = lock(&self.work.unpacking);
-            let begun = all.entry(layer.diff_id.clone()).or_insert_with(|| {
+            let begun = all.entry(pair(layer)).or_insert_with(|| {
                 // It goes on without whoever asked first, and must not keep itself alive.
                 let depot = Self {
                     work: Arc::default(),
@@ -173,12 +194,13 @@ impl Depot {
         &self,
         layer: &LayerRef,
     ) -> Result<(PathBuf, Option<JoinHandle<Result<(), Failure>>>), Failure> {
-        self.show(layer).await?;
         let path = self.store.snapshot_path(&layer.diff_id);
-        if self.store.has_snapshot(&layer.diff_id) {
+        if self.has_directory(layer) {
+            self.show(layer).await?;
             return Ok((path, None));
         }
         if self.has(layer) {
+            self.show(layer).await?;
             self.unpack_told(layer, Bytes::Store).await?;
             return Ok((path, None));
         }
@@ -195,6 +217,14 @@ impl Depot {
         }
         self.unpack_told(layer, Bytes::Store).await?;
         Ok((path, None))
+    }
+
+    /// Tells whether the content of `layer` is here, unpacked.
+    fn has_directory(&self, layer: &LayerRef) -> bool {
+        self.store.has_snapshot(&layer.diff_id) && {
+            let known = self.store.record(CONTENTS, layer.descriptor.digest.hex());
+            known.is_ok_and(|known| known.as_deref() == Some(layer.diff_id.to_string().as_bytes()))
+        }
     }
 
     /// Starts to pull, until the build is cancelled.
@@ -249,7 +279,7 @@ impl Depot {
             .store
             .lock(&format!("unpack-{}", layer.diff_id.hex()))
             .map_err(|e| platform(&attempt, &e))?;
-        if self.store.has_snapshot(&layer.diff_id) {
+        if self.has_directory(layer) {
             return Ok(None);
         }
         let blob: Box<dyn Read + Send> = match from {
@@ -263,6 +293,17 @@ impl Depot {
                 })?)
             }
         };
+        let plain = oci::layer::decompress(blob, oci::layer::Limits::default());
+        let plain = plain.map_err(|e| bad_layer(&attempt, &e))?;
+        let says = |actual: &Digest| said_otherwise(&attempt, actual, &layer.diff_id);
+        if self.store.has_snapshot(&layer.diff_id) {
+            // Of another layer with the same content, or so it is said.
+            let actual = self.hash(plain, layer.diff_id.hasher());
+            let actual = actual.map_err(|e| bad_layer(&attempt, &e))?;
+            says(&actual)?;
+            note_content(&self.store, layer);
+            return Ok(None);
+        }
         let draft = self
             .store
             .new_snapshot()
@@ -271,22 +312,50 @@ impl Depot {
             content_bytes: self.layer_bytes,
             ..UnpackLimits::default()
         };
-        let plain = oci::layer::decompress(blob, oci::layer::Limits::default());
-        let plain = plain.map_err(|e| bad_layer(&attempt, &e))?;
         let report = unpack::unpack(plain, draft.path(), &limits, &self.cancel)
             .map_err(|e| bad_layer(&attempt, &e))?;
-        if report.diff_id != layer.diff_id {
-            let message = format!(
-                "{attempt}: its content is {}, the image says {}",
-                report.diff_id, layer.diff_id
-            );
-            return Err(failure(FailureKind::BaseImage, message));
-        }
-        draft
-            .commit(&layer.diff_id)
-            .map(|_| Some(report))
-            .map_err(|e| platform(&attempt, &e))
+        says(&report.diff_id)?;
+        let committed = draft.commit(&layer.diff_id);
+        committed.map_err(|e| platform(&attempt, &e))?;
+        note_content(&self.store, layer);
+        Ok(Some(report))
     }
+
+    /// Reads `plain` to its end and returns the digest of it all.
+    fn hash(&self, mut plain: impl Read, mut hasher: Hasher) -> io::Result<Digest> {
+        let mut piece = vec![0; HASHED_BYTES];
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(io::Error::other("cancelled"));
+            }
+            match plain.read(&mut piece) {
+                Ok(0) => return Ok(hasher.finish()),
+                Ok(n) => hasher.write_all(piece.get(..n).unwrap_or_default())?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Remembers what the content of `layer` is. Called by whoever has seen it.
+pub(crate) fn note_content(store: &Store, layer: &LayerRef) {
+    let content = layer.diff_id.to_string();
+    let _hashed_again =
+        store.note_record(CONTENTS, layer.descriptor.digest.hex(), content.as_bytes());
+}
+
+fn said_otherwise(attempt: &str, actual: &Digest, said: &Digest) -> Result<(), Failure> {
+    if actual == said {
+        return Ok(());
+    }
+    let message = format!("{attempt}: its content is {actual}, the image says {said}");
+    Err(failure(FailureKind::BaseImage, message))
+}
+
+/// A layer, and what its content is said to be.
+fn pair(layer: &LayerRef) -> (Digest, Digest) {
+    (layer.descriptor.digest.clone(), layer.diff_id.clone())
 }
 
 /// Where the bytes of a layer are read.

@@ -2,15 +2,16 @@
 //!
 //! The store is everybody's, and a digest is no secret: who names another tenant's layer in a manifest of their own must not get it because it
 //! happens to be here. Where tenants are kept apart, a layer that a registry is said to have is taken from the store once that
-//! registry has said, to this tenant, that it has it. That is remembered. What a tenant's own builds have made nobody is asked for.
+//! registry has sent its bytes to this tenant. That it says to have it proves nothing: the registry may be the tenant's own. That is
+//! remembered. What a tenant's own builds have made nobody is asked for.
 
-use oci::{Digest, Reference};
+use oci::{Descriptor, Digest, Reference};
 use registry::client::Client;
 use store::Store;
 
 use super::cache::digest_of;
 use crate::event::{Failure, FailureKind};
-use crate::failure::{failure, platform, registry as registry_failure};
+use crate::failure::{failure, registry as registry_failure};
 use crate::spec::{BuildSpec, Readable};
 
 /// Kind of the records of what was shown.
@@ -59,31 +60,51 @@ impl Shown {
     /// Sees to it that `origin` has the layer for this tenant.
     ///
     /// # Errors
-    /// When it has not, or does not say so.
-    pub(crate) async fn show(&self, origin: &Reference, digest: &Digest) -> Result<(), Failure> {
-        let Some(tenant) = &self.tenant else {
+    /// When it has not, or what it sends is something else.
+    pub(crate) async fn show(&self, origin: &Reference, layer: &Descriptor) -> Result<(), Failure> {
+        if self.is_shown(origin, &layer.digest) {
             return Ok(());
-        };
-        let attempt = format!("look for layer {digest} of {}", origin.familiar());
-        let missing = || {
+        }
+        let attempt = format!("look for layer {} of {}", layer.digest, origin.familiar());
+        if self.is_embedded(origin) {
             let message = format!("{attempt}: the registry does not have it");
-            failure(FailureKind::BaseImage, message)
-        };
-        if self.embedded.iter().any(|host| host == origin.host()) {
-            let found = self.store.has_blob(origin.repository(), digest);
-            let found = found.map_err(|e| platform(&attempt, &e))?;
-            return if found { Ok(()) } else { Err(missing()) };
+            return Err(failure(FailureKind::BaseImage, message));
         }
-        // Of this registry, and no other: what one gives is not everybody's there.
-        let place = (tenant, origin.host(), origin.repository());
-        let key = digest_of(&(place, digest));
-        if matches!(self.store.record(SHOWN, key.hex()), Ok(Some(_))) {
-            return Ok(());
-        }
-        let found = self.pull.has_blob(origin, digest).await;
-        let found = found.map_err(|e| registry_failure(&attempt, &e))?;
-        found.ok_or_else(missing)?;
-        let _asked_again = self.store.note_record(SHOWN, key.hex(), b"{}");
+        let in_failure = |e| registry_failure(&attempt, &e);
+        let stream = self.pull.blob_stream(origin, layer).await;
+        let mut stream = stream.map_err(in_failure)?;
+        while stream.chunk().await.map_err(in_failure)?.is_some() {}
+        self.note(origin, &layer.digest);
         Ok(())
+    }
+
+    /// Tells whether that is known already.
+    pub(crate) fn is_shown(&self, origin: &Reference, digest: &Digest) -> bool {
+        let Some(key) = self.key(origin, digest) else {
+            return true;
+        };
+        if self.is_embedded(origin) {
+            let found = self.store.has_blob(origin.repository(), digest);
+            return found.unwrap_or(false);
+        }
+        matches!(self.store.record(SHOWN, key.hex()), Ok(Some(_)))
+    }
+
+    /// Remembers that `origin` has sent the layer.
+    pub(crate) fn note(&self, origin: &Reference, digest: &Digest) {
+        if let Some(key) = self.key(origin, digest) {
+            let _asked_again = self.store.note_record(SHOWN, key.hex(), b"{}");
+        }
+    }
+
+    /// Of this registry, and no other: what one gives is not everybody's there. `None` where nothing has to be shown.
+    fn key(&self, origin: &Reference, digest: &Digest) -> Option<Digest> {
+        let tenant = self.tenant.as_ref()?;
+        let place = (tenant, origin.host(), origin.repository());
+        Some(digest_of(&(place, digest, "bytes")))
+    }
+
+    fn is_embedded(&self, origin: &Reference) -> bool {
+        self.embedded.iter().any(|host| host == origin.host())
     }
 }

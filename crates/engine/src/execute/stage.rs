@@ -244,7 +244,11 @@ async fn is_there(execution: &Execution, layer: &CachedLayer, origin: &Origin) -
     let known = store.size_of(&layer.digest);
     if known.is_ok_and(|size| size.is_some_and(is_size)) {
         let is_shown = match origin {
-            Origin::Registry(reference) => depot.shown.show(reference, &layer.digest).await.is_ok(),
+            Origin::Registry(reference) => depot
+                .shown
+                .show(reference, &descriptor(layer))
+                .await
+                .is_ok(),
             Origin::Folder(_) => stored == Stored::Enough,
         };
         if is_shown {

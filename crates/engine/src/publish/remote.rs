@@ -34,10 +34,15 @@ pub(super) async fn push(
         return Ok(());
     };
     // A layer that was to be mounted, and never pulled: pull it after all and send it.
-    if image.layers.iter().all(|layer| is_here(publisher, layer)) {
+    if image
+        .layers
+        .iter()
+        .all(|layer| may_be_sent(publisher, layer))
+    {
         return Err(registry_failure(&attempt, &error));
     }
     bring_all(&publisher.depot, image).await?;
+    let to_push = image_to_push(publisher, image, reference, earlier);
     let pushed = publisher
         .client
         .push_image(reference, &to_push, &|_, _| ())
@@ -55,7 +60,7 @@ async fn bring_if_needed(
         .origin
         .as_ref()
         .is_some_and(|origin| origin.host() == target.host());
-    if is_here(publisher, layer) || is_neighbour {
+    if may_be_sent(publisher, layer) || is_neighbour {
         return Ok(());
     }
     match publisher
@@ -69,11 +74,10 @@ async fn bring_if_needed(
     }
 }
 
-fn is_here(publisher: &Publisher, layer: &LayerRef) -> bool {
-    matches!(
-        publisher.depot.store.size_of(&layer.descriptor.digest),
-        Ok(Some(_))
-    )
+/// Tells whether the bytes of `layer` are here, and this build's to send.
+fn may_be_sent(publisher: &Publisher, layer: &LayerRef) -> bool {
+    let size = publisher.depot.store.size_of(&layer.descriptor.digest);
+    matches!(size, Ok(Some(_))) && publisher.depot.is_shown(layer)
 }
 
 fn image_to_push(
@@ -96,9 +100,15 @@ fn image_to_push(
                 .origin
                 .iter()
                 .filter(|origin| origin.host() == reference.host());
+            // Whatever the target says of it: what this build was not shown is mounted or there already, or is not sent.
+            let source = if publisher.depot.is_shown(layer) {
+                BlobSource::Store(store.clone(), descriptor.digest.clone())
+            } else {
+                BlobSource::Elsewhere
+            };
             BlobToPush {
                 descriptor: descriptor.clone(),
-                source: BlobSource::Store(store.clone(), descriptor.digest.clone()),
+                source,
                 mount_from: origin.chain(&neighbours).cloned().collect(),
             }
         });

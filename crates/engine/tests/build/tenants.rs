@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 
 use engine::spec::{CacheMode, LayoutImage, NamedContext, Output, Readable, Registries};
 use oci::Digest;
+use serde_json::Value;
 use testkit::docker_registry::DockerRegistry;
 use testkit::process::run;
 
 use super::{Bench, layout, manifest, succeed};
+
+/// Where an index and a manifest have what they describe.
+const MANIFEST: &str = "/manifests/0";
+const CONFIG: &str = "/config";
 
 /// Tenants that are kept apart.
 fn divided() -> Registries {
@@ -166,36 +171,40 @@ async fn what_is_here_unpacked_is_not_taken_for_another_layer_whose_image_says_i
     }
 }
 
-fn json(path: &Path) -> serde_json::Value {
+fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Returns the file of `blob`, a descriptor.
-fn file(folder: &Path, blob: &serde_json::Value) -> PathBuf {
-    let digest: Digest = blob["digest"].as_str().unwrap().parse().unwrap();
+/// Returns the file of what the descriptor at `pointer` means.
+fn file(folder: &Path, document: &Value, pointer: &str) -> PathBuf {
+    let digest = document.pointer(&format!("{pointer}/digest")).unwrap();
+    let digest: Digest = digest.as_str().unwrap().parse().unwrap();
     folder.join("blobs/sha256").join(digest.hex())
 }
 
 /// Returns the configuration of the image in a layout.
-fn layer_config(folder: &Path) -> serde_json::Value {
+fn layer_config(folder: &Path) -> Value {
     let index = json(&folder.join("index.json"));
-    let manifest = json(&file(folder, &index["manifests"][0]));
-    json(&file(folder, &manifest["config"]))
+    let manifest = json(&file(folder, &index, MANIFEST));
+    json(&file(folder, &manifest, CONFIG))
 }
 
 /// Gives the image in a layout another configuration.
-fn replace_config(folder: &Path, config: &serde_json::Value) {
+fn replace_config(folder: &Path, config: &Value) {
     let mut index = json(&folder.join("index.json"));
-    let mut manifest = json(&file(folder, &index["manifests"][0]));
-    replace(folder, &mut manifest["config"], config);
-    replace(folder, &mut index["manifests"][0], &manifest);
+    let mut manifest = json(&file(folder, &index, MANIFEST));
+    replace(folder, (&mut manifest, CONFIG), config);
+    replace(folder, (&mut index, MANIFEST), &manifest);
     fs::write(folder.join("index.json"), index.to_string()).unwrap();
 }
 
-/// Lets a descriptor mean `content`.
-fn replace(folder: &Path, descriptor: &mut serde_json::Value, content: &serde_json::Value) {
+/// Lets a descriptor of a document mean `content`.
+fn replace(folder: &Path, (document, pointer): (&mut Value, &str), content: &Value) {
     let bytes = content.to_string();
-    descriptor["digest"] = Digest::sha256(bytes.as_bytes()).to_string().into();
-    descriptor["size"] = bytes.len().into();
-    fs::write(file(folder, descriptor), bytes).unwrap();
+    let descriptor = document.pointer_mut(pointer).unwrap();
+    let descriptor = descriptor.as_object_mut().unwrap();
+    let digest = Digest::sha256(bytes.as_bytes()).to_string();
+    descriptor.insert("digest".to_owned(), digest.into());
+    descriptor.insert("size".to_owned(), bytes.len().into());
+    fs::write(file(folder, document, pointer), bytes).unwrap();
 }

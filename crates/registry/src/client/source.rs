@@ -30,6 +30,8 @@ pub enum BlobSource {
     File(PathBuf),
     /// Memory.
     Bytes(Bytes),
+    /// Not here: the registry has it, or takes it from another of its repositories, or the push fails.
+    Elsewhere,
 }
 
 /// The end of a blob, from an offset.
@@ -64,6 +66,10 @@ impl Payload for Rest<'_> {
                 let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
                 let bytes = bytes.slice(start.min(bytes.len())..);
                 Box::pin(futures_util::stream::once(async { Ok(bytes) })) as Pieces
+            }
+            BlobSource::Elsewhere => {
+                let missing = io::Error::new(io::ErrorKind::NotFound, "it is not here");
+                return Err(Problem::local("open the blob to push", missing));
             }
             BlobSource::File(path) => {
                 let file = tokio::fs::File::open(path).await;
