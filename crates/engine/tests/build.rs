@@ -168,6 +168,13 @@ fn events(folder: &Path) -> Vec<Event> {
 }
 
 impl Outcome {
+    /// Tells whether the files of an uploaded folder were made.
+    fn put_together(&self) -> bool {
+        let name = "[internal] put build context together";
+        let mut events = self.events.iter();
+        events.any(|event| matches!(event, Event::StepStarted { name: found, .. } if found == name))
+    }
+
     fn image(&self) -> &BuiltImage {
         self.result
             .as_ref()
@@ -757,6 +764,23 @@ async fn the_image_of_an_uploaded_folder_is_that_of_the_folder_itself() {
     let there = other.build(|_| panic!("nothing runs")).await;
     assert_eq!(there.image().digest, digest);
     assert_eq!(there.image().n_run, 2);
+    assert!(there.put_together());
+
+    // Of the same list, nobody makes files; of another one that has the same files to copy, they are made, and found to be the same.
+    for text in ["x", "more noise"] {
+        bench.write("noise.log", text);
+        let id = other.upload(bench.context.path());
+        other.uploaded = Some(uploaded(id, None));
+        let again = other.build(|_| panic!("nothing runs")).await;
+        assert_eq!((&again.image().digest, again.image().n_run), (&digest, 0));
+        assert_eq!(again.put_together(), text != "x", "{text}");
+    }
+    bench.write("main.c", "int changed;");
+    let id = other.upload(bench.context.path());
+    other.uploaded = Some(uploaded(id, None));
+    let changed = other.build(|_| panic!("nothing runs")).await;
+    assert_eq!(changed.image().n_run, 2);
+    bench.write("main.c", "int main;");
 
     let folder = tempfile::tempdir().unwrap();
     let tar = fs::File::create(folder.path().join("context.tar")).unwrap();

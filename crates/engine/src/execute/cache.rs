@@ -255,7 +255,11 @@ impl Cache {
         }
         let known: Option<Last> = known.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let is_new = known.is_none_or(|known| known.operation.files != last.operation.files);
-        if is_new && !operation.many.is_empty() {
+        let has_many = operation
+            .files
+            .iter()
+            .any(|(name, _)| name == Operation::MANY);
+        if is_new && has_many {
             let some = operation.many.iter().take(EXPLAINED_FILES_MAX);
             let name = |path: &PathBuf| path.to_string_lossy().into_owned();
             let files = some.map(|(path, digest)| (name(path), digest.clone()));
@@ -350,8 +354,19 @@ fn miss_reason(
     }
     if then.files != now.files {
         let (before, after) = (apart(&then.files), apart(&now.files));
-        let has_many = then.files.iter().any(|(name, _)| name == Operation::MANY);
-        let many = if has_many { last_files() } else { Vec::new() };
+        let has_many = |operation: &Operation| {
+            let mut files = operation.files.iter();
+            files.any(|(name, _)| name == Operation::MANY)
+        };
+        let many = if has_many(then) {
+            last_files()
+        } else {
+            Vec::new()
+        };
+        // Their digest may be known without them.
+        if (has_many(then) && many.is_empty()) || (has_many(now) && now.many.is_empty()) {
+            return "a file changed".to_owned();
+        }
         let before = many.into_iter().chain(before).collect();
         let some = now.many.iter().take(EXPLAINED_FILES_MAX);
         let some = some.map(|(path, digest)| (path.to_string_lossy().into_owned(), digest.clone()));

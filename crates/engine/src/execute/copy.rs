@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use dockerfile::{CopyFrom, CopyOp, CopySource as Planned, PathSource};
 use oci::Digest;
+use serde::Serialize;
 
 use super::cache::Operation;
 use super::export::Directory;
@@ -28,6 +29,8 @@ pub(super) const HASH_THREADS: usize = 2;
 
 /// Kind of the records that say what files were when they were hashed.
 const MEMORY: &str = "hashed";
+/// Kind of the records that say what uploaded files are copied as, by what decides it in their list.
+const LISTED: &str = "listed";
 
 /// Where the sources of a COPY are.
 pub(super) struct CopySource {
@@ -193,22 +196,47 @@ fn remembered(
     sources: &[Source],
 ) -> Result<ContentDigest, Failure> {
     let context = execution.files(&op.from)?.unwrap_or(&execution.context);
+    let names: Vec<String> = op.sources.iter().map(named).collect();
+    if let Some(key) = context.listed(sources)? {
+        let key = (content::FORMAT, key, names, &op.exclude);
+        return from_list(execution, op, sources, &key);
+    }
     let Some(identity) = context.identity else {
         return digest(execution, op, sources, (None, None));
     };
-    let names: Vec<String> = op.sources.iter().map(named).collect();
     let key = (identity, names, &op.exclude);
     let known = execution.cache.bytes(MEMORY, &key).unwrap_or_default();
     let memory = Memory::from_bytes(&known);
     let recall = Recall {
         memory: &memory,
         now_ms: i64::try_from(execution.recorder.now_ms()).unwrap_or(0),
-        settling: Settling::of(context.root.as_fd()),
+        settling: Settling::of(context.root()?.as_fd()),
     };
     let digest = digest(execution, op, sources, (None, Some(recall)))?;
     if let Some(learnt) = &digest.memory {
         execution.cache.keep_bytes(MEMORY, &key, &learnt.to_bytes());
     }
+    Ok(digest)
+}
+
+/// Digests sources in an uploaded context. What was digested before is known by `key`, what decides it in the list, and no file is made
+/// to know it; which files those are is not known then, and a miss is explained without their names.
+fn from_list(
+    execution: &Execution,
+    op: &CopyOp,
+    sources: &[Source],
+    key: &impl Serialize,
+) -> Result<ContentDigest, Failure> {
+    if let Some(known) = execution.cache.recall(LISTED, key) {
+        return Ok(ContentDigest {
+            digest: known,
+            files: Vec::new(),
+            content_bytes: 0,
+            memory: None,
+        });
+    }
+    let digest = digest(execution, op, sources, (None, None))?;
+    execution.cache.keep_note(LISTED, key, &digest.digest);
     Ok(digest)
 }
 
@@ -239,7 +267,7 @@ fn digest(
     let cancel = &execution.cancel;
     let digest = match layers {
         Some(lowers) => content::digest_sources(&place::view(lowers)?, sources, &options, cancel),
-        None => content::digest_recalled(&context.root, sources, &options, recall, cancel),
+        None => content::digest_recalled(context.root()?, sources, &options, recall, cancel),
     };
     context.check()?;
     digest.map_err(|e| dockerfile_failure("find the files to copy", &e))

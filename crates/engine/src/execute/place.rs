@@ -106,7 +106,6 @@ pub(super) fn copy(
         },
     };
     let from = from.map(view).transpose()?;
-    let from = from.as_ref().unwrap_or(&context.root);
     let mut report = CopyReport::default();
     let mut copy_one = |root: &Root, source: Source, options: &CopyOptions<'_>| {
         let (dest, cancel) = (Path::new(&op.destination), &execution.cancel);
@@ -122,6 +121,10 @@ pub(super) fn copy(
                 Unpack::Local | Unpack::All => Archives::Unpack(target.chown),
             };
             let source = path_source(source, &op.exclude)?;
+            let from = match &from {
+                Some(layers) => layers,
+                None => context.root()?,
+            };
             copy_one(from, source, &CopyOptions { archives, ..paths })?;
             continue;
         }

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use dockerfile::Plan;
-use dockerfile::chmod::Node;
-use dockerfile::ignore::{self, IgnoreError, IgnoreFile};
+use dockerfile::ignore::{self, IgnoreFile};
 use dockerfile::limits::IGNORE_FILE_MAX_BYTES;
+use oci::Digest;
 use source::git::{Checkout, FetchOptions};
 use source::initializer::Initializer;
 use source::path::RelPath;
@@ -18,81 +18,25 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::DockerfileText;
-use super::uploaded::Shelf;
+pub(crate) use super::files::BuildContext;
+use super::lookout::Lookout;
+use super::uploaded::{Deferred, Shelf};
 use super::workspace::Filling;
 use crate::event::{Event, Failure, FailureKind};
 use crate::failure::{
     chain, dockerfile as dockerfile_failure, failure, platform, source as source_failure,
 };
 use crate::recorder::Recorder;
-use crate::rootfs::filter;
 use crate::rootfs::root::Root;
-use crate::rootfs::select::Ignored;
 use crate::rootfs::unpack::{self, ExtractOptions, UnpackLimits};
 use crate::spec::{BuildSpec, Context, NamedContext};
 
 /// What explanations of contexts without a name are kept under.
 const ARCHIVE: &str = "archive";
 /// What a Dockerfile is called that nobody has named.
-const DOCKERFILE: &str = "Dockerfile";
+pub(super) const DOCKERFILE: &str = "Dockerfile";
 /// Largest Dockerfile that is read.
 const DOCKERFILE_MAX_BYTES: u64 = 1 << 20;
-
-/// Files that COPY and ADD see.
-#[derive(Debug)]
-pub(crate) struct BuildContext {
-    pub(crate) root: Root,
-    pub(crate) ignore: Arc<IgnoreFile>,
-    /// Of a folder that stays where it is from build to build: device and inode.
-    pub(crate) identity: Option<(u64, u64)>,
-    /// Why the ignore file could not be applied, once it could not.
-    broken: OnceLock<String>,
-}
-
-impl BuildContext {
-    /// Tells whether `path`, from the context's root, is to be seen.
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the shape of `rootfs::select::Ignore`"
-    )]
-    pub(crate) fn is_ignored(&self, path: &Path, is_dir: bool) -> Ignored {
-        let decided = self.decide(&path.to_string_lossy(), is_dir);
-        decided.unwrap_or_else(|error| {
-            // Whoever asked goes through [`Self::check`] before it uses what it found.
-            let _first_counts = self.broken.set(chain(&error));
-            Ignored::Skip
-        })
-    }
-
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the shape of `rootfs::select::Ignore`"
-    )]
-    fn decide(&self, path: &str, is_dir: bool) -> Result<Ignored, IgnoreError> {
-        let node = if is_dir { Node::Directory } else { Node::Other };
-        filter::ask(&self.ignore, path, node)
-    }
-
-    /// Has it remember what its files were, if `from` is a folder that later builds may find again.
-    fn remembering(mut self, from: &Context) -> Self {
-        if let Context::Directory { .. } = from {
-            let stat = rustix::fs::fstat(self.root.as_fd());
-            self.identity = stat.ok().map(|stat| (stat.st_dev, stat.st_ino));
-        }
-        self
-    }
-
-    /// Fails when the ignore file could not be applied to something that was asked for.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        match self.broken.get() {
-            Some(error) => Err(failure(
-                FailureKind::Dockerfile,
-                format!(".dockerignore: {error}"),
-            )),
-            None => Ok(()),
-        }
-    }
-}
 
 /// What the sources of a build turned out to be.
 #[derive(Debug)]
@@ -120,57 +64,20 @@ pub(crate) async fn load(
     (store, work): (&Store, (&Path, &CancellationToken)),
 ) -> Result<Workspace, Failure> {
     let step = recorder.begin("[internal] load build context", None);
-    let (folder, text, checkout, project) = match context {
-        Context::Git(git) => {
-            let folder = work.0.join("workspace");
-            std::fs::create_dir(&folder).map_err(|e| platform("create the workspace", &e))?;
-            let fetched = fetch(spec, git, &folder, &step, work.1).await;
-            match fetched {
-                Ok(checkout) => (folder, None, Some(checkout), git.remote.as_str().to_owned()),
-                Err(failure) => {
-                    step.fail(&failure.message);
-                    return Err(failure);
-                }
-            }
+    let brought = match bring(spec, context, (places, &step), (store, recorder), work).await {
+        Ok(brought) => brought,
+        Err(failure) => {
+            step.fail(&failure.message);
+            return Err(failure);
         }
-        Context::Uploaded {
-            dockerfile_text,
-            name,
-            ..
-        } => match uploaded(spec, context, store, work.0.join("workspace"), work.1).await {
-            Ok(folder) => (folder, dockerfile_text.clone(), None, name.clone()),
-            Err(failure) => {
-                step.fail(&failure.message);
-                return Err(failure);
-            }
-        },
-        Context::Archive { path } => {
-            match unpack(spec, path, work.0.join("workspace"), work.1).await {
-                Ok(folder) => (folder, None, None, ARCHIVE.to_owned()),
-                Err(failure) => {
-                    step.fail(&failure.message);
-                    return Err(failure);
-                }
-            }
-        }
-        Context::Filled { initializer } => {
-            let folder = work.0.join("workspace");
-            std::fs::create_dir(&folder).map_err(|e| platform("create the workspace", &e))?;
-            let filled = fill(spec, initializer, &folder, &step, work).await;
-            match filled {
-                Ok(checkout) => (folder, None, checkout, name_of(initializer)),
-                Err(failure) => {
-                    step.fail(&failure.message);
-                    return Err(failure);
-                }
-            }
-        }
-        Context::Directory {
-            path,
-            dockerfile_text,
-            name,
-        } => (path.clone(), dockerfile_text.clone(), None, name.clone()),
     };
+    let Brought {
+        folder,
+        text,
+        checkout,
+        project,
+        rest,
+    } = brought;
     let opened = open(&folder, text, places);
     match &opened {
         Ok(_) => step.finish(),
@@ -181,21 +88,90 @@ pub(crate) async fn load(
         commit: checkout.as_ref().map(|checkout| checkout.commit.clone()),
     });
     Ok(Workspace {
-        context: opened.remembering(context),
+        context: opened.remembering(context).with_rest(rest),
         project: format!("{project} {}", dockerfile.name),
         dockerfile: Arc::new(dockerfile),
         commit_time: checkout.map(|checkout| checkout.commit_time_unix),
     })
 }
 
-/// Brings the files of an uploaded context into a new folder; returns it.
+/// The files of a build, where they can be read.
+struct Brought {
+    folder: PathBuf,
+    /// The Dockerfile, when it comes from elsewhere.
+    text: Option<String>,
+    /// For git.
+    checkout: Option<Checkout>,
+    project: String,
+    /// Makes the files that are not in the folder.
+    rest: Option<Deferred>,
+}
+
+async fn bring(
+    spec: &BuildSpec,
+    context: &Context,
+    (places, step): (&Places<'_>, &crate::recorder::Step),
+    (store, recorder): (&Store, &Recorder),
+    work: (&Path, &CancellationToken),
+) -> Result<Brought, Failure> {
+    let folder = work.0.join("workspace");
+    let make = || std::fs::create_dir(&folder).map_err(|e| platform("create the workspace", &e));
+    let mut text = None;
+    let mut rest = None;
+    let (folder, checkout, project) = match context {
+        Context::Git(git) => {
+            make()?;
+            let checkout = fetch(spec, git, &folder, step, work.1).await?;
+            (folder, Some(checkout), git.remote.as_str().to_owned())
+        }
+        Context::Uploaded {
+            dockerfile_text,
+            name,
+            ..
+        } => {
+            let wanted = Lookout::of(dockerfile_text.as_deref(), places)?;
+            text.clone_from(dockerfile_text);
+            let from = (store, recorder);
+            let (folder, more) = uploaded(spec, context, from, (folder, &wanted), work.1).await?;
+            rest = more;
+            (folder, None, name.clone())
+        }
+        Context::Archive { path } => {
+            let folder = unpack(spec, path, folder, work.1).await?;
+            (folder, None, ARCHIVE.to_owned())
+        }
+        Context::Filled { initializer } => {
+            make()?;
+            let checkout = fill(spec, initializer, &folder, step, work).await?;
+            (folder, checkout, name_of(initializer))
+        }
+        Context::Directory {
+            path,
+            dockerfile_text,
+            name,
+        } => {
+            text.clone_from(dockerfile_text);
+            (path.clone(), None, name.clone())
+        }
+    };
+    Ok(Brought {
+        folder,
+        text,
+        checkout,
+        project,
+        rest,
+    })
+}
+
+/// Brings the files of an uploaded context that are wanted into the new folder `into`, and returns where they are, and what makes the others
+/// when somebody needs them; all of them when it is an archive, or where links have a say.
 async fn uploaded(
     spec: &BuildSpec,
     context: &Context,
-    store: &Store,
-    folder: PathBuf,
+    (store, recorder): (&Store, &Recorder),
+    (into, wanted): (PathBuf, &Lookout),
     cancel: &CancellationToken,
-) -> Result<PathBuf, Failure> {
+) -> Result<(PathBuf, Option<Deferred>), Failure> {
     let Context::Uploaded {
         context, archive, ..
     } = context
@@ -208,11 +184,12 @@ async fn uploaded(
         tenant: spec.tenant.clone(),
     };
     let Some(archive) = archive.clone() else {
-        return shelf.put_together(context, folder, cancel).await;
+        return shelf.open(context, (into, wanted), recorder, cancel).await;
     };
     let id = context.clone();
     let open = move || shelf.open_file(&id, &archive);
-    unpack_file(spec, open, folder, cancel).await
+    let unpacked = unpack_file(spec, open, into, cancel).await?;
+    Ok((unpacked, None))
 }
 
 /// Unpacks an archive of files; returns the folder that they are in.
@@ -275,11 +252,22 @@ pub(crate) async fn load_named(
             return Err(failure(FailureKind::Platform, message));
         };
         let step = recorder.begin(&format!("[internal] load context {name}"), None);
+        let mut rest = None;
         let files = match context {
             Context::Directory { path, .. } => Ok(path.clone()),
             Context::Uploaded { .. } => {
                 let into = work.0.join(format!("context-{index}"));
-                uploaded(spec, context, store, into, work.1).await
+                let wanted = Lookout::of_named(folder);
+                let brought = match wanted {
+                    Ok(wanted) => {
+                        uploaded(spec, context, (store, recorder), (into, &wanted), work.1).await
+                    }
+                    Err(failure) => Err(failure),
+                };
+                brought.map(|(folder, deferred)| {
+                    rest = deferred;
+                    folder
+                })
             }
             Context::Archive { path } => {
                 let into = work.0.join(format!("context-{index}"));
@@ -301,7 +289,8 @@ pub(crate) async fn load_named(
         match files.and_then(|files| open_named(&files, folder)) {
             Ok(opened) => {
                 step.finish();
-                loaded.insert(name.to_owned(), opened.remembering(context));
+                let opened = opened.remembering(context).with_rest(rest);
+                loaded.insert(name.to_owned(), opened);
             }
             Err(failure) => {
                 step.fail(&failure.message);
@@ -316,16 +305,9 @@ pub(crate) async fn load_named(
 /// Opens a folder of files that have a `.dockerignore` of their own.
 fn open_named(files: &Path, folder: &str) -> Result<BuildContext, Failure> {
     let files = Root::open(files).map_err(|e| dockerfile_failure("open the files", &e))?;
-    let path = RelPath::parse_in_workspace(folder)
-        .map_err(|e| dockerfile_failure(&format!("folder {folder:?}"), &e))?;
-    let root = subdirectory(&files, &path)?;
+    let root = subdirectory(&files, &Lookout::of_named(folder)?.folder)?;
     let ignore = read_ignore(&[(&root, ignore::FILE_NAME)])?;
-    Ok(BuildContext {
-        root,
-        ignore: Arc::new(ignore),
-        identity: None,
-        broken: OnceLock::new(),
-    })
+    Ok(BuildContext::new(root, ignore))
 }
 
 /// Fills a workspace with something else than one repository.
@@ -380,23 +362,10 @@ fn open(
     places: &Places<'_>,
 ) -> Result<(BuildContext, DockerfileText), Failure> {
     let workspace = Root::open(folder).map_err(|e| dockerfile_failure("open the workspace", &e))?;
-    let relative = |what: &str, path: &str| {
-        let invalid = |e| dockerfile_failure(&format!("{what} {path:?}"), &e);
-        RelPath::parse_in_workspace(path).map_err(invalid)
-    };
-    let dockerfile = places
-        .dockerfile
-        .map(|path| relative("Dockerfile path", path))
-        .transpose()?;
-    let context_path = match (places.context_path, &dockerfile) {
-        (Some(path), _) => relative("context path", path)?,
-        (None, Some(path)) if text.is_none() => path.parent(),
-        (None, _) => RelPath::default(),
-    };
-    let dockerfile = match dockerfile {
-        Some(path) => path,
-        None => context_path.join(&relative("Dockerfile path", DOCKERFILE)?),
-    };
+    let Lookout {
+        folder: context_path,
+        dockerfile,
+    } = Lookout::of(text.as_deref(), places)?;
     let dockerfile = match text {
         Some(_) => dockerfile,
         None => in_lower_case(&workspace, dockerfile)?,
@@ -410,33 +379,40 @@ fn open(
     };
     let root = subdirectory(&workspace, &context_path)?;
     // `<Dockerfile>.dockerignore` beside the Dockerfile wins over `.dockerignore` in the context.
-    let own = format!("{}.dockerignore", dockerfile.as_str());
+    let own = own_ignore(dockerfile.as_str());
     let ignore = read_ignore(&[(&workspace, &own), (&root, ignore::FILE_NAME)])?;
-    let context = BuildContext {
-        root,
-        ignore: Arc::new(ignore),
-        identity: None,
-        broken: OnceLock::new(),
-    };
-    Ok((context, DockerfileText { name, text }))
+    Ok((
+        BuildContext::new(root, ignore),
+        DockerfileText { name, text },
+    ))
+}
+
+/// Returns the name of the ignore file that goes with a Dockerfile.
+pub(super) fn own_ignore(dockerfile: &str) -> String {
+    format!("{dockerfile}{}", ignore::FILE_NAME)
 }
 
 /// A `Dockerfile` that is not there may be called `dockerfile`, as with docker.
 fn in_lower_case(workspace: &Root, path: RelPath) -> Result<RelPath, Failure> {
-    let Some(folder) = path.as_str().strip_suffix(DOCKERFILE) else {
+    let Some(lower) = lower_case(path.as_str()) else {
         return Ok(path);
     };
-    let lower = format!("{folder}{}", DOCKERFILE.to_ascii_lowercase());
     let is_there = |path: &str| {
         let found = workspace.stat(Path::new(path));
         found.is_ok_and(|found| found.is_some())
     };
-    if (folder.is_empty() || folder.ends_with('/')) && !is_there(path.as_str()) && is_there(&lower)
-    {
+    if !is_there(path.as_str()) && is_there(&lower) {
         let invalid = |e| dockerfile_failure(&format!("Dockerfile path {lower:?}"), &e);
         return RelPath::parse_in_workspace(&lower).map_err(invalid);
     }
     Ok(path)
+}
+
+/// Returns what else a Dockerfile of this path may be called.
+pub(super) fn lower_case(path: &str) -> Option<String> {
+    let folder = path.strip_suffix(DOCKERFILE)?;
+    let is_name = folder.is_empty() || folder.ends_with('/');
+    is_name.then(|| format!("{folder}{}", DOCKERFILE.to_ascii_lowercase()))
 }
 
 fn read_dockerfile(workspace: &Root, path: &RelPath) -> Result<Vec<u8>, Failure> {
@@ -460,7 +436,7 @@ fn subdirectory(workspace: &Root, path: &RelPath) -> Result<Root, Failure> {
 }
 
 /// Reads the first of these files that is there.
-fn read_ignore(candidates: &[(&Root, &str)]) -> Result<IgnoreFile, Failure> {
+fn read_ignore(candidates: &[(&Root, &str)]) -> Result<(IgnoreFile, Digest), Failure> {
     for (root, name) in candidates {
         let path = Path::new(name);
         let failed = |e: &(dyn std::error::Error + 'static)| dockerfile_failure(name, e);
@@ -468,10 +444,11 @@ fn read_ignore(candidates: &[(&Root, &str)]) -> Result<IgnoreFile, Failure> {
             let bytes = root
                 .read_file(path, IGNORE_FILE_MAX_BYTES as u64)
                 .map_err(|e| failed(&e))?;
-            return IgnoreFile::parse(&bytes).map_err(|e| failed(&e));
+            let parsed = IgnoreFile::parse(&bytes).map_err(|e| failed(&e))?;
+            return Ok((parsed, Digest::sha256(&bytes)));
         }
     }
-    Ok(IgnoreFile::empty())
+    Ok((IgnoreFile::empty(), Digest::sha256(b"")))
 }
 
 /// Returns the path of the scratch directory of a build.

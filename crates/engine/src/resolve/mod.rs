@@ -2,7 +2,9 @@
 
 pub(crate) mod bases;
 pub(crate) mod context;
+mod files;
 pub(crate) mod layout;
+mod lookout;
 pub(crate) mod uploaded;
 mod workspace;
 

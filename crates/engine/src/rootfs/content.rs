@@ -28,7 +28,7 @@ use super::tree::{self, join};
 /// Content is read in pieces of this size.
 const READ_BYTES: usize = 256 << 10;
 /// Says what a digest is made of; to be changed with it.
-const FORMAT: &[u8] = b"kiln.copy.v2\0";
+pub(crate) const FORMAT: &[u8] = b"kiln.copy.v2\0";
 
 /// What counts besides the files themselves.
 #[derive(Clone, Copy)]

@@ -11,6 +11,7 @@
 //! | [`filter`] | what of a source `--parents` and `--exclude` leave |
 //! | [`select`] | which files the sources of COPY and ADD mean |
 //! | [`content`] | digests of what COPY and ADD would copy, for cache keys |
+//! | `listed` | an uploaded folder's list → what of it decides what a COPY copies |
 //! | `planted` | an uploaded folder: entries and contents → files |
 //! | [`remove`] | deletes trees, however deep and whatever their modes |
 //!
@@ -32,6 +33,7 @@ pub mod content;
 pub mod copy;
 pub mod diff;
 pub mod filter;
+pub(crate) mod listed;
 pub mod memory;
 pub mod overlay;
 pub(crate) mod planted;

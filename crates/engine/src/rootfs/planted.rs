@@ -65,6 +65,17 @@ pub(crate) fn plant(
     into: OwnedFd,
     cancel: &CancellationToken,
 ) -> Result<(), PlantError> {
+    let entries = context.entries().map_err(PlantError::Context)?;
+    plant_some(context, entries, into, cancel)
+}
+
+/// Makes these entries of `context` alone; the folders that each is in have to be among them.
+pub(crate) fn plant_some(
+    context: &Context,
+    entries: impl Iterator<Item = Result<Entry, ManifestError>>,
+    into: OwnedFd,
+    cancel: &CancellationToken,
+) -> Result<(), PlantError> {
     std::thread::scope(|scope| {
         let (files, to_fill) = sync_channel(FILES_AHEAD);
         let to_fill = Arc::new(Mutex::new(to_fill));
@@ -80,7 +91,7 @@ pub(crate) fn plant(
             files,
             open: Vec::new(),
         };
-        let made = make_all(context, garden, cancel);
+        let made = make_all(entries, garden, cancel);
         let mut filled = Ok(());
         for filler in fillers {
             filled = filled.and(filler.join().unwrap_or(Err(PlantError::Cancelled)));
@@ -92,11 +103,11 @@ pub(crate) fn plant(
 
 /// Makes every entry, files without their contents.
 fn make_all(
-    context: &Context,
+    entries: impl Iterator<Item = Result<Entry, ManifestError>>,
     mut garden: Garden,
     cancel: &CancellationToken,
 ) -> Result<(), PlantError> {
-    for entry in context.entries().map_err(PlantError::Context)? {
+    for entry in entries {
         if cancel.is_cancelled() {
             return Err(PlantError::Cancelled);
         }

@@ -208,7 +208,7 @@ fn matches(root: &Root, start: &[u8], pattern: &Pattern) -> Result<Vec<Vec<u8>>,
 }
 
 /// Returns a path as patterns see it: each byte that is part of no character is one that nobody writes.
-fn characters(path: &[u8]) -> String {
+pub(super) fn characters(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
         text.push_str(chunk.valid());

@@ -27,6 +27,9 @@ use crate::rootfs::unpack::UnpackLimits;
 /// Threads that hash.
 const HASH_THREADS: usize = 2;
 
+/// Kind of the records that say what mounts of uploaded files are made of, by what decides it in their list.
+const LISTED: &str = "listed-mounts";
+
 /// What a file of a context is called in its copy; a directory is the copy itself.
 const FILE: &str = "file";
 
@@ -55,9 +58,7 @@ pub(super) async fn digest(
             let digest = digest
                 .await
                 .unwrap_or_else(|e| Err(platform("read the context", &e)))?;
-            let named = digest.files.into_iter();
-            let named = named.map(|(path, digest)| (path.to_string_lossy().into_owned(), digest));
-            Ok(Some((digest.digest, named.collect())))
+            Ok(Some(digest))
         }
         Files::Layers(layers) => {
             let key = (layers::content(layers).await?, "mount", &path);
@@ -86,8 +87,16 @@ fn digest_context(
     execution: &Execution,
     mount: &Mount,
     path: &str,
-) -> Result<content::ContentDigest, Failure> {
+) -> Result<(Digest, Vec<(String, Digest)>), Failure> {
     let context = context_of(execution, mount)?;
+    let sources = [literal(path)?];
+    let listed = context.listed(&sources)?;
+    let key = listed.map(|key| (content::FORMAT, key, path));
+    if let Some(key) = &key
+        && let Some(known) = execution.cache.recall(LISTED, key)
+    {
+        return Ok(known);
+    }
     let ignore = |path: &Path, is_dir: bool| context.is_ignored(path, is_dir);
     let options = ContentOptions {
         owner: Owner::Fixed(0, 0),
@@ -95,10 +104,17 @@ fn digest_context(
         ignore: Some(&ignore),
         n_threads: HASH_THREADS,
     };
-    let sources = [literal(path)?];
-    let digest = content::digest_sources(&context.root, &sources, &options, &execution.cancel);
+    let root = context.root()?;
+    let digest = content::digest_sources(root, &sources, &options, &execution.cancel);
     context.check()?;
-    digest.map_err(|e| dockerfile_failure("find what is to be mounted", &e))
+    let digest = digest.map_err(|e| dockerfile_failure("find what is to be mounted", &e))?;
+    let named = digest.files.into_iter();
+    let named = named.map(|(path, digest)| (path.to_string_lossy().into_owned(), digest));
+    let found = (digest.digest, named.collect());
+    if let Some(key) = &key {
+        execution.cache.keep_note(LISTED, key, &found);
+    }
+    Ok(found)
 }
 
 fn digest_layers(
@@ -175,7 +191,8 @@ fn copy_context(
 ) -> Result<(PathBuf, String), Failure> {
     let attempt = "copy what is to be mounted";
     let context = context_of(execution, mount)?;
-    let found = context.root.stat(Path::new(path));
+    let root = context.root()?;
+    let found = root.stat(Path::new(path));
     let found = found.map_err(|e| dockerfile_failure(attempt, &e))?;
     let is_directory = found.is_some_and(|found| found.kind == FileType::Directory);
     let directory = execution.scratch()?;
@@ -204,14 +221,7 @@ fn copy_context(
     let into = if is_directory { "." } else { FILE };
     let dest = Path::new("/").join(into);
     let sources = [literal(path)?];
-    let copied = copy::copy(
-        &context.root,
-        &sources,
-        &to,
-        &dest,
-        &options,
-        &execution.cancel,
-    );
+    let copied = copy::copy(root, &sources, &to, &dest, &options, &execution.cancel);
     context.check()?;
     copied.map_err(|e| dockerfile_failure(attempt, &e))?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(mode))
