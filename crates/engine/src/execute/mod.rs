@@ -17,6 +17,7 @@ mod remote;
 mod run;
 pub(crate) mod shown;
 mod stage;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

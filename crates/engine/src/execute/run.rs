@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use dockerfile::{Op, RunNetwork, RunOp, RunSecurity, Step};
 
-use super::Execution;
 use super::cache::Operation;
 use super::export::Directory;
 use super::mounts::{self, Attached, Fetched, Inputs};
 use super::stage::{Prepared, located};
+use super::{Execution, waiting};
 use crate::event::{Failure, FailureKind, Stream};
 use crate::failure::{chain, dockerfile as dockerfile_failure, failure, platform};
 use crate::recorder::{self, Recorder};
@@ -227,6 +227,10 @@ pub(super) async fn run(
         }
     };
     let _slot = execution.slots.acquire().await;
+    let _place = match waiting::place(execution, &prepared.name).await {
+        Ok(place) => place,
+        Err(failure) => return Err(located(execution, prepared.step, failure)),
+    };
     let vertex = beginning.begin();
     let (shared, step, run) = (Arc::clone(execution), prepared.step.clone(), op.clone());
     let mounted = Arc::clone(&fetched);

@@ -1,5 +1,6 @@
 //! What a build may use.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub struct Limits {
     pub step_pids: u32,
     /// Steps that run at the same time.
     pub parallel_steps: u32,
+    /// Steps of all builds that run at the same time; not limited when not given.
+    pub parallel_steps_in_all: Option<NonZeroU32>,
     /// Output of one step that is kept: more is dropped, with a mark.
     pub step_log_bytes: u64,
     /// Output of all steps together that is kept: of more, the beginning and the ends of steps.
@@ -47,6 +50,7 @@ impl Default for Limits {
             step_memory_bytes: None,
             step_pids: 4096,
             parallel_steps: 8,
+            parallel_steps_in_all: None,
             step_log_bytes: 256 << 20,
             log_bytes: 1 << 30,
             context_bytes: 16 << 30,

@@ -186,6 +186,10 @@ step_time_s = 3600
 step_pids = 4096
 # Steps that run at the same time.
 parallel_steps = 8
+# Steps of all builds that run at the same time, those of `kiln build` with this configuration and state directory among them. They run in the
+# order in which they are ready; a step that waits for longer than a second says so in the log. Waiting takes from wall_time_s and not from
+# step_time_s. Not limited when not given.
+#parallel_steps_in_all = 8
 # Output of one step that is kept, in bytes: of more, the beginning and the end (a quarter of it, 1 MiB at most), with a mark in between.
 step_log_bytes = 268435456
 # Output of all steps of one build that is kept, in bytes: of more, the beginning, and of every step after that its end (a quarter of it

@@ -8,7 +8,7 @@ use rustix::fs::FlockOperation;
 use super::caches::is_hex;
 use super::{CheckError, Checker, Problem, Remedy, Severity};
 use crate::dir::Dir;
-use crate::{context, session, tree, upload, used};
+use crate::{context, place, session, tree, upload, used};
 
 /// Length of the name of a lock's file.
 const LOCK_NAME_BYTES: usize = 64;
@@ -83,7 +83,7 @@ impl Checker<'_> {
         let locks = self.store.root().sub("locks")?;
         let mut free = Vec::new();
         for name in locks.names()? {
-            if name == session::GATE || name == used::GATE {
+            if name == session::GATE || name == used::GATE || name.starts_with(place::PREFIX) {
                 continue;
             }
             if !is_hex(&name, LOCK_NAME_BYTES) {
