@@ -28,6 +28,7 @@ pub mod background;
 pub mod bases;
 pub mod docker_registry;
 pub mod faults;
+pub mod figures;
 pub mod git_server;
 pub mod kiln;
 pub mod power;

@@ -7,6 +7,7 @@ mod chaos;
 mod crowd;
 mod full;
 mod kills;
+mod load;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
