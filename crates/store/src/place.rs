@@ -62,8 +62,10 @@ impl Store {
                 let Some(place) = places.get(n) else { break };
                 match rustix::fs::flock(place, FlockOperation::NonBlockingLockExclusive) {
                     Ok(()) => {
-                        let _lock = places.swap_remove(n);
-                        return Ok(Some(Place { _lock }));
+                        let place = Place {
+                            _lock: places.swap_remove(n),
+                        };
+                        return Ok(Some(place));
                     }
                     Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                     Err(error) => return Err(error.into()),
