@@ -191,6 +191,19 @@ async fn build(
     })
 }
 
+/// Asks for builds one after another, as soon as the one before was accepted.
+async fn begin_all(
+    channel: Channel,
+    tenant: usize,
+    requests: Vec<BuildRequest>,
+) -> Vec<tokio::task::JoinHandle<Seen>> {
+    let mut builds = Vec::new();
+    for request in requests {
+        builds.push(build(channel.clone(), tenant, request).await);
+    }
+    builds
+}
+
 fn note(
     seen: &mut Seen,
     (steps, ours): (&mut HashMap<u64, String>, &mut u64),
@@ -285,40 +298,17 @@ async fn as_many_builds_as_are_taken_on_all_end_and_nobody_waits_longer_than_oth
     let counted = Arc::clone(&most);
     let counting = std::thread::spawn(move || count(&stop_counting, &counted));
     let began = Instant::now();
-    let callers: Vec<_> = (0..TENANTS)
-        .map(|tenant| {
-            let mine: Vec<BuildRequest> = requests
-                .iter()
-                .skip(tenant)
-                .step_by(TENANTS)
-                .cloned()
-                .collect();
-            let channel = scene.kiln.channel();
-            async move {
-                let channel = channel.await;
-                tokio::spawn(async move {
-                    let mut begun = Vec::new();
-                    for request in mine {
-                        begun.push(build(channel.clone(), tenant, request).await);
-                    }
-                    begun
-                })
-            }
-        })
-        .collect();
-    let mut tasks = Vec::new();
-    for caller in callers {
-        tasks.push(caller.await);
+    let mut callers = Vec::new();
+    for tenant in 0..TENANTS {
+        let mine = requests.iter().skip(tenant).step_by(TENANTS).cloned();
+        let channel = scene.kiln.channel().await;
+        callers.push(tokio::spawn(begin_all(channel, tenant, mine.collect())));
     }
     let mut all = Vec::new();
-    for task in tasks {
-        for one in task.await.unwrap() {
-            all.push(
-                tokio::time::timeout(BUILD_TIMEOUT, one)
-                    .await
-                    .unwrap()
-                    .unwrap(),
-            );
+    for caller in callers {
+        for one in caller.await.unwrap() {
+            let seen = tokio::time::timeout(BUILD_TIMEOUT, one).await;
+            all.push(seen.unwrap().unwrap());
         }
     }
     let took = began.elapsed();

@@ -226,11 +226,7 @@ pub(super) async fn run(
             return Err(fail_step(execution, prepared.step, vertex, failure));
         }
     };
-    let _slot = execution.slots.acquire().await;
-    let _place = match waiting::place(execution, &prepared.name).await {
-        Ok(place) => place,
-        Err(failure) => return Err(located(execution, prepared.step, failure)),
-    };
+    let _turn = waiting::turn(execution, prepared).await?;
     let vertex = beginning.begin();
     let (shared, step, run) = (Arc::clone(execution), prepared.step.clone(), op.clone());
     let mounted = Arc::clone(&fetched);

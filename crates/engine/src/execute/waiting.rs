@@ -7,20 +7,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::{Place, PlaceError};
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 
 use super::Execution;
+use super::stage::{Prepared, located};
 use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform};
 
 /// How long a step waits before the log says so.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// What a step holds while it runs.
+pub(super) struct Turn<'a> {
+    _of_the_build: Option<SemaphorePermit<'a>>,
+    _of_the_machine: Option<Place>,
+}
+
+/// Waits until a step may run, beside the others of its build and those of all.
+pub(super) async fn turn<'a>(
+    execution: &'a Arc<Execution>,
+    prepared: &Prepared<'_>,
+) -> Result<Turn<'a>, Failure> {
+    let of_the_build = execution.slots.acquire().await;
+    let of_the_machine = place(execution, &prepared.name).await;
+    let of_the_machine = of_the_machine.map_err(|e| located(execution, prepared.step, e))?;
+    Ok(Turn {
+        _of_the_build: of_the_build.ok(),
+        _of_the_machine: of_the_machine,
+    })
+}
+
 /// Waits for a place for the step `name`; there is none to wait for where nothing limits them. A cancelled build is not waited for.
-pub(super) async fn place(
-    execution: &Arc<Execution>,
-    name: &str,
-) -> Result<Option<Place>, Failure> {
+async fn place(execution: &Arc<Execution>, name: &str) -> Result<Option<Place>, Failure> {
     let Some(n_places) = execution.limits.parallel_steps_in_all else {
         return Ok(None);
     };
@@ -32,19 +50,18 @@ pub(super) async fn place(
         () = &mut unwanted => Some(Ok(Ok(None))),
         () = tokio::time::sleep(SILENCE) => None,
     };
-    let place = match at_once {
-        Some(place) => place,
-        None => {
-            let text = format!("waiting to run {name}");
-            let reason = format!("{n_places} steps run already, which is as many as may");
-            let vertex = execution.recorder.begin(&text, Some(reason));
-            let place = tokio::select! {
-                place = &mut place => place,
-                () = &mut unwanted => Ok(Ok(None)),
-            };
-            vertex.finish();
-            place
-        }
+    let place = if let Some(place) = at_once {
+        place
+    } else {
+        let text = format!("waiting to run {name}");
+        let reason = format!("{n_places} steps run already, which is as many as may");
+        let vertex = execution.recorder.begin(&text, Some(reason));
+        let place = tokio::select! {
+            place = &mut place => place,
+            () = &mut unwanted => Ok(Ok(None)),
+        };
+        vertex.finish();
+        place
     };
     match place {
         Ok(Ok(Some(place))) => Ok(Some(place)),
