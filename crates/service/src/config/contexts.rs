@@ -13,8 +13,11 @@ pub struct Contexts {
     /// How long a build can be started from one. What was uploaded stays for up to twice as long, and need not be sent again.
     #[serde(deserialize_with = "duration::deserialize")]
     pub lifetime: Duration,
-    /// Uploads of one tenant at the same time; more are refused with `RESOURCE_EXHAUSTED`.
+    /// Uploads of one tenant at the same time; more wait.
     pub max_uploads: usize,
+    /// How long they wait, in the order in which they came, before they are refused with `RESOURCE_EXHAUSTED`.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub wait_timeout: Duration,
     /// How long the next piece of an upload may take to come.
     #[serde(deserialize_with = "duration::deserialize")]
     pub piece_timeout: Duration,
@@ -25,6 +28,7 @@ impl Default for Contexts {
         Self {
             lifetime: Duration::from_secs(3600),
             max_uploads: 4,
+            wait_timeout: Duration::from_secs(120),
             piece_timeout: Duration::from_secs(60),
         }
     }

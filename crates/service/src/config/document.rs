@@ -140,8 +140,10 @@ retention = "7d"
 [contexts]
 # How long a build can be started from one. What was uploaded is kept for up to twice as long, and need not be sent again meanwhile.
 lifetime = "1h"
-# Uploads of one tenant at the same time; more are refused with RESOURCE_EXHAUSTED.
+# Uploads of one tenant at the same time; more wait for their turn.
 max_uploads = 4
+# How long they wait before they are refused with RESOURCE_EXHAUSTED.
+wait_timeout = "2m"
 # How long the next piece of an upload may take to come.
 piece_timeout = "60s"
 

@@ -13,12 +13,16 @@ use store::Store;
 use store::context::{
     Announced, Context, ContextDraft, ContextError, ContextId, Created, Entry, Keeping,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Tenant;
 use crate::config::Contexts as Config;
 use crate::failure::{Blame, Failure, chain};
+
+/// Most uploads of one tenant that wait for their turn.
+const WAITING_MAX: usize = 256;
 
 /// Contexts are forgotten at least so often.
 const SWEEP_MAX: Duration = Duration::from_secs(600);
@@ -32,8 +36,16 @@ pub struct Contexts {
 #[derive(Debug)]
 struct Inner {
     parts: Parts,
-    /// Uploads that go on, by tenant.
-    uploads: Mutex<HashMap<Tenant, usize>>,
+    /// The places of tenants that upload something, or wait to.
+    uploads: Mutex<HashMap<Tenant, Places>>,
+}
+
+/// Where uploads of one tenant go on.
+#[derive(Debug)]
+struct Places {
+    free: Arc<Semaphore>,
+    /// Those who upload and those who wait.
+    n_callers: usize,
 }
 
 /// What [`Contexts`] is made of.
@@ -91,7 +103,7 @@ impl Contexts {
         if announced.n_bytes > parts.max_bytes {
             return refuse("bytes", parts.max_bytes, "limits.context_bytes");
         }
-        let slot = self.slot(tenant)?;
+        let slot = self.slot(tenant).await?;
         let (store, name, keeping) = (parts.store.clone(), tenant.clone(), self.keeping());
         let begin = move || store.begin_context(name.as_str(), announced, keeping);
         Ok(Upload {
@@ -145,40 +157,66 @@ impl Contexts {
         }
     }
 
-    fn slot(&self, tenant: &Tenant) -> Result<Slot, Failure> {
-        let mut uploads = self.uploads();
-        let n = uploads.entry(tenant.clone()).or_default();
-        let most = self.inner.parts.config.max_uploads;
-        if *n >= most {
-            let text = format!("{most} uploads go on already: see contexts.max_uploads");
-            return Err(Failure::new(Blame::Load, text));
-        }
-        *n += 1;
-        Ok(Slot {
+    /// Waits for the turn of an upload, behind those of the same tenant that came before.
+    async fn slot(&self, tenant: &Tenant) -> Result<Slot, Failure> {
+        let config = &self.inner.parts.config;
+        let most = config.max_uploads;
+        let refuse = |text: String| Failure::new(Blame::Load, text);
+        let places = {
+            let mut uploads = self.uploads();
+            let places = uploads.entry(tenant.clone()).or_insert_with(|| Places {
+                free: Arc::new(Semaphore::new(most)),
+                n_callers: 0,
+            });
+            if places.n_callers >= most.saturating_add(WAITING_MAX) {
+                return Err(refuse(format!("{WAITING_MAX} uploads wait already")));
+            }
+            places.n_callers += 1;
+            Arc::clone(&places.free)
+        };
+        let line = Line {
             contexts: self.clone(),
             tenant: tenant.clone(),
-        })
+        };
+        let turn = places.acquire_owned();
+        match tokio::time::timeout(config.wait_timeout, turn).await {
+            Ok(Ok(place)) => Ok(Slot {
+                _place: place,
+                _line: line,
+            }),
+            Ok(Err(_)) | Err(_) => Err(refuse(format!(
+                "{most} uploads go on already, and none has ended for {} s: see contexts.max_uploads and contexts.wait_timeout",
+                config.wait_timeout.as_secs()
+            ))),
+        }
     }
 
-    fn uploads(&self) -> std::sync::MutexGuard<'_, HashMap<Tenant, usize>> {
+    fn uploads(&self) -> std::sync::MutexGuard<'_, HashMap<Tenant, Places>> {
         let uploads = self.inner.uploads.lock();
         uploads.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The right to upload.
+/// The right to upload. The place is let go before the line is left, as fields are dropped in their order.
 #[derive(Debug)]
 struct Slot {
+    _place: OwnedSemaphorePermit,
+    _line: Line,
+}
+
+/// Somebody who uploads or waits to.
+#[derive(Debug)]
+struct Line {
     contexts: Contexts,
     tenant: Tenant,
 }
 
-impl Drop for Slot {
+impl Drop for Line {
     fn drop(&mut self) {
         let mut uploads = self.contexts.uploads();
-        if let Some(n) = uploads.get_mut(&self.tenant) {
-            *n = n.saturating_sub(1);
-            if *n == 0 {
+        if let Some(places) = uploads.get_mut(&self.tenant) {
+            places.n_callers = places.n_callers.saturating_sub(1);
+            if places.n_callers == 0 {
                 uploads.remove(&self.tenant);
             }
         }

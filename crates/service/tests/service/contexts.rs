@@ -416,7 +416,7 @@ async fn posted(server: &Server, body: Vec<u8>) -> Option<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_the_operator_allows_is_refused_before_anything_is_sent() {
     let world = World::new();
-    let config = "[limits]\ncontext_files = 2\ncontext_bytes = 10\n[contexts]\nmax_uploads = 1";
+    let config = "[limits]\ncontext_files = 2\ncontext_bytes = 10\n[contexts]\nmax_uploads = 1\nwait_timeout = \"100ms\"";
     let server = world.serve_with(config).await;
     for (n_entries, n_bytes, key) in [
         (3, 1, "context_files"),
@@ -446,6 +446,31 @@ async fn more_than_the_operator_allows_is_refused_before_anything_is_sent() {
             .1,
         0
     );
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_uploads_than_may_go_on_wait_for_their_turn() {
+    let world = World::new();
+    let server = world.serve_with("[contexts]\nmax_uploads = 1").await;
+    let mut first = Talk::begin(&server).await;
+    first.header(1, 3).await;
+    first.entries(&[file("a", b"abc")]).await;
+    assert_eq!(first.missing().await.unwrap(), [0]);
+    // One gives up while it waits; the others get their turn all the same.
+    let impatient = Talk::begin(&server).await;
+    impatient.header(1, 3).await;
+    let files = ["b", "c", "d"].map(|name| vec![(name.to_owned(), name.into())]);
+    let others = files.iter().map(|files| upload(&server, files));
+    let mut others = Box::pin(futures_util::future::join_all(others));
+    let waits = tokio::time::timeout(Duration::from_millis(300), &mut others).await;
+    assert!(waits.is_err(), "{waits:?}");
+    drop(impatient);
+    first.content(b"abc").await;
+    first.end().await.unwrap();
+    let sent = others.await.into_iter().map(|(_, n_bytes)| n_bytes);
+    assert_eq!(sent.collect::<Vec<_>>(), [1, 1, 1]);
+    nothing_unfinished(&world).await;
     server.stopped().await;
 }
 
