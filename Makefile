@@ -56,15 +56,9 @@ generated: packages
 	proto/check.sh
 
 # What every run of the tests does a little of: every system call of every way of writing is killed and failed, servers and workers are
-# killed, disks are filled, everything is collected beside pushes and pulls. One line per figure, see docs/operations.md.
+# killed, disks are filled, everything is collected beside pushes and pulls. In the end, a table of figures, see docs/operations.md.
 soak: packages
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test crash
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package engine --test journal_crash
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package worker --test crash
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test simulation -- --nocapture
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package store --test busy -- --nocapture
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package engine --test journal_simulation -- --nocapture
-	KILN_SOAK_SECONDS=$(SECONDS) cargo test --package tests soak:: -- --nocapture --test-threads=1
+	scripts/soak.sh $(SECONDS)
 
 # The end-to-end tests alone.
 e2e: packages

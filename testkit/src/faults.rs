@@ -345,9 +345,12 @@ impl Dice {
     }
 }
 
-/// Prints a line of figures: name, then `key=value`.
+/// Prints a line of figures: name, then `key=value`. They are kept like those of [`crate::figures`], without a goal.
 #[expect(clippy::print_stdout, reason = "what it is for")]
 pub fn figure(name: &str, values: &[(&str, String)]) {
+    for (key, value) in values {
+        crate::figures::keep([name, key, value, "", ""]);
+    }
     let values: Vec<String> = values
         .iter()
         .map(|(key, value)| format!("{key}={value}"))

@@ -4,6 +4,7 @@
 //! those of docs/operations.md. The file that `$KILN_SOAK_FIGURES` names gets each row as `name<TAB>what<TAB>value<TAB>goal<TAB>verdict`.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use crate::faults::soak_time;
 
@@ -92,20 +93,22 @@ impl Figures {
                 self.name
             ));
         }
-        let Some(path) = std::env::var_os("KILN_SOAK_FIGURES") else {
-            return;
-        };
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path);
-        let line = format!(
-            "{}\t{what}\t{value_text}\t{goal_text}\t{verdict}\n",
-            self.name
-        );
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap_or_else(|error| panic!("write to {}: {error}", path.display()));
+        keep([self.name, what, &value_text, &goal_text, verdict]);
     }
+}
+
+/// Adds a row to the table of this soak, if there is one.
+pub(crate) fn keep(row: [&str; 5]) {
+    let Some(path) = std::env::var_os("KILN_SOAK_FIGURES").map(PathBuf::from) else {
+        return;
+    };
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path);
+    let line = format!("{}\n", row.join("\t"));
+    file.and_then(|mut file| file.write_all(line.as_bytes()))
+        .unwrap_or_else(|error| panic!("write to {}: {error}", path.display()));
 }
 
 #[cfg(test)]

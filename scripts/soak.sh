@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Kills, fails and fills everything, `$1` seconds for each part, also what comes after a part that failed; then says what came of it: a row for
+# each figure, as docs/operations.md explains them. Fails when a part did.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+seconds=${1:?how many seconds for each part}
+figures=$(mktemp)
+trap 'rm -f "$figures"' EXIT
+export KILN_SOAK_SECONDS=$seconds KILN_SOAK_FIGURES=$figures
+
+failed=()
+part() {
+    printf '\n== %s\n' "$*"
+    "$@" || failed+=("$*")
+}
+
+part cargo test --package store --test crash
+part cargo test --package engine --test journal_crash
+part cargo test --package worker --test crash
+part cargo test --package store --test simulation -- --nocapture
+part cargo test --package store --test busy -- --nocapture
+part cargo test --package engine --test journal_simulation -- --nocapture
+part cargo test --package tests soak:: -- --nocapture --test-threads=1
+
+printf '\n'
+sort -V "$figures" | awk -F '\t' '{ printf "%-4s %-52s %14s  %-10s %s\n", $1, $2, $3, $4, $5 }'
+for one in "${failed[@]}"; do
+    printf 'failed: %s\n' "$one"
+done
+[ ${#failed[@]} = 0 ]
