@@ -22,8 +22,10 @@ pub(crate) struct Named {
     pub(crate) took: Duration,
     /// What the registry was asked in all.
     pub(crate) n_requests: usize,
-    /// How many of these brought or fetched a blob.
-    pub(crate) n_blobs: usize,
+    /// How many of these sent a blob, or a part of one.
+    pub(crate) n_sent: usize,
+    /// How many fetched one. The configuration is: without it nobody knows what the layers of the manifest should hold.
+    pub(crate) n_read: usize,
 }
 
 /// Has the service of `kiln` make a workspace image of `name`, which is in `registry`, in the same registry.
@@ -55,17 +57,17 @@ pub(crate) fn measure(
     let runtime = tokio::runtime::Runtime::new()?;
     let took = runtime.block_on(build(&address, request))?;
     let requests = proxy.requests();
-    let moves = |method: &str, path: &str| {
-        path.contains("/blobs/") && method == "GET"
-            || path.contains("/blobs/uploads/") && matches!(method, "PATCH" | "PUT")
-    };
-    let n_blobs = requests
+    let sent = requests.iter().filter(|request| {
+        request.path.contains("/blobs/uploads/") && matches!(&*request.method, "PATCH" | "PUT")
+    });
+    let read = requests
         .iter()
-        .filter(|request| moves(&request.method, &request.path));
+        .filter(|request| request.path.contains("/blobs/") && request.method == "GET");
     Ok(Named {
         took,
         n_requests: requests.len(),
-        n_blobs: n_blobs.count(),
+        n_sent: sent.count(),
+        n_read: read.count(),
     })
 }
 

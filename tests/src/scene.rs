@@ -96,16 +96,7 @@ workspace_image_repository = \"{host}/made/workspaces\"
 
     /// Builds, and returns what the stream said until its end.
     pub(crate) async fn build(&self, request: BuildRequest) -> Said {
-        let mut client = self.kiln.image_builder().await;
-        let said = async {
-            let mut stream = client.build(request).await.unwrap().into_inner();
-            let mut responses = Vec::new();
-            while let Some(response) = stream.message().await.unwrap() {
-                responses.push(response);
-            }
-            Said { responses }
-        };
-        tokio::time::timeout(BUILD_TIMEOUT, said).await.unwrap()
+        build(&self.kiln, request).await
     }
 
     /// Returns the whole log of a build.
@@ -125,6 +116,20 @@ workspace_image_repository = \"{host}/made/workspaces\"
         };
         tokio::time::timeout(BUILD_TIMEOUT, log).await.unwrap()
     }
+}
+
+/// Builds with `kiln`, and returns what the stream said until its end.
+pub(crate) async fn build(kiln: &Kiln, request: BuildRequest) -> Said {
+    let mut client = kiln.image_builder().await;
+    let said = async {
+        let mut stream = client.build(request).await.unwrap().into_inner();
+        let mut responses = Vec::new();
+        while let Some(response) = stream.message().await.unwrap() {
+            responses.push(response);
+        }
+        Said { responses }
+    };
+    tokio::time::timeout(BUILD_TIMEOUT, said).await.unwrap()
 }
 
 impl Said {

@@ -12,7 +12,7 @@ use testkit::kiln::Kiln;
 use testkit::proxy::{Action, Bearer, Proxy, Rule};
 use tonic::Code;
 
-use crate::scene::{Scene, Target, all_credentials, reference_request, set_password};
+use crate::scene::{Scene, Target, all_credentials, build, reference_request, set_password};
 
 async fn resolve(kiln: &Kiln, reference: &str) -> Result<String, (Code, String)> {
     let request = ResolveBaseImageRequest {
@@ -158,6 +158,48 @@ async fn an_image_becomes_a_workspace_image_as_it_is() {
     let said = scene.build(reference_request(&base)).await;
     let digest = crate::reader::digest(&said.image(), None);
     assert_eq!(digest, bases::busybox().digest());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_image_of_an_image_in_the_same_registry_sends_no_blob_unless_mounts_are_refused()
+ {
+    let registry = DockerRegistry::start();
+    bases::busybox().push(registry.host(), "base/busybox:1", None);
+    for mounts in [Mounts::Granted, Mounts::Refused] {
+        let proxy = Proxy::in_front_of(registry.host());
+        if matches!(mounts, Mounts::Refused) {
+            proxy.rule(Rule::new("mount=", Action::Status(405)));
+        }
+        let host = proxy.host();
+        // Each into a repository of its own, which has nothing yet.
+        let made = format!("{host}/{mounts:?}").to_lowercase();
+        let kiln = Kiln::with_config(&format!(
+            "base_image_repository = \"{made}/bases\"\nworkspace_image_repository = \"{made}/workspaces\"\n"
+        ));
+        let request = reference_request(&format!("{host}/base/busybox:1"));
+        let said = build(&kiln, request).await;
+        let image = said.image();
+        let requests = proxy.requests();
+        let digest = crate::reader::digest(&image, None);
+        assert_eq!(digest, bases::busybox().digest());
+        let sent = requests.iter().filter(|request| {
+            request.path.contains("/blobs/uploads/") && ["PATCH", "PUT"].contains(&&*request.method)
+        });
+        let read = requests
+            .iter()
+            .filter(|request| request.method == "GET" && request.path.contains("/blobs/"));
+        match mounts {
+            // The configuration is a document that says what the layers are, and is read like the manifest.
+            Mounts::Granted => assert_eq!((sent.count(), read.count()), (0, 1), "{requests:#?}"),
+            Mounts::Refused => assert!(sent.count() >= 2, "{requests:#?}"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Mounts {
+    Granted,
+    Refused,
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,8 @@ pub(crate) struct Image {
     pub(crate) manifest_bytes: Vec<u8>,
     pub(crate) manifest: Manifest,
     pub(crate) config_bytes: Vec<u8>,
+    /// Where the configuration is already, when this is another name for an image that exists.
+    pub(crate) config_origin: Option<Reference>,
     pub(crate) layers: Vec<LayerRef>,
 }
 
@@ -101,6 +103,7 @@ pub(crate) fn assemble(
         manifest_bytes,
         manifest,
         config_bytes,
+        config_origin: None,
         layers,
     })
 }

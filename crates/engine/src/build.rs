@@ -403,6 +403,7 @@ async fn copy_image(
         manifest_bytes: base.manifest_bytes,
         manifest: base.manifest,
         config_bytes: base.config_bytes,
+        config_origin: Some(base.pinned),
         layers: base.layers,
     };
     let publishing = publish::publish(publisher, &image, &spec.outputs, &rig.recorder);

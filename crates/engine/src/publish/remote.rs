@@ -112,10 +112,14 @@ fn image_to_push(
                 mount_from: origin.chain(&neighbours).cloned().collect(),
             }
         });
+    let config_origin = image
+        .config_origin
+        .iter()
+        .filter(|origin| origin.host() == reference.host());
     let config = BlobToPush {
         descriptor: image.manifest.config.clone(),
         source: BlobSource::Bytes(Bytes::from(image.config_bytes.clone())),
-        mount_from: Vec::new(),
+        mount_from: config_origin.cloned().collect(),
     };
     ImageToPush {
         manifest: Bytes::from(image.manifest_bytes.clone()),

@@ -121,6 +121,7 @@ fn artifact(table: &Table, plan: &Plan, steps: CachedSteps) -> Result<Image, Fai
         manifest_bytes,
         manifest,
         config_bytes,
+        config_origin: None,
         layers,
     })
 }
