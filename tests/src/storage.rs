@@ -61,6 +61,14 @@ fn everything_that_nobody_uses_goes_and_the_next_build_makes_it_again() {
         only.contains("cache-mount ") && only.contains("removed 1, "),
         "{only}"
     );
+    // A filter holds whatever else is said.
+    let young = kiln(
+        &bench,
+        &["prune", "--filter", "until=2h", "--max-used-space", "1"],
+    );
+    assert!(text(young).starts_with("removed 0, "));
+    let images = kiln(&bench, &["prune", "--filter", "type=image"]);
+    images.with(2, &["images are not pruned"]);
     let little = kiln(&bench, &["prune", "--max-used-space", "1g"]);
     assert!(text(little).starts_with("removed 0, "));
     let all = text(kiln(&bench, &["prune"]));

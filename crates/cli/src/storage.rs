@@ -9,8 +9,8 @@ use store::Store;
 use store::collect::{Hold, Item, Kind, Policy};
 use store::context::{Keeping, Swept};
 
-use crate::args::storage::{DuArgs, Filters, PruneArgs};
-use crate::failure::{Exit, OrExit, Outcome};
+use crate::args::storage::{DuArgs, Filter, Filters, PruneArgs};
+use crate::failure::{Exit, Failure, OrExit, Outcome};
 use crate::place::{self, Found, Ready};
 use crate::terminal;
 
@@ -73,6 +73,14 @@ pub(crate) async fn prune(args: PruneArgs) -> Outcome {
     let found = place::find(&args.place)?;
     let ready = found.ready()?;
     let filters = Filters::of(&args.filters);
+    if args
+        .filters
+        .iter()
+        .any(|filter| matches!(filter, Filter::Kind(Kind::Image)))
+    {
+        let text = "images are not pruned: whoever gave one a name removes it (type=image shows them in `kiln du` only)";
+        return Err(Failure::text(Exit::Usage, text.to_owned()));
+    }
     let swept = if filters.kinds.contains(&Kind::Context) {
         sweep(&ready, &found).await?
     } else {
@@ -81,10 +89,9 @@ pub(crate) async fn prune(args: PruneArgs) -> Outcome {
     let is_bounded = args.max_used_space.is_some() || args.min_free_space.is_some();
     let policy = Policy {
         kinds: filters.kinds,
-        // Without any other word, everything that nobody uses.
-        unused_for: filters
-            .unused_for
-            .or((!is_bounded).then_some(Duration::ZERO)),
+        only_unused_for: filters.unused_for,
+        // Without any bound, everything that nobody uses.
+        unused_for: (!is_bounded).then_some(Duration::ZERO),
         max_bytes: args.max_used_space.map(|size| size.0),
         min_free_bytes: args.min_free_space.map(|size| size.0),
     };

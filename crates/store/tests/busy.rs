@@ -99,6 +99,7 @@ fn no_blob_is_missing_however_often_is_collected() {
     let is_going = || !stop.load(Ordering::Relaxed);
     let policy = Policy {
         kinds: Kind::ALL.to_vec(),
+        only_unused_for: None,
         unused_for: Some(Duration::ZERO),
         max_bytes: None,
         min_free_bytes: None,

@@ -545,6 +545,7 @@ fn nothing_is_found_wrong_beside_pushes_deletions_and_collections() {
     let is_going = || !stop.load(Ordering::Relaxed);
     let policy = Policy {
         kinds: Kind::ALL.to_vec(),
+        only_unused_for: None,
         unused_for: Some(Duration::ZERO),
         max_bytes: None,
         min_free_bytes: None,

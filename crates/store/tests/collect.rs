@@ -24,6 +24,7 @@ fn new_store() -> (TempDir, Store) {
 fn everything() -> Policy {
     Policy {
         kinds: Kind::ALL.to_vec(),
+        only_unused_for: None,
         unused_for: Some(Duration::ZERO),
         max_bytes: None,
         min_free_bytes: None,
@@ -134,6 +135,12 @@ fn what_was_unused_longest_goes_first_until_it_is_little_enough() {
         ..everything()
     };
     assert_eq!(removed(&store, &by_age), names(&[&blobs[1]]));
+    // What is too young does not go for any reason, and what is old enough only for one.
+    let only_old = |bounds: Policy| Policy {
+        only_unused_for: Some(HOUR + HOUR / 2),
+        ..bounds
+    };
+    assert_eq!(removed(&store, &only_old(at_most(0))), []);
     let other_kinds = Policy {
         kinds: vec![Kind::Snapshot, Kind::Record],
         ..everything()
@@ -322,6 +329,7 @@ fn what_was_uploaded_is_counted_and_never_collected() {
     assert!(item.bytes >= 100_000, "{item:?}");
     let policy = Policy {
         kinds: Kind::ALL.to_vec(),
+        only_unused_for: None,
         unused_for: Some(Duration::ZERO),
         max_bytes: Some(0),
         min_free_bytes: None,

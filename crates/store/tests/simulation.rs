@@ -210,6 +210,7 @@ impl World {
     fn collect(&mut self, who: usize, how: u64) -> String {
         let policy = Policy {
             kinds: Kind::ALL.to_vec(),
+            only_unused_for: None,
             unused_for: (how == 0).then_some(Duration::ZERO),
             max_bytes: (how == 1).then_some(5000),
             min_free_bytes: (how == 2).then_some(u64::MAX),

@@ -43,6 +43,7 @@ impl Cache {
         let min_free = || share(SHARE_FREE).min(FREE_MAX_BYTES);
         Policy {
             kinds: Kind::ALL.to_vec(),
+            only_unused_for: None,
             unused_for: Some(self.unused_for),
             max_bytes: Some(self.max_bytes.unwrap_or_else(|| share(SHARE_MAX))),
             min_free_bytes: Some(self.min_free_bytes.unwrap_or_else(min_free)),

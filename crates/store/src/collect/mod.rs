@@ -118,6 +118,8 @@ pub struct Usage {
 pub struct Policy {
     /// Which kinds may go.
     pub kinds: Vec<Kind>,
+    /// Only what was not used for so long may go, for whatever reason.
+    pub only_unused_for: Option<Duration>,
     /// What was not used for so long goes.
     pub unused_for: Option<Duration>,
     /// So much may stay of what could go, and what is in use counts.
@@ -250,6 +252,13 @@ impl Goal<'_> {
     fn wants(&self, item: &Item, left_bytes: u64) -> bool {
         let age_s = self.now_s.saturating_sub(item.used_at_s);
         let is_old = |unused_for: Duration| age_s >= unused_for.as_secs();
+        if self
+            .policy
+            .only_unused_for
+            .is_some_and(|least| !is_old(least))
+        {
+            return false;
+        }
         let is_too_much = |max_bytes| left_bytes > max_bytes;
         let is_too_full = |min_free_bytes| self.free_bytes + self.freed_bytes < min_free_bytes;
         // A disk that is full for other reasons must not cost every build what the one before has just left.

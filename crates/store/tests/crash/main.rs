@@ -132,6 +132,7 @@ const WORK: &[Piece] = &[
     Piece("collect", |store| {
         let policy = Policy {
             kinds: Kind::ALL.to_vec(),
+            only_unused_for: None,
             unused_for: Some(Duration::ZERO),
             max_bytes: None,
             min_free_bytes: None,
