@@ -159,14 +159,15 @@ impl Service {
         call.source = self.pin(&call.source, &call.rights).await?;
         let names = self.names(tenant, &call.source);
         let inputs = Inputs::of(&call.source);
+        // First who builds, then what is built: a build that ends in between has left its image. The other way round it would be neither.
+        let key = request_key(tenant, &inputs, call.rebuild);
+        if let Some(build) = self.builds.running_under(&key) {
+            return Ok(Admitted::Building(build));
+        }
         if call.rebuild == Rebuild::IfMissing
             && self.may_reuse(&names.workspace, tenant, &inputs).await?
         {
             return Ok(Admitted::Exists(names));
-        }
-        let key = request_key(tenant, &inputs, call.rebuild);
-        if let Some(build) = self.builds.running_under(&key) {
-            return Ok(Admitted::Building(build));
         }
         let keychains = self.images.keychains(&call.rights).await?;
         let order = self.order(tenant, call, names, key, keychains)?;
