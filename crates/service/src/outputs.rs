@@ -82,22 +82,33 @@ fn there(opened: Result<OwnedFd, rustix::io::Errno>) -> io::Result<Option<OwnedF
 }
 
 impl Exported {
-    /// Removes it: it was fetched.
+    /// Removes it: it was fetched. Of several who fetch it at the same time, one does.
     ///
     /// # Errors
     /// What the system says.
     pub fn remove(self) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(
-            &self.folder,
-            &self.name,
-            AtFlags::empty(),
-        )?)
+        match rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_fetches_what_another_has_just_fetched_gets_no_error() {
+        let build = tempfile::tempdir().unwrap();
+        std::fs::create_dir(build.path().join(FOLDER)).unwrap();
+        std::fs::write(build.path().join(FOLDER).join(name(0)), "x").unwrap();
+        let both = [0, 0].map(|index| open(build.path(), index).unwrap().unwrap());
+        for one in both {
+            one.remove().unwrap();
+        }
+        assert!(open(build.path(), 0).unwrap().is_none());
+    }
 
     #[test]
     fn what_is_no_regular_file_in_its_place_is_not_opened() {

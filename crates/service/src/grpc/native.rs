@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::retry::{self, Asked};
 use super::{Calls, agent, caller_of, convert, history, output, tenant_of, upload, watch};
-use crate::access::{Caller, Tenant};
+use crate::access::{Caller, Right, Tenant};
 use crate::builds::Joined;
 use crate::builds::build::Build;
 use crate::failure::{Blame, Failure};
@@ -259,14 +259,20 @@ impl Kiln for Calls {
         &self,
         request: Request<wire::DownloadOutputRequest>,
     ) -> Result<Response<Self::DownloadOutputStream>, Status> {
-        let tenant = tenant_of(&request);
+        let caller = caller_of(&request);
         let wire::DownloadOutputRequest { build_id, output } = request.into_inner();
         let build = build_id
             .parse()
             .ok()
-            .and_then(|id| self.service().builds.find(&tenant, &id))
+            .and_then(|id| self.service().builds.find(&caller.tenant, &id))
             .ok_or_else(|| not_found().status())?;
-        let sent = output::send(&build, output, self.inner.shutdown.clone()).await;
+        // Who may only look takes nothing away from who builds.
+        let then = if caller.may(Right::Build) {
+            output::Fetched::Removed
+        } else {
+            output::Fetched::Kept
+        };
+        let sent = output::send(&build, (output, then), self.inner.shutdown.clone()).await;
         Ok(Response::new(sent.map_err(|failure| failure.status())?))
     }
 }

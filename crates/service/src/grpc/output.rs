@@ -1,4 +1,4 @@
-//! `DownloadOutput`: an exported file, pulled by its client piece by piece, and gone once it was fetched.
+//! `DownloadOutput`: an exported file, pulled by its client piece by piece, and gone once somebody fetched it who may build.
 
 use std::io::{self, Read as _};
 
@@ -15,7 +15,17 @@ use crate::outputs::{self, Exported};
 /// How much is sent in one message.
 const PIECE_BYTES: u64 = 256 << 10;
 
+/// What becomes of a file that was fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fetched {
+    /// It is gone.
+    Removed,
+    /// It stays for others.
+    Kept,
+}
+
 struct Sending {
+    then: Fetched,
     exported: Exported,
     left: u64,
     is_first: bool,
@@ -24,7 +34,7 @@ struct Sending {
 /// Returns the pieces of output `index` of a build.
 pub(super) async fn send(
     build: &Build,
-    index: u32,
+    (index, then): (u32, Fetched),
     shutdown: CancellationToken,
 ) -> Result<BoxStream<'static, Result<wire::DownloadOutputResponse, Status>>, Failure> {
     let progress = build.progress();
@@ -37,6 +47,7 @@ pub(super) async fn send(
     let opened = blocking(move || outputs::open(&folder, index)).await?;
     let exported = opened.ok_or_else(missing)?;
     let sending = Sending {
+        then,
         left: exported.size,
         exported,
         is_first: true,
@@ -57,7 +68,9 @@ pub(super) async fn send(
 /// Returns the next piece; removes the file when it was asked for more than all.
 fn next(mut sending: Sending) -> io::Result<Option<(wire::DownloadOutputResponse, Sending)>> {
     if sending.left == 0 && !sending.is_first {
-        sending.exported.remove()?;
+        if sending.then == Fetched::Removed {
+            sending.exported.remove()?;
+        }
         return Ok(None);
     }
     let wanted = sending.left.min(PIECE_BYTES);
