@@ -119,6 +119,47 @@ async fn cancelled(scene: &Scene, id: &str, word: &str) -> (Duration, Duration) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_cancelled_before_its_worker_listens_is_cancelled_and_not_lost() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let text = format!("FROM {base}\nRUN sleep 98763\n");
+    let file = testkit::git_server::File::new("Dockerfile", text);
+    scene.git.repository("early").commit("main", &[file]);
+    let url = scene.git.url("early");
+    let mut client = scene.kiln.native().await;
+    for n in 0..8 {
+        let request = Box::pin(client.start_build(files_request(&url, None)));
+        let build_id = request.await.unwrap().into_inner().build.unwrap().build_id;
+        tokio::time::sleep(Duration::from_millis(4 * n)).await;
+        let build_id = || build_id.clone();
+        let cancel = wire::CancelBuildRequest {
+            build_id: build_id(),
+        };
+        client.cancel_build(cancel).await.unwrap();
+        let ended = async {
+            loop {
+                let get = wire::GetBuildRequest {
+                    build_id: build_id(),
+                };
+                let build = client.get_build(get).await.unwrap().into_inner().build;
+                if let Some(failure) = build.unwrap().failure {
+                    return failure;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let failure = tokio::time::timeout(BUILD_TIMEOUT, ended).await.unwrap();
+        assert_eq!(
+            failure.reason(),
+            wire::FailureReason::Cancelled,
+            "after {} ms: {}",
+            4 * n,
+            failure.message
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_build_leaves_nothing_behind_whatever_it_was_at() {
     let scene = Scene::start(Target::Embedded);
     let base = scene.busybox();

@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use store::Store;
 use store::check::{Checking, Problem, Remedy, Report, Severity};
 
-use crate::start::{self, WorkerCommand};
+use crate::start::WorkerCommand;
 use crate::storage::{self, StorageError};
 use crate::{folder, outside};
 
@@ -247,7 +247,7 @@ impl Build {
             return;
         }
         let act = || {
-            let concluded = start::conclude(&self.path);
+            let concluded = crate::conclude(&self.path);
             concluded.map_err(|error| io::Error::other(chain(&error)))
         };
         if told.n_ends == 0 {

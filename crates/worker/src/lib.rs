@@ -17,6 +17,7 @@
 //! What a build has elsewhere is noted beside the builds ([`sweep`]).
 
 pub mod check;
+mod conclude;
 pub mod doctor;
 pub mod folder;
 mod line;
@@ -26,9 +27,10 @@ mod start;
 pub mod storage;
 pub mod userns;
 
+pub use conclude::{Cause, conclude, conclude_as};
 pub use outside::sweep;
 pub use run::{WorkerArgs, main};
 pub use start::{
     Canceller, Gone, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, begin_again,
-    conclude, launch, launch_in_turn, make_durable, prepare, start,
+    launch, launch_in_turn, make_durable, prepare, start,
 };

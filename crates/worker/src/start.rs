@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use engine::event::{Event, Failure, FailureKind};
+use engine::event::Event;
 use engine::id::BuildId;
 use engine::journal::{self, Body, JournalError, Writer};
 use engine::recorder::Environment;
@@ -23,15 +23,13 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 
+use crate::conclude::conclude;
 use crate::outside::Note;
 use crate::userns::Owner;
 use crate::{folder, line, outside};
 
 /// Folders that hold names without which a build is not found: its own, that of all builds, the state directory.
 const DURABLE_FOLDERS: usize = 3;
-
-/// How the system says that there is no room, or no more for this user.
-const DISK_FULL: [&str; 2] = ["(os error 28)", "(os error 122)"];
 
 /// How a worker is started.
 #[derive(Debug, Clone)]
@@ -570,67 +568,4 @@ pub fn adopt(state: &Path, id: &BuildId) -> io::Result<Option<WorkerHandle>> {
 fn read_pid(folder: &Path) -> Option<Pid> {
     let text = folder::read_small(folder, folder::LOCK).ok()?;
     Pid::from_raw(text.trim().parse().ok()?)
-}
-
-/// Ends the build in `folder` as lost when its worker is gone without a word. Does nothing when it lives or has ended the build.
-///
-/// # Errors
-/// When the journal cannot be read or written.
-pub fn conclude(folder: &Path) -> Result<(), JournalError> {
-    let Some(_held) = folder::try_lock(folder).map_err(JournalError::Read)? else {
-        return Ok(());
-    };
-    if state::of(folder)?.0.is_terminal() {
-        // Whoever wrote the end may have been killed before, or not have been able to.
-        let _absent = fs::remove_file(folder.join(journal::RESERVE));
-        return Ok(());
-    }
-    // A machine that goes down may leave holes in what was written last.
-    let cut_at = match Writer::resume(folder) {
-        Err(JournalError::Damaged { offset }) => Some(offset),
-        _ => None,
-    };
-    if let Some(offset) = cut_at {
-        folder::put_damaged_aside(folder, offset)?;
-    }
-    let mut writer = Writer::resume(folder)?;
-    let said = folder::read_small(folder, folder::WORKER_LOG).unwrap_or_default();
-    let said = said.trim();
-    let message = match said {
-        "" => "the worker that carried out this build was lost".to_owned(),
-        said => format!(
-            "the worker that carried out this build was lost: {}",
-            tail(said)
-        ),
-    };
-    let message = match cut_at {
-        Some(offset) => format!("{message}; its log was damaged at offset {offset} and ends there"),
-        None => message,
-    };
-    // What the worker says when it cannot write its journal.
-    let is_full = DISK_FULL.iter().any(|words| said.contains(words));
-    let failure = Failure {
-        kind: if is_full {
-            FailureKind::OutOfDisk
-        } else {
-            FailureKind::WorkerLost
-        },
-        message,
-        step: None,
-        exit_code: None,
-    };
-    // As the host's root this removes everything; anybody else may lack the right to some of it, which costs space only.
-    let _what_is_left = engine::rootfs::remove::remove_tree(&folder.join(folder::WORK));
-    writer.end(&journal::Record {
-        at_ms: (Environment::real().now_ms)(),
-        body: Body::Event(Event::Failed { failure }),
-    })
-}
-
-fn tail(text: &str) -> &str {
-    let start = text.len().saturating_sub(2000);
-    let start = (start..text.len())
-        .find(|at| text.is_char_boundary(*at))
-        .unwrap_or(0);
-    text.get(start..).unwrap_or(text)
 }

@@ -22,7 +22,7 @@ use store::collect::{Collected, Policy};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use worker::{WorkerCommand, WorkerHandle, WorkerSignals};
+use worker::{Cause, WorkerCommand, WorkerHandle, WorkerSignals};
 
 use self::watch::{Contacts, Watch};
 use crate::args::ServeArgs;
@@ -180,6 +180,22 @@ impl Workers {
     }
 }
 
+/// Ends the build in `folder`, for which no worker could be started, as its caller is told; returns why. Also who starts after us finds that end.
+async fn not_started(
+    folder: &Path,
+    error: Box<dyn Error + Send + Sync>,
+) -> Box<dyn Error + Send + Sync> {
+    let cause = Cause::NotStarted {
+        kind: engine::blame(&*error),
+        message: chain(&*error),
+    };
+    if let Err(error) = watch::conclude(folder, cause).await {
+        let error = chain(&*error);
+        tracing::error!(folder = %folder.display(), error, "a build that was not started could not be concluded");
+    }
+    error
+}
+
 impl Executor for Workers {
     fn start(
         &self,
@@ -195,13 +211,19 @@ impl Executor for Workers {
                 source,
             };
             let folder = worker::prepare(&self.command, &record).map_err(|e| failed(e.into()))?;
-            let agents = self.listen(&folder, agents, &mut spec);
-            let agents = agents.map_err(|e| failed(e.into()))?;
+            let agents = match self.listen(&folder, agents, &mut spec) {
+                Ok(agents) => agents,
+                Err(error) => return Err(failed(not_started(&folder, error.into()).await)),
+            };
             // Beside each other: nobody is told of the build before both are done.
-            let durable = tokio::task::spawn_blocking(move || worker::make_durable(&folder));
+            let to_keep = folder.clone();
+            let durable = tokio::task::spawn_blocking(move || worker::make_durable(&to_keep));
             let launched = worker::launch_in_turn(&self.command, &spec, turn);
             let (durable, handle) = tokio::join!(durable, launched);
-            let handle = handle.map_err(|e| failed(e.into()))?;
+            let handle = match handle {
+                Ok(handle) => handle,
+                Err(error) => return Err(failed(not_started(&folder, error.into()).await)),
+            };
             if let Err(error) = durable.map_err(Into::into).and_then(|done| Ok(done?)) {
                 if let Err(error) = handle.cancel() {
                     tracing::error!(%id, %error, "a build that was not accepted cannot be cancelled");
@@ -230,7 +252,9 @@ impl Executor for Workers {
                 return Ok(Some(self.running(id, handle, None)));
             }
             let folder = worker::folder::of(&self.command.state, &id);
-            watch::conclude(&folder).await.map_err(failed)?;
+            watch::conclude(&folder, Cause::Lost)
+                .await
+                .map_err(failed)?;
             Ok(None)
         }
         .boxed()

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use engine::chain;
 use engine::id::BuildId;
 use engine::spec::BuildSpec;
-use worker::{Gone, WorkerCommand, WorkerHandle, WorkerSignals};
+use worker::{Cause, Gone, WorkerCommand, WorkerHandle, WorkerSignals};
 
 /// What speaks to workers that have not been waited for to their end. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -97,10 +97,16 @@ impl Watch {
                 Err(error) => break Err(error.into()),
             }
             attempt += 1;
-            match self.begin_again(attempt).await {
-                Some(next) => handle = next,
-                None => break conclude(&self.folder).await,
+            if let Some(next) = self.begin_again(attempt).await {
+                handle = next;
+                continue;
             }
+            let cause = if self.contacts.is_given_up(&self.id) {
+                Cause::Cancelled
+            } else {
+                Cause::Lost
+            };
+            break conclude(&self.folder, cause).await;
         };
         if let Err(error) = ended {
             let error = chain(&*error);
@@ -134,8 +140,11 @@ impl Watch {
 }
 
 /// Ends the build in `folder` if its worker is gone without a word.
-pub(super) async fn conclude(folder: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+pub(super) async fn conclude(
+    folder: &Path,
+    cause: Cause,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let folder = folder.to_owned();
-    tokio::task::spawn_blocking(move || worker::conclude(&folder)).await??;
+    tokio::task::spawn_blocking(move || worker::conclude_as(&folder, cause)).await??;
     Ok(())
 }

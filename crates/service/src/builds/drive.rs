@@ -94,7 +94,17 @@ async fn carry_through(builds: &Builds, build: &Arc<Build>, spec: BuildSpec, mut
     match (started, now) {
         (Ok(running), Turn::Now) => follow(builds, build, running).await,
         (Ok(running), Turn::After(_)) => follow_in_turn(builds, build, running, turn).await,
-        (Err((kind, problem)), _) => end(builds, build, &failed(kind, problem)),
+        (Err((kind, problem)), _) => {
+            // What was begun of it goes like the folders of others, and says the same to whoever starts after us.
+            let folder = inner.state.join("builds").join(build.record.id.as_str());
+            if matches!(tokio::fs::try_exists(&folder).await, Ok(true)) {
+                build.update(|progress| {
+                    progress.folder = Some(folder);
+                    true
+                });
+            }
+            end(builds, build, &failed(kind, problem));
+        }
     }
 }
 
