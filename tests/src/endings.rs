@@ -160,6 +160,33 @@ async fn a_build_that_is_cancelled_before_its_worker_listens_is_cancelled_and_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_follows_a_lost_build_hears_its_end_as_soon_as_it_can_be_written() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let text = format!("FROM {base}\nRUN echo beg'un'; sleep 98760\n");
+    let file = testkit::git_server::File::new("Dockerfile", text);
+    scene.git.repository("lost").commit("main", &[file]);
+    let url = scene.git.url("lost");
+    let id = begun(&scene, (&url, None), |text| text.contains("begun\n")).await;
+    let folder = scene.kiln.state().join("builds").join(&id);
+    let aside = folder.with_extension("aside");
+    let worker = std::fs::read_to_string(folder.join("lock")).unwrap();
+    // Nothing can be written to the build for a second, and in that its worker is lost.
+    std::fs::rename(&folder, &aside).unwrap();
+    let pid = rustix::process::Pid::from_raw(worker.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    std::fs::rename(&aside, &folder).unwrap();
+    let log = tokio::time::timeout(BUILD_TIMEOUT, scene.log(&id)).await;
+    assert!(log.unwrap().contains("begun"));
+    let mut client = scene.kiln.native().await;
+    let get = wire::GetBuildRequest { build_id: id };
+    let build = client.get_build(get).await.unwrap().into_inner().build;
+    let failure = build.unwrap().failure.unwrap();
+    assert_eq!(failure.reason(), wire::FailureReason::WorkerLost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_build_leaves_nothing_behind_whatever_it_was_at() {
     let scene = Scene::start(Target::Embedded);
     let base = scene.busybox();

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use engine::chain;
 use engine::id::BuildId;
@@ -76,6 +77,10 @@ impl Contacts {
     }
 }
 
+/// How often an end is tried to be written before the last time, and how long is waited after the first: four minutes in all.
+const CONCLUDE_ATTEMPTS: u32 = 10;
+const CONCLUDE_PAUSE: Duration = Duration::from_millis(250);
+
 /// Waits for the workers of one build.
 pub(super) struct Watch {
     pub(super) id: BuildId,
@@ -94,7 +99,10 @@ impl Watch {
             match handle.gone().await {
                 Ok(Gone::Ended) => break Ok(()),
                 Ok(Gone::Killed) => {}
-                Err(error) => break Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(id = %self.id, error = %chain(&error), "a build is concluded once more");
+                    break conclude_in_time(&self.folder, Cause::Lost).await;
+                }
             }
             attempt += 1;
             if let Some(next) = self.begin_again(attempt).await {
@@ -106,7 +114,7 @@ impl Watch {
             } else {
                 Cause::Lost
             };
-            break conclude(&self.folder, cause).await;
+            break conclude_in_time(&self.folder, cause).await;
         };
         if let Err(error) = ended {
             let error = chain(&*error);
@@ -137,6 +145,20 @@ impl Watch {
             }
         }
     }
+}
+
+/// Ends the build in `folder`, also when that cannot be written for a while: whoever follows its log waits for it.
+async fn conclude_in_time(folder: &Path, cause: Cause) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut pause = CONCLUDE_PAUSE;
+    for _ in 0..CONCLUDE_ATTEMPTS {
+        let Err(error) = conclude(folder, cause.clone()).await else {
+            return Ok(());
+        };
+        tracing::warn!(folder = %folder.display(), error = chain(&*error), "a build cannot be concluded yet");
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    conclude(folder, cause).await
 }
 
 /// Ends the build in `folder` if its worker is gone without a word.
