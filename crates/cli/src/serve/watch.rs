@@ -77,8 +77,9 @@ impl Contacts {
     }
 }
 
-/// How often an end is tried to be written before the last time, and how long is waited after the first: four minutes in all.
-const CONCLUDE_ATTEMPTS: u32 = 10;
+/// How often an end is tried to be written before the last time, and how long is waited after the first: half a minute in all, for which the
+/// build keeps its turn.
+const CONCLUDE_ATTEMPTS: u32 = 7;
 const CONCLUDE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Waits for the workers of one build.
@@ -95,32 +96,39 @@ impl Watch {
     /// Waits until nobody works on the build any more, and its journal has an end.
     pub(super) async fn until_the_end(self, mut handle: WorkerHandle) {
         let mut attempt = 1;
-        let ended = loop {
+        loop {
             match handle.gone().await {
-                Ok(Gone::Ended) => break Ok(()),
-                Ok(Gone::Killed) => {}
+                Ok(Gone::Ended) => break,
+                Ok(Gone::Killed) => {
+                    attempt += 1;
+                    if let Some(next) = self.begin_again(attempt).await {
+                        handle = next;
+                        continue;
+                    }
+                }
                 Err(error) => {
-                    tracing::warn!(id = %self.id, error = %chain(&error), "a build is concluded once more");
-                    break conclude_in_time(&self.folder, Cause::Lost).await;
+                    let error = chain(&error);
+                    tracing::warn!(id = %self.id, error, "a build is concluded once more");
                 }
             }
-            attempt += 1;
-            if let Some(next) = self.begin_again(attempt).await {
-                handle = next;
-                continue;
-            }
-            let cause = if self.contacts.is_given_up(&self.id) {
-                Cause::Cancelled
-            } else {
-                Cause::Lost
-            };
-            break conclude_in_time(&self.folder, cause).await;
+            self.conclude().await;
+            break;
+        }
+        self.contacts.forget(&self.id);
+    }
+
+    /// Ends the build whose worker is gone without a word.
+    async fn conclude(&self) {
+        let cause = if self.contacts.is_given_up(&self.id) {
+            Cause::Cancelled
+        } else {
+            Cause::Lost
         };
+        let ended = conclude_in_time(&self.folder, cause).await;
         if let Err(error) = ended {
             let error = chain(&*error);
             tracing::error!(id = %self.id, error, "a build could not be concluded");
         }
-        self.contacts.forget(&self.id);
     }
 
     async fn begin_again(&self, attempt: u32) -> Option<WorkerHandle> {
