@@ -159,14 +159,17 @@ impl Service {
         call.source = self.pin(&call.source, &call.rights).await?;
         let names = self.names(tenant, &call.source);
         let inputs = Inputs::of(&call.source);
-        // First who builds, then what is built: a build that ends in between has left its image. The other way round it would be neither.
         let key = request_key(tenant, &inputs, call.rebuild);
+        let is_there = async || self.may_reuse(&names.workspace, tenant, &inputs).await;
+        let is_wanted = call.rebuild == Rebuild::IfMissing;
+        if is_wanted && is_there().await? {
+            return Ok(Admitted::Exists(names));
+        }
         if let Some(build) = self.builds.running_under(&key) {
             return Ok(Admitted::Building(build));
         }
-        if call.rebuild == Rebuild::IfMissing
-            && self.may_reuse(&names.workspace, tenant, &inputs).await?
-        {
+        // One that has ended since the registry was asked has left its image.
+        if is_wanted && self.builds.newest_under(&key).is_some() && is_there().await? {
             return Ok(Admitted::Exists(names));
         }
         let keychains = self.images.keychains(&call.rights).await?;
