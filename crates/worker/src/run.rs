@@ -34,8 +34,6 @@ use crate::userns::{self, UserNsOptions};
 const LAST_WORK_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 /// Largest spec that is read.
 const SPEC_MAX_BYTES: u64 = 64 << 20;
-/// How far builds step back behind the server: a third of the weight of what does not.
-const NICENESS: i32 = 5;
 
 /// What `kiln worker` is told on its command line; the rest comes over standard input.
 #[derive(Debug, Clone)]
@@ -62,18 +60,9 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
     }
 }
 
-/// Lets whoever answers callers come before whoever builds, when both want the processor: here, and in what is started from here.
-///
-/// Sessions share it evenly where the system groups by them, so that a server would be one of many; a group's own niceness says otherwise.
-fn step_back() {
-    let _not_grouped = std::fs::write("/proc/self/autogroup", NICENESS.to_string());
-    let _as_it_is = rustix::process::nice(NICENESS);
-}
-
 fn try_main(args: &WorkerArgs) -> Result<(), String> {
     // Alone in a session: a signal to the starter's terminal is not for us.
     let _already_leader = rustix::process::setsid();
-    step_back();
     let mut text = Vec::new();
     let read = io::stdin()
         .lock()
