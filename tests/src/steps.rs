@@ -36,7 +36,7 @@ fn a_secret_is_seen_by_its_step_and_nowhere_else() {
         "RUN --mount=type=secret,id=token --mount=type=secret,id=key,env=KEY,required \
          --mount=type=secret,id=token,target=/etc/deep/token,mode=0440,uid=7,gid=8 \
          set -e; {BACKWARDS}; echo $KEY | rev; cat /run/secrets/token; echo key is $KEY; \
-         stat -c %u:%g:%a /run/secrets/token /etc/deep/token; ! touch /run/secrets/token; ! echo x >> /etc/deep/token; \
+         stat -c %u:%g:%a /run/secrets/token /etc/deep/token; ! touch /run/secrets/token 2>&1; ! (echo x >> /etc/deep/token) 2>&1; \
          env | grep -v KEY > /environment\n\
          RUN --mount=type=secret,id=other,env=OTHER test ! -e /run/secrets -a ! -e /etc/deep -a -z \"$KEY$OTHER\"\n"
     );
