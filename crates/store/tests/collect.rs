@@ -141,6 +141,9 @@ fn what_was_unused_longest_goes_first_until_it_is_little_enough() {
         ..bounds
     };
     assert_eq!(removed(&store, &only_old(at_most(0))), []);
+    let older = old_blob(&store, b"older", 2 * HOUR);
+    assert_eq!(removed(&store, &only_old(at_most(u64::MAX))), []);
+    assert_eq!(removed(&store, &only_old(everything())), names(&[&older]));
     let other_kinds = Policy {
         kinds: vec![Kind::Snapshot, Kind::Record],
         ..everything()

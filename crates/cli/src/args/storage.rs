@@ -29,7 +29,7 @@ pub(crate) struct DuArgs {
 /// Arguments of `kiln prune`.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
-    /// Remove only these: `type=layer|snapshot|cache-mount|record|quarantine` (several are all removed), `until=24h` (not used since)
+    /// Remove only these: `type=layer|snapshot|cache-mount|record|context|quarantine` (several are all removed), `until=24h` (not used since)
     #[arg(long = "filter", value_name = "KEY=VALUE")]
     pub(crate) filters: Vec<Filter>,
     /// Remove, longest unused first, until no more than so much is left
