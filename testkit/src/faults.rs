@@ -170,6 +170,23 @@ impl Victim {
         }
     }
 
+    /// Runs it in `folder` while a call waits for `delay` and fails then. Returns its exit code.
+    #[must_use]
+    pub fn suffer_late(
+        &self,
+        folder: &Path,
+        point: &Point,
+        error: &str,
+        delay: Duration,
+    ) -> Option<i32> {
+        let Point { call, nth } = point;
+        let trace = format!("trace={call}");
+        let delay = delay.as_micros();
+        let inject = format!("inject={call}:error={error}:delay_enter={delay}:when={nth}");
+        let options = ["-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        self.run(&options.map(str::to_owned), folder).code()
+    }
+
     /// Runs it in `folder`, where it must succeed, and writes every one of `calls` that it and its threads make to `log`, whole.
     pub(crate) fn trace(&self, folder: &Path, log: &Path, calls: &[&str]) {
         let log = log.display().to_string();

@@ -20,10 +20,11 @@
 //! users at most: its owner (the data plane) and root (the server), who gives everything it creates to the owner.
 //!
 //! # Invariants
-//! * What is visible under `blobs/` has been hashed by us and is durable. It is never written to again.
+//! * What is visible under `blobs/` has been hashed by us, and its bytes are durable. It is never written to again. Its name is durable
+//!   before anybody is told that it is there.
 //! * A killed process leaves nothing visible that is half done; what it leaves under `tmp/` is removed by the next one that
 //!   opens the store, and only when it is certain that its process is dead.
-//! * After a failed `fsync` the object is discarded: the system reports such an error once and forgets it.
+//! * After a failed `fsync` of its bytes an object is discarded: the system reports such an error once and forgets it.
 //! * No caller's text becomes a path before it has been parsed.
 //! * What a repository holds, what a living lease has used, and what was used a moment ago is never collected.
 

@@ -45,6 +45,7 @@ const MANY: usize = 20;
 /// What the child ends with when a piece of work failed twice.
 const FAILED_TWICE: i32 = 3;
 
+mod late;
 mod power;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -207,6 +208,7 @@ fn main() -> ExitCode {
         ["work", folder] => work(Path::new(folder)),
         ["recover", folder] => recover(Path::new(folder)),
         ["threads", folder] => threads(Path::new(folder)),
+        ["one", folder] => late::one(Path::new(folder)),
         ref words => {
             faults::try_parts(words, &PARTS);
             ExitCode::SUCCESS
@@ -215,11 +217,12 @@ fn main() -> ExitCode {
 }
 
 /// What is tried, by name.
-const PARTS: [faults::Part; 4] = [
+const PARTS: [faults::Part; 5] = [
     ("crash", every_call),
     ("threads", in_threads),
     ("double_crash", double_crashes),
     ("power", power::every_state),
+    ("late", late::another_was_promised_it),
 ];
 
 /// Tells what failed, if that does not fail too.
