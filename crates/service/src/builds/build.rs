@@ -90,6 +90,13 @@ impl Build {
             .await;
     }
 
+    /// Returns how it ended, and when, in Unix milliseconds.
+    pub(super) fn end(&self) -> Option<(Event, u64)> {
+        let progress = self.progress.borrow();
+        let end = progress.state.end()?;
+        Some((end, progress.ended_at_ms.unwrap_or_default()))
+    }
+
     /// Tells whether it has ended.
     pub fn has_ended(&self) -> bool {
         self.progress.borrow().state.is_terminal()

@@ -7,6 +7,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `build` | one build and its progress |
+//! | `journal` | the journal of one build as everybody is told it |
 //! | `drive` | the task that goes with each build: start, tell it its turn, follow to the end |
 //! | [`list`] | filters and pages |
 //! | [`log`] | the text of a journal, as a stream that ends when the build does |
@@ -19,6 +20,7 @@
 
 pub mod build;
 mod drive;
+pub(crate) mod journal;
 pub mod list;
 pub mod log;
 pub mod provenance;

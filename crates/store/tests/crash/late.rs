@@ -53,7 +53,11 @@ pub(super) fn another_was_promised_it(scratch: &Path) {
     let code = victim.suffer_late(&folder, of_bytes, "EIO", Duration::ZERO);
     assert_eq!(code, Some(FAILED_TWICE));
     let store = Store::open(&folder.join("store"), None).unwrap();
-    assert_eq!(store.size_of(&digest).unwrap(), None, "bytes that may be lost");
+    assert_eq!(
+        store.size_of(&digest).unwrap(),
+        None,
+        "bytes that may be lost"
+    );
 
     let folder = folder_of("late-name");
     let store = Store::open(&folder.join("store"), None).unwrap();
@@ -72,5 +76,9 @@ pub(super) fn another_was_promised_it(scratch: &Path) {
     });
     assert_eq!(code, Some(FAILED_TWICE));
     let bytes = store.read_blob(&digest, 1000).unwrap();
-    assert_eq!(bytes.as_deref(), Some(CONTENT), "what the second was promised");
+    assert_eq!(
+        bytes.as_deref(),
+        Some(CONTENT),
+        "what the second was promised"
+    );
 }
