@@ -123,6 +123,7 @@ struct Inner {
     limits: Limits,
     session: Session,
     hashers: upload::Hashers,
+    rooms: context::room::Rooms,
 }
 
 /// What a crash of the machine may do to what was just written.
@@ -219,6 +220,7 @@ impl Store {
                 limits,
                 session,
                 hashers: upload::Hashers::default(),
+                rooms: context::room::Rooms::default(),
             }),
         })
     }

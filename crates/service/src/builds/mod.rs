@@ -15,7 +15,7 @@
 //! | [`requests`] | what was asked, to be asked once more |
 //! | `recover` | after a restart |
 //! | `retention` | forgetting |
-//! | `room` | whether the disk has room for another build |
+//! | `room` | whether the disk has room for another build or upload |
 //! | [`turns`] | who runs, who waits, who is next; pure |
 
 pub mod build;
@@ -27,7 +27,7 @@ pub mod provenance;
 mod recover;
 pub mod requests;
 mod retention;
-mod room;
+pub(crate) mod room;
 pub mod turns;
 
 use std::collections::{BTreeSet, HashMap};
@@ -48,7 +48,6 @@ use self::room::Room;
 use self::turns::{Full, TurnLimits, Turns};
 use crate::access::Tenant;
 use crate::agents::Agents;
-use crate::config::Cache;
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::failure::{Blame, Failure};
@@ -77,6 +76,8 @@ pub struct Parts {
     pub requests: Requests,
     /// How much is taken on.
     pub limits: Limits,
+    /// What is free on the disk.
+    pub(crate) room: Arc<Room>,
     /// Time and ids.
     pub environment: Environment,
     /// What is counted.
@@ -98,10 +99,6 @@ impl std::fmt::Debug for Parts {
 pub struct Limits {
     /// Builds that run and builds that wait, in all and of each tenant.
     pub turns: TurnLimits,
-    /// What is collected when the disk is too full for another build.
-    pub cache: Cache,
-    /// What has to be free on the disk for another build.
-    pub min_free_bytes: Option<u64>,
     /// How long an ended build is kept.
     pub retention: Duration,
     /// How much ended builds may take together.
@@ -119,7 +116,7 @@ struct Inner {
     shutdown: CancellationToken,
     /// Builds that are being started: a process each, so not all at once.
     starts: Semaphore,
-    room: Room,
+    room: Arc<Room>,
     /// Woken when those who wait may have other places.
     moved: Notify,
     table: Mutex<Table>,
@@ -171,11 +168,7 @@ impl Builds {
         let builds = Self {
             inner: Arc::new(Inner {
                 starts: Semaphore::new(STARTS_MAX),
-                room: Room::new(
-                    Arc::clone(&parts.executor),
-                    parts.limits.cache.clone(),
-                    parts.limits.min_free_bytes,
-                ),
+                room: parts.room,
                 moved: Notify::new(),
                 table: Mutex::new(Table::new(Turns::new(parts.limits.turns.clone()))),
                 executor: parts.executor,

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use engine::event::FailureKind;
 use engine::spec::Output;
 use oci::{Digest, Reference};
-use store::context::{Announced, Keeping};
+use store::context::{Allowance, Announced, Keeping};
 use tonic::{Code, Request, Status};
 
 use crate::harness::*;
@@ -610,7 +610,10 @@ async fn a_folder_of_another_tenant_cannot_be_built_from() {
         n_entries: 0,
         n_bytes: 0,
     };
-    let draft = server.store.begin_context("a", announced, keeping).unwrap();
+    let draft = server
+        .store
+        .begin_context("a", announced, keeping, Allowance::default())
+        .unwrap();
     let id = draft.commit(keeping.now_ms).unwrap().id.to_string();
     let from = |context_id: &str| wire::StartBuildRequest {
         files: Some(wire::BuildFiles {

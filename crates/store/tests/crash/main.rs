@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 use oci::Digest;
 use store::check::{Checking, Depth, Repair, Severity};
 use store::collect::{Kind, Policy};
-use store::context::{Announced, ContentId, ContextId, Entry, EntryKind, Keeping};
+use store::context::{Allowance, Announced, ContentId, ContextId, Entry, EntryKind, Keeping};
 use store::{CacheUse, Store};
 use testkit::faults::{self, Dice, Ended, Fault, Point, RUNS_AT_A_TIME, Soak, Victim, figure};
 
@@ -183,7 +183,7 @@ fn context(store: &Store, content: &[u8]) -> Result<ContextId, Box<dyn Error>> {
         n_entries: 1,
         n_bytes: content.len() as u64,
     };
-    let mut draft = store.begin_context("tenant", announced, KEEPING)?;
+    let mut draft = store.begin_context("tenant", announced, KEEPING, Allowance::default())?;
     let entry = Entry {
         path: b"file".to_vec(),
         mode: 0o644,
