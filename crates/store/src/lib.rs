@@ -63,7 +63,7 @@ pub use record::RecordError;
 pub use repository::RepositoryError;
 pub use snapshot::{SnapshotDraft, SnapshotError};
 pub use tree::remove_tree;
-pub use upload::{Upload, UploadError, UploadId};
+pub use upload::{Upload, UploadError, UploadId, UploadScope};
 
 use dir::Dir;
 use session::Session;
@@ -88,6 +88,10 @@ pub struct Limits {
     pub record_max_bytes: usize,
     /// Unfinished uploads at a time.
     pub uploads_max: usize,
+    /// Those of one owner, where there are several.
+    pub owner_uploads_max: usize,
+    /// Those that every owner may have, however many others have.
+    pub owner_uploads_min: usize,
     /// How long an upload may lie untouched until [`Store::expire_uploads`] removes it.
     pub upload_max_age: Duration,
     /// Tags of one repository that are listed.
@@ -103,6 +107,8 @@ impl Default for Limits {
             manifest_max_bytes: oci::manifest::DOCUMENT_MAX_BYTES,
             record_max_bytes: 16 << 20,
             uploads_max: 1024,
+            owner_uploads_max: 512,
+            owner_uploads_min: 16,
             upload_max_age: Duration::from_secs(24 * 60 * 60),
             tags_max: 100_000,
             repositories_max: 100_000,

@@ -101,6 +101,11 @@ fn everything() -> (TempDir, Store) {
             .unwrap(),
     );
     store.create_upload(REPOSITORY).unwrap();
+    let of_owner = store::UploadScope {
+        name: REPOSITORY,
+        owner: Some("tenant"),
+    };
+    store.create_upload(of_owner).unwrap();
     context(&store, b"uploaded");
     (scratch, store)
 }
