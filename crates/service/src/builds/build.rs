@@ -72,6 +72,11 @@ impl Build {
         self.progress.borrow().clone()
     }
 
+    /// Returns when it ended, in Unix milliseconds; `None` when it has not.
+    pub(super) fn ended_at_ms(&self) -> Option<u64> {
+        self.progress.borrow().ended_at_ms
+    }
+
     /// Tells something of its state.
     pub(super) fn stands(&self, test: impl FnOnce(&BuildState) -> bool) -> bool {
         test(&self.progress.borrow().state)

@@ -44,6 +44,7 @@ use tokio_util::task::TaskTracker;
 use self::build::{Build, Progress};
 use self::provenance::Provenance;
 use self::requests::Requests;
+use self::retention::Kept;
 use self::room::Room;
 use self::turns::{Full, TurnLimits, Turns};
 use crate::access::Tenant;
@@ -140,6 +141,8 @@ struct Table {
     lines_by_key: HashMap<String, Line>,
     lines_by_image: HashMap<(String, String), Line>,
     lines_by_tenant: HashMap<String, Line>,
+    /// Builds that have ended, in the order in which they did.
+    kept: Kept,
 }
 
 /// A build to start, unless the same one is running.
@@ -391,6 +394,7 @@ impl Table {
             lines_by_key: HashMap::new(),
             lines_by_image: HashMap::new(),
             lines_by_tenant: HashMap::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -427,6 +431,9 @@ impl Table {
         line.or_default().insert(place.clone());
         let line = self.lines_by_tenant.entry(build.record.tenant.clone());
         line.or_default().insert(place);
+        if let Some(at_ms) = build.ended_at_ms() {
+            self.kept.add((at_ms, build.record.id.clone()));
+        }
     }
 
     /// Forgets a build.
@@ -436,6 +443,9 @@ impl Table {
             leave(&mut self.lines_by_key, &build.record.key, &place);
             leave(&mut self.lines_by_image, &image_of(&build), &place);
             leave(&mut self.lines_by_tenant, &build.record.tenant, &place);
+            if let Some(at_ms) = build.ended_at_ms() {
+                self.kept.remove(&(at_ms, id.clone()));
+            }
         }
     }
 
@@ -445,8 +455,11 @@ impl Table {
         self.builds.get(id).map(Arc::clone)
     }
 
-    /// Forgets that the build is the one to join.
+    /// Forgets that the build is the one to join, and remembers that it has ended.
     fn ended(&mut self, build: &Build) {
+        if let Some(at_ms) = build.ended_at_ms() {
+            self.kept.add((at_ms, build.record.id.clone()));
+        }
         let key = &build.record.key;
         if let Some(current) = self.by_key.get(key)
             && current.record.id == build.record.id
