@@ -277,6 +277,13 @@ impl Ingest {
         Ok(())
     }
 
+    /// Says that this was all, and that nobody expects anything else of it: who reads along gets to the end.
+    pub fn whole(&self) {
+        if let Some(growth) = self.growth.as_ref().filter(|_| !self.failed) {
+            growth.whole();
+        }
+    }
+
     /// Verifies the bytes against `expected`, if given, and makes them a blob. Returns its digest and size.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), CommitError> {
         let size_bytes = self.hasher.size_bytes();
@@ -293,7 +300,7 @@ impl Ingest {
         let digest = verify(&self.file, self.hasher.clone(), expected)?;
         if let Some(growth) = &self.growth {
             // Before the bytes are durable: that is a matter of the blob, and not of who reads along.
-            growth.verified();
+            growth.whole();
         }
         Ok(digest)
     }

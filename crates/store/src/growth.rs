@@ -4,7 +4,8 @@
 //! so far, and waits for more. The bytes go through the file, so that neither holds the other up and no memory is taken however far one
 //! is ahead.
 //!
-//! * Reading reaches its end only once the whole was found to have the digest that was expected: until then nothing that was read counts.
+//! * Reading reaches its end only once the whole was found to have the digest that was expected, or whoever wrote it and expected none says
+//!   that this was all: until then nothing that was read counts.
 //! * When writing is given up, or begun anew, reading fails, and goes on failing.
 
 use std::fs::File;
@@ -28,8 +29,8 @@ struct State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// All of it is there, and verified.
-    Verified,
+    /// All of it is there, and what was expected.
+    Whole,
     /// There will be no more of it.
     GivenUp,
 }
@@ -51,6 +52,19 @@ impl Growth {
     /// Says that nothing more is written, unless all was. Whoever made this has to see to it: readers wait until then.
     pub fn give_up(&self) {
         self.end(End::GivenUp);
+    }
+
+    /// Returns how many bytes were written so far.
+    pub fn n_written(&self) -> u64 {
+        self.lock().n_written
+    }
+
+    /// Waits until more than `n_bytes` were written; false when writing ended before.
+    pub fn wait_for_more_than(&self, n_bytes: u64) -> bool {
+        let is_to_wait = |state: &mut State| state.n_written <= n_bytes && state.end.is_none();
+        let state = self.changed.wait_while(self.lock(), is_to_wait);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        state.n_written > n_bytes && state.end != Some(End::GivenUp)
     }
 
     /// Tells whether what was written is no use, whatever was read of it.
@@ -75,8 +89,8 @@ impl Growth {
         self.changed.notify_all();
     }
 
-    pub(crate) fn verified(&self) {
-        self.end(End::Verified);
+    pub(crate) fn whole(&self) {
+        self.end(End::Whole);
     }
 
     fn end(&self, end: End) {
@@ -99,7 +113,7 @@ impl Growth {
                 (_, Some(file)) if state.n_written > offset => {
                     return Ok(Some((Arc::clone(file), state.n_written)));
                 }
-                (Some(End::Verified), _) => return Ok(None),
+                (Some(End::Whole), _) => return Ok(None),
                 (None, _) => {}
             }
             state = self
@@ -202,6 +216,43 @@ mod tests {
         second.write_all(b"right").unwrap();
         second.commit(Some(&Digest::sha256(b"right"))).unwrap();
         assert!(read_all(&growth).join().unwrap().is_err());
+    }
+
+    #[test]
+    fn who_wrote_something_of_his_own_says_that_it_was_all() {
+        let (_folder, store) = store();
+        let growth = Growth::new();
+        let mut ingest = begin(&store, &growth);
+        ingest.write_all(b"a layer").unwrap();
+        let reading = read_all(&growth);
+        assert!(!reading.is_finished());
+        ingest.whole();
+        assert_eq!(reading.join().unwrap().unwrap(), b"a layer");
+        // Not becoming a blob takes nothing back: what was read is what was written.
+        drop(ingest);
+        assert!(!growth.is_given_up());
+    }
+
+    #[test]
+    fn who_waits_for_more_than_comes_is_told() {
+        let (_folder, store) = store();
+        let growth = Growth::new();
+        let mut ingest = begin(&store, &growth);
+        ingest.write_all(b"12345").unwrap();
+        assert!(growth.wait_for_more_than(4));
+        let waiting = {
+            let growth = Arc::clone(&growth);
+            std::thread::spawn(move || growth.wait_for_more_than(5))
+        };
+        ingest.whole();
+        assert!(!waiting.join().unwrap());
+        assert!(growth.wait_for_more_than(4));
+
+        let growth = Growth::new();
+        let mut ingest = begin(&store, &growth);
+        ingest.write_all(b"12345").unwrap();
+        drop(ingest);
+        assert!(!growth.wait_for_more_than(4));
     }
 
     #[test]
