@@ -4,6 +4,9 @@
 #[path = "client/auth.rs"]
 mod auth;
 #[cfg(test)]
+#[path = "client/growing.rs"]
+mod growing;
+#[cfg(test)]
 #[path = "client/pull.rs"]
 mod pull;
 #[cfg(test)]

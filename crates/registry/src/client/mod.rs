@@ -20,15 +20,18 @@ mod call;
 mod dial;
 mod download;
 mod error;
+mod growing;
 mod pull;
 mod push;
 mod retry;
+mod session;
 mod source;
 mod transport;
 mod upload;
 
 pub use blob::BlobStream;
 pub use error::{Error, ErrorKind, Problem};
+pub use growing::GrowingBlob;
 pub use pull::{Resolved, ResolvedImage};
 pub use push::{BlobToPush, ImageToPush};
 pub use source::BlobSource;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use oci::{Descriptor, Reference};
 use reqwest::Response;
@@ -16,15 +16,15 @@ use super::auth::Scopes;
 use super::call::{Call, content_digest};
 use super::error::{Error, ErrorKind, Problem};
 use super::retry::Tries;
+use super::session::{Target, name_digest, received, session_url};
 use super::source::{BlobSource, Rest};
-use super::transport::location;
 use super::{Client, Inner};
 use crate::hosts::Endpoint;
 
 /// Repositories that are asked to lend a blob before it is sent.
 const MOUNTS_MAX: usize = 4;
 /// Longest time that one request may take to send its body, however steadily it moves.
-const UPLOAD_MAX: Duration = Duration::from_secs(24 * 3600);
+pub(super) const UPLOAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often a lost upload session is begun anew.
 const RESTARTS_MAX: u32 = 2;
 
@@ -121,11 +121,14 @@ impl Job<'_> {
     }
 
     async fn is_there(&self, scopes: &Scopes) -> Result<bool, Problem> {
-        let (inner, digest) = (self.inner, &self.descriptor.digest);
-        let found = inner.stat_blob(self.endpoint, scopes, self.repository, digest);
-        match found.await? {
-            None => Ok(false),
-            Some(size) => Ok(size.is_none_or(|size| size == self.descriptor.size)),
+        self.target().has(scopes, self.descriptor).await
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            inner: self.inner,
+            endpoint: self.endpoint,
+            repository: self.repository,
         }
     }
 
@@ -139,11 +142,12 @@ impl Job<'_> {
             .filter(|from| from.host() == host && from.repository() != own);
         for from in candidates.take(MOUNTS_MAX) {
             let scopes = Scopes::mount(own, from.repository());
-            let mut url = self.uploads_url()?;
+            let mut url = self.target().uploads_url()?;
             url.query_pairs_mut()
                 .append_pair("mount", &self.descriptor.digest.to_string())
                 .append_pair("from", from.repository());
-            let call = self.call(&scopes, Method::POST, url);
+            let target = self.target();
+            let call = target.call(&scopes, Method::POST, url);
             let limit = self.inner.options.finish_timeout;
             match self.inner.send(&call, &Bytes::new(), limit).await {
                 Ok(response) if response.status() == StatusCode::CREATED => {
@@ -154,7 +158,7 @@ impl Job<'_> {
                     let url = session_url(&call.url, &response)?;
                     match &session {
                         None => session = Some(url),
-                        Some(_) => self.cancel(&scopes, url).await,
+                        Some(_) => target.cancel(&scopes, url).await,
                     }
                 }
                 Err(problem) if problem.is_transient() => return Err(problem),
@@ -162,30 +166,6 @@ impl Job<'_> {
             }
         }
         Ok(session.map_or(Mount::Impossible, Mount::Session))
-    }
-
-    /// Tells the registry that a session is not needed. Nothing depends on whether it hears.
-    async fn cancel(&self, scopes: &Scopes, url: Url) {
-        let call = self.call(scopes, Method::DELETE, url);
-        let limit = self.inner.options.header_timeout;
-        if let Err(problem) = self.inner.send_once(&call, &Bytes::new(), limit).await {
-            tracing::debug!(%problem, "an upload was not cancelled");
-        }
-    }
-
-    fn uploads_url(&self) -> Result<Url, Problem> {
-        let path = format!("{}/blobs/uploads/", self.repository.repository());
-        Inner::url(self.endpoint, &path)
-    }
-
-    fn call<'b>(&'b self, scopes: &'b Scopes, method: Method, url: Url) -> Call<'b> {
-        Call {
-            endpoint: self.endpoint,
-            scopes,
-            method,
-            url,
-            headers: HeaderMap::new(),
-        }
     }
 }
 
@@ -264,8 +244,8 @@ impl Upload<'_> {
 
     async fn begin(&mut self) -> Result<Url, Problem> {
         self.offset = 0;
-        let url = self.job.uploads_url()?;
-        let call = self.job.call(self.scopes, Method::POST, url);
+        let target = self.job.target();
+        let call = target.call(self.scopes, Method::POST, target.uploads_url()?);
         let limit = self.job.inner.options.header_timeout;
         let response = self.job.inner.send(&call, &Bytes::new(), limit).await?;
         let url = session_url(&call.url, &response)?;
@@ -277,7 +257,8 @@ impl Upload<'_> {
     async fn patch(&mut self, url: Url) -> Result<Url, Problem> {
         let size = self.job.descriptor.size;
         let rest = Rest::new(self.job.source, self.offset, size);
-        let mut call = self.job.call(self.scopes, Method::PATCH, url);
+        let target = self.job.target();
+        let mut call = target.call(self.scopes, Method::PATCH, url);
         body_headers(&mut call.headers, size - self.offset);
         if self.offset > 0 {
             let range = format!("{}-{}", self.offset, size - 1);
@@ -294,9 +275,9 @@ impl Upload<'_> {
 
     /// Says that this was all, sending the rest if there is any.
     async fn put(&self, mut url: Url, rest: Rest<'_>) -> Result<Response, Problem> {
-        let digest = self.job.descriptor.digest.to_string();
-        url.query_pairs_mut().append_pair("digest", &digest);
-        let mut call = self.job.call(self.scopes, Method::PUT, url);
+        name_digest(&mut url, self.job.descriptor);
+        let target = self.job.target();
+        let mut call = target.call(self.scopes, Method::PUT, url);
         body_headers(&mut call.headers, rest.end - rest.offset);
         self.send_watched(&call, &rest).await
     }
@@ -340,7 +321,8 @@ impl Upload<'_> {
             self.restart();
             return;
         };
-        let call = job.call(self.scopes, Method::GET, url);
+        let target = job.target();
+        let call = target.call(self.scopes, Method::GET, url);
         let (nothing, limit) = (Bytes::new(), job.inner.options.header_timeout);
         let answer = job.inner.send(&call, &nothing, limit);
         let found = match answer.await {
@@ -393,32 +375,6 @@ fn body_headers(headers: &mut HeaderMap, n_bytes: u64) {
     let octets = HeaderValue::from_static("application/octet-stream");
     headers.insert(CONTENT_TYPE, octets);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(n_bytes));
-}
-
-/// Returns where an upload goes on. Nowhere else than on the registry itself.
-fn session_url(from: &Url, response: &Response) -> Result<Url, Problem> {
-    let url = location(from, response.headers())?;
-    if url.origin() == from.origin() {
-        return Ok(url);
-    }
-    let host = url.host_str().unwrap_or_default();
-    Err(Problem::Refused(format!(
-        "an upload location outside of the registry, at {}://{host}",
-        url.scheme()
-    )))
-}
-
-/// Reads how many bytes of an upload arrived. `0-0` is what some registries answer for nothing and for one byte alike.
-fn received(headers: &HeaderMap) -> Option<u64> {
-    let range = headers.get(RANGE)?.to_str().ok()?;
-    let range = range.strip_prefix("bytes=").unwrap_or(range);
-    let (first, last) = range.split_once('-')?;
-    let last: u64 = last.parse().ok()?;
-    match (first, last) {
-        ("0", 0) => Some(0),
-        ("0", last) => last.checked_add(1),
-        _ => None,
-    }
 }
 
 fn is_lost_session(problem: &Problem) -> bool {

@@ -36,6 +36,11 @@ impl Asked {
         self.method == method && self.path().ends_with(path_end)
     }
 
+    /// Tells whether the body came without its length.
+    pub(crate) fn is_chunked(&self) -> bool {
+        self.headers.contains_key("transfer-encoding")
+    }
+
     /// The offset of a `Range: bytes=n-`.
     pub(crate) fn range(&self) -> Option<usize> {
         let range = self.header("range")?.strip_prefix("bytes=")?;
@@ -103,6 +108,16 @@ impl Reply {
     }
 }
 
+/// What is done with bodies whose length is not told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Chunked {
+    /// Nobody may send one.
+    Never,
+    Whole,
+    /// So many bytes are read, then it is answered.
+    Until(usize),
+}
+
 type Handler = dyn Fn(&Asked, usize) -> Reply + Send + Sync;
 
 /// A running registry; ends when dropped.
@@ -126,15 +141,31 @@ impl Evil {
         Self::start_on("127.0.0.1", handler).await
     }
 
+    /// Starts a registry that takes bodies of unknown length.
+    pub(crate) async fn start_chunked(
+        chunked: Chunked,
+        handler: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::launch("127.0.0.1", chunked, handler).await
+    }
+
     pub(crate) async fn start_on(
         address: &str,
+        handler: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::launch(address, Chunked::Never, handler).await
+    }
+
+    async fn launch(
+        address: &str,
+        chunked: Chunked,
         handler: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
         let handler: Arc<Handler> = Arc::new(handler);
-        let task = tokio::spawn(serve(listener, Arc::clone(&log), handler));
+        let task = tokio::spawn(serve(listener, chunked, Arc::clone(&log), handler));
         Self { host, log, task }
     }
 
@@ -152,21 +183,31 @@ impl Evil {
     }
 }
 
-async fn serve(listener: TcpListener, log: Arc<Mutex<Vec<Asked>>>, handler: Arc<Handler>) {
+async fn serve(
+    listener: TcpListener,
+    chunked: Chunked,
+    log: Arc<Mutex<Vec<Asked>>>,
+    handler: Arc<Handler>,
+) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let (socket, _) = listener.accept().await.unwrap();
         let (log, handler) = (Arc::clone(&log), Arc::clone(&handler));
         connections.spawn(async move {
             // A client that goes away is part of the game.
-            let _ = one(socket, &log, &*handler).await;
+            let _ = one(socket, chunked, &log, &*handler).await;
         });
     }
 }
 
-async fn one(socket: TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) -> std::io::Result<()> {
+async fn one(
+    socket: TcpStream,
+    chunked: Chunked,
+    log: &Mutex<Vec<Asked>>,
+    handler: &Handler,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(socket);
-    let Some(asked) = read_request(&mut reader).await? else {
+    let Some(asked) = read_request(&mut reader, chunked).await? else {
         return Ok(());
     };
     let n_before = {
@@ -179,7 +220,10 @@ async fn one(socket: TcpStream, log: &Mutex<Vec<Asked>>, handler: &Handler) -> s
     write_reply(&mut socket, &reply, &asked.method).await
 }
 
-async fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Asked>> {
+async fn read_request(
+    reader: &mut BufReader<TcpStream>,
+    chunked: Chunked,
+) -> std::io::Result<Option<Asked>> {
     let mut line = String::new();
     reader.read_line(&mut line).await?;
     let mut words = line.split_whitespace().map(str::to_owned);
@@ -198,17 +242,41 @@ async fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Opti
     let length = headers.get("content-length").map(|v| v.parse().unwrap());
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body).await?;
-    assert_eq!(
-        headers.get("transfer-encoding"),
-        None,
-        "a body of unknown size"
-    );
+    if headers.contains_key("transfer-encoding") {
+        let most = match chunked {
+            Chunked::Never => panic!("a body of unknown size"),
+            Chunked::Whole => usize::MAX,
+            Chunked::Until(n_bytes) => n_bytes,
+        };
+        body = read_chunks(reader, most).await?;
+    }
     Ok(Some(Asked {
         method,
         target,
         headers,
         body,
     }))
+}
+
+/// Reads a body of unknown length, or at least `most` bytes of it.
+async fn read_chunks(reader: &mut BufReader<TcpStream>, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while body.len() < most {
+        let mut line = String::new();
+        reader.read_line(&mut line).await?;
+        let Ok(n_bytes) = usize::from_str_radix(line.trim_end(), 16) else {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        };
+        let mut chunk = vec![0; n_bytes];
+        reader.read_exact(&mut chunk).await?;
+        // The end of the line.
+        reader.read_exact(&mut [0; 2]).await?;
+        if chunk.is_empty() {
+            break;
+        }
+        body.extend(chunk);
+    }
+    Ok(body)
 }
 
 async fn write_reply(socket: &mut TcpStream, reply: &Reply, method: &str) -> std::io::Result<()> {
