@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{self, Image, LayerRef};
 use crate::event::{BuiltImage, Event, Failure, FailureKind, Phase};
+use crate::execute::ahead::Ahead;
 use crate::execute::cache::{Cache, Scope};
 use crate::execute::depot::{Depot, Work, note_content};
 use crate::execute::layers::StageResult;
@@ -68,7 +69,7 @@ pub async fn build(spec: &BuildSpec, rig: &Rig) -> Result<BuiltImage, Failure> {
     });
     let layouts = layouts(spec, rig).await?;
     let (library, publisher) = helpers(spec, rig, layouts)?;
-    match &spec.source {
+    let built = match &spec.source {
         Source::Image { reference } => copy_image(spec, rig, &library, &publisher, reference).await,
         Source::Dockerfile {
             context,
@@ -81,7 +82,9 @@ pub async fn build(spec: &BuildSpec, rig: &Rig) -> Result<BuiltImage, Failure> {
             };
             build_dockerfile(spec, rig, (&library, &publisher), context, &places).await
         }
-    }
+    };
+    publisher.ahead.end().await;
+    built
 }
 
 fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Publisher), Failure> {
@@ -112,9 +115,11 @@ fn helpers(spec: &BuildSpec, rig: &Rig, layouts: Layouts) -> Result<(Library, Pu
         work: Arc::<Work>::default(),
         shown,
     };
+    let ahead = Ahead::new(&publish, &spec.outputs, &registries.embedded, &rig.cancel);
     let publisher = Publisher {
         depot,
         client: publish,
+        ahead,
         embedded: registries.embedded.clone(),
         folder: rig.folder.clone(),
         export_bytes: spec.limits.export_bytes,
@@ -295,6 +300,7 @@ fn execution(
         context_copies: tokio::sync::Mutex::default(),
         cache: Cache::new(rig.store.clone(), scope, workspace.project, table),
         depot: publisher.depot.clone(),
+        ahead: publisher.ahead.clone(),
         recorder: rig.recorder.clone(),
         sandbox: Arc::clone(&rig.sandbox),
         work: work_folder(&rig.folder),

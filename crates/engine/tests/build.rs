@@ -7,6 +7,8 @@
     reason = "a test says what went wrong by ending"
 )]
 
+#[path = "build/ahead.rs"]
+mod ahead;
 #[path = "build/tenants.rs"]
 mod tenants;
 
@@ -34,7 +36,7 @@ use oci::{Document, Manifest};
 use rustix::fs::{Mode, OFlags};
 use source::git::FetchOptions;
 use store::Store;
-use store::context::{Allowance, Announced, ContentId, Entry, EntryKind, Keeping};
+use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
 use tokio_util::sync::CancellationToken;
 
 /// A state directory and a context.
@@ -724,9 +726,7 @@ impl Bench {
             lifetime: std::time::Duration::from_secs(3600),
         };
         let store = self.store();
-        let mut draft = store
-            .begin_context("t", announced, keeping, Allowance::default())
-            .unwrap();
+        let mut draft = store.begin_context("t", announced, keeping).unwrap();
         draft.entries(&entries).unwrap();
         for position in draft.missing().unwrap() {
             let at = usize::try_from(position).unwrap();

@@ -25,16 +25,25 @@ pub(super) struct Directory {
     pub(super) step: StepId,
 }
 
+/// Whether a layer may be sent to a registry while it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The image that is pushed will hold it.
+    Pushed,
+    /// Nobody can tell, or it will not.
+    Unknown,
+}
+
 /// Writes the layer and tells the cache.
 pub(super) async fn write(
     execution: Arc<Execution>,
-    directory: Directory,
+    (directory, fate): (Directory, Fate),
     parents: Vec<Layer>,
     (position, key): (String, OperationKeys),
     created: i64,
 ) -> Result<Option<LayerRef>, Failure> {
     let shared = Arc::clone(&execution);
-    let written = tokio::task::spawn_blocking(move || write_layer(&shared, &directory)).await;
+    let written = tokio::task::spawn_blocking(move || write_layer(&shared, &directory, fate)).await;
     let written = written.unwrap_or_else(|e| Err(platform("write a layer", &e)))?;
     let (layer, ingest) = written.unzip();
     let parent = content(&parents).await?;
@@ -70,13 +79,18 @@ pub(super) async fn write(
 fn write_layer(
     execution: &Execution,
     directory: &Directory,
+    fate: Fate,
 ) -> Result<Option<(LayerRef, Ingest)>, Failure> {
     let attempt = "write a layer";
-    let ingest = execution
+    let mut ingest = execution
         .depot
         .store
         .ingest()
         .map_err(|e| platform(attempt, &e))?;
+    let announced = match fate {
+        Fate::Pushed => execution.ahead.begin(&mut ingest),
+        Fate::Unknown => None,
+    };
     let compression = match execution.options.compression {
         Compression::Gzip => oci::layer::Compression::DEFAULT_GZIP,
         Compression::Zstd => oci::layer::Compression::DEFAULT_ZSTD,
@@ -113,5 +127,9 @@ fn write_layer(
         diff_id: layer.diff_id,
         origin: None,
     };
+    if let Some(announced) = announced {
+        announced.is(&layer.descriptor);
+        ingest.whole();
+    }
     Ok(Some((layer, ingest)))
 }

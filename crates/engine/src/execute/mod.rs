@@ -4,6 +4,7 @@
 //! behind the following step's back ([`layers`]), and a step whose operation was never seen does not even wait to know what
 //! it is built on ([`cache`]).
 
+pub(crate) mod ahead;
 mod allowed;
 pub(crate) mod cache;
 mod commit;
@@ -32,6 +33,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::ahead::Ahead;
 use self::cache::Cache;
 use self::depot::Depot;
 use self::layers::{Layer, StageResult};
@@ -64,6 +66,7 @@ pub(crate) struct Execution {
     pub(crate) context_copies: tokio::sync::Mutex<BTreeMap<String, (PathBuf, String)>>,
     pub(crate) cache: Cache,
     pub(crate) depot: Depot,
+    pub(crate) ahead: Ahead,
     pub(crate) recorder: Recorder,
     pub(crate) sandbox: Arc<dyn Sandbox>,
     /// Scratch of this build.

@@ -8,7 +8,7 @@ use dockerfile::{BaseRef, Op, PlanStage, Step};
 use super::cache::{CachedLayer, Hit, Operation, OperationKeys};
 use super::layers::{Layer, StageResult, content, shared};
 use super::shown::Stored;
-use super::{Execution, StageFuture, copy, export, mounts, run};
+use super::{Execution, StageFuture, ahead, copy, export, mounts, run};
 use crate::assemble::LayerRef;
 use crate::event::{Failure, FailureKind};
 use crate::failure::{chain, failure};
@@ -161,9 +161,14 @@ async fn carry_out_step(
         (Op::Copy(_), None) => return Err(failure(FailureKind::Platform, "a COPY has no source")),
     };
     let created = created(execution);
+    let fate = if ahead::is_of_image(&execution.plan, stage) {
+        export::Fate::Pushed
+    } else {
+        export::Fate::Unknown
+    };
     let written = shared(export::write(
         Arc::clone(execution),
-        directory.clone(),
+        (directory.clone(), fate),
         parents.to_vec(),
         (prepared.position.clone(), key),
         created,

@@ -15,6 +15,7 @@ use store::Store;
 
 use crate::assemble::Image;
 use crate::event::{Event, Failure};
+use crate::execute::ahead::{Ahead, Sent};
 use crate::execute::depot::Depot;
 use crate::failure::platform;
 use crate::recorder::Recorder;
@@ -45,6 +46,8 @@ pub(crate) struct Publisher {
     pub(crate) depot: Depot,
     /// Pushes, with the service's own credentials.
     pub(crate) client: Client,
+    /// What is pushed already while steps run.
+    pub(crate) ahead: Ahead,
     /// Hosts that mean the embedded registry.
     pub(crate) embedded: Vec<String>,
     /// The build's folder.
@@ -83,6 +86,10 @@ pub(crate) async fn publish(
                 to_store(publisher, image, reference, Keeping::Published).await
             }
             Output::Publish { reference } => {
+                let sent = publisher.ahead.arrived(reference).await;
+                if sent.n_layers > 0 {
+                    step.say(&told(sent));
+                }
                 remote::push(publisher, image, reference, &references).await
             }
             Output::Keep { reference } => {
@@ -120,6 +127,12 @@ pub(crate) async fn publish(
         }
     }
     Ok(references)
+}
+
+fn told(sent: Sent) -> String {
+    let (n_layers, n_bytes) = (sent.n_layers, sent.n_bytes);
+    let layers = if n_layers == 1 { "layer" } else { "layers" };
+    format!("sent while steps ran: {n_layers} {layers}, {n_bytes} bytes")
 }
 
 /// Publishes a cache, which is something like an image, as `reference`.

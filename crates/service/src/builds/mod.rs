@@ -7,7 +7,6 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `build` | one build and its progress |
-//! | `journal` | the journal of one build as everybody is told it |
 //! | `drive` | the task that goes with each build: start, tell it its turn, follow to the end |
 //! | [`list`] | filters and pages |
 //! | [`log`] | the text of a journal, as a stream that ends when the build does |
@@ -15,19 +14,18 @@
 //! | [`requests`] | what was asked, to be asked once more |
 //! | `recover` | after a restart |
 //! | `retention` | forgetting |
-//! | `room` | whether the disk has room for another build or upload |
+//! | `room` | whether the disk has room for another build |
 //! | [`turns`] | who runs, who waits, who is next; pure |
 
 pub mod build;
 mod drive;
-pub(crate) mod journal;
 pub mod list;
 pub mod log;
 pub mod provenance;
 mod recover;
 pub mod requests;
 mod retention;
-pub(crate) mod room;
+mod room;
 pub mod turns;
 
 use std::collections::{BTreeSet, HashMap};
@@ -44,11 +42,11 @@ use tokio_util::task::TaskTracker;
 use self::build::{Build, Progress};
 use self::provenance::Provenance;
 use self::requests::Requests;
-use self::retention::Kept;
 use self::room::Room;
 use self::turns::{Full, TurnLimits, Turns};
 use crate::access::Tenant;
 use crate::agents::Agents;
+use crate::config::Cache;
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::failure::{Blame, Failure};
@@ -77,8 +75,6 @@ pub struct Parts {
     pub requests: Requests,
     /// How much is taken on.
     pub limits: Limits,
-    /// What is free on the disk.
-    pub(crate) room: Arc<Room>,
     /// Time and ids.
     pub environment: Environment,
     /// What is counted.
@@ -100,6 +96,10 @@ impl std::fmt::Debug for Parts {
 pub struct Limits {
     /// Builds that run and builds that wait, in all and of each tenant.
     pub turns: TurnLimits,
+    /// What is collected when the disk is too full for another build.
+    pub cache: Cache,
+    /// What has to be free on the disk for another build.
+    pub min_free_bytes: Option<u64>,
     /// How long an ended build is kept.
     pub retention: Duration,
     /// How much ended builds may take together.
@@ -117,7 +117,7 @@ struct Inner {
     shutdown: CancellationToken,
     /// Builds that are being started: a process each, so not all at once.
     starts: Semaphore,
-    room: Arc<Room>,
+    room: Room,
     /// Woken when those who wait may have other places.
     moved: Notify,
     table: Mutex<Table>,
@@ -141,8 +141,6 @@ struct Table {
     lines_by_key: HashMap<String, Line>,
     lines_by_image: HashMap<(String, String), Line>,
     lines_by_tenant: HashMap<String, Line>,
-    /// Builds that have ended, in the order in which they did.
-    kept: Kept,
 }
 
 /// A build to start, unless the same one is running.
@@ -171,7 +169,11 @@ impl Builds {
         let builds = Self {
             inner: Arc::new(Inner {
                 starts: Semaphore::new(STARTS_MAX),
-                room: parts.room,
+                room: Room::new(
+                    Arc::clone(&parts.executor),
+                    parts.limits.cache.clone(),
+                    parts.limits.min_free_bytes,
+                ),
                 moved: Notify::new(),
                 table: Mutex::new(Table::new(Turns::new(parts.limits.turns.clone()))),
                 executor: parts.executor,
@@ -394,7 +396,6 @@ impl Table {
             lines_by_key: HashMap::new(),
             lines_by_image: HashMap::new(),
             lines_by_tenant: HashMap::new(),
-            kept: Kept::default(),
         }
     }
 
@@ -431,9 +432,6 @@ impl Table {
         line.or_default().insert(place.clone());
         let line = self.lines_by_tenant.entry(build.record.tenant.clone());
         line.or_default().insert(place);
-        if let Some(at_ms) = build.ended_at_ms() {
-            self.kept.add((at_ms, build.record.id.clone()));
-        }
     }
 
     /// Forgets a build.
@@ -443,9 +441,6 @@ impl Table {
             leave(&mut self.lines_by_key, &build.record.key, &place);
             leave(&mut self.lines_by_image, &image_of(&build), &place);
             leave(&mut self.lines_by_tenant, &build.record.tenant, &place);
-            if let Some(at_ms) = build.ended_at_ms() {
-                self.kept.remove(&(at_ms, id.clone()));
-            }
         }
     }
 
@@ -455,11 +450,8 @@ impl Table {
         self.builds.get(id).map(Arc::clone)
     }
 
-    /// Forgets that the build is the one to join, and remembers that it has ended.
+    /// Forgets that the build is the one to join.
     fn ended(&mut self, build: &Build) {
-        if let Some(at_ms) = build.ended_at_ms() {
-            self.kept.add((at_ms, build.record.id.clone()));
-        }
         let key = &build.record.key;
         if let Some(current) = self.by_key.get(key)
             && current.record.id == build.record.id

@@ -15,6 +15,7 @@ use engine::event::Event;
 use engine::excerpt::Selection;
 use engine::journal::JournalError;
 use engine::redact::Redactor;
+use engine::state::BuildState;
 use futures_util::Stream;
 use oci::Reference;
 use tokio_util::sync::CancellationToken;
@@ -131,7 +132,7 @@ enum Place {
     /// With others, to the end of the build.
     Among(PathBuf, Member),
     /// Alone, of what is there.
-    Alone(Box<Text>),
+    Alone(Text),
     /// It has got everything.
     End,
 }
@@ -182,13 +183,11 @@ impl Reading {
         let logs = &self.build.logs;
         self.place = match (folder_or_end(&self.build).await, self.until) {
             (Ok(folder), Until::Now) => {
-                let source = (&self.build, &*folder);
-                let text = logs.alone(source, self.view, &self.redactor, self.offset);
-                Place::Alone(Box::new(text.map_err(unreadable)?))
+                let text = logs.alone(&folder, self.view, &self.redactor, self.offset);
+                Place::Alone(text.map_err(unreadable)?)
             }
             (Ok(folder), Until::End) => {
-                let source = (&self.build, &*folder);
-                let member = logs.join(source, self.view, &self.redactor, self.offset);
+                let member = logs.join(&folder, self.view, &self.redactor, self.offset);
                 Place::Among(folder, member.map_err(unreadable)?)
             }
             (Err(end), _) => {
@@ -214,8 +213,7 @@ impl Reading {
             }
             Found::Gone => {
                 let logs = &self.build.logs;
-                let source = (&self.build, &**folder);
-                let joined = logs.join(source, self.view, &self.redactor, self.offset);
+                let joined = logs.join(folder, self.view, &self.redactor, self.offset);
                 *member = joined.map_err(unreadable)?;
             }
             Found::Nothing => {
@@ -247,9 +245,12 @@ pub(crate) async fn folder_or_end(build: &Build) -> Result<PathBuf, Option<Event
     let Ok(progress) = watch.wait_for(known).await else {
         return Err(None);
     };
-    match &progress.folder {
-        Some(folder) => Ok(folder.clone()),
-        None => Err(progress.state.end()),
+    match (&progress.folder, &progress.state) {
+        (Some(folder), _) => Ok(folder.clone()),
+        (None, BuildState::Failed { failure }) => Err(Some(Event::Failed {
+            failure: failure.clone(),
+        })),
+        (None, _) => Err(Some(Event::Cancelled)),
     }
 }
 

@@ -1,0 +1,179 @@
+//! Sends layers to where the image will be pushed, while they are written and while later steps run.
+//!
+//! * Only layers that the image will hold for certain: those of the steps of the target and of the stages that it stands on. Only when an
+//!   image is pushed over the network: the embedded registry shares the store. The first such name is sent to; others take it from there.
+//! * A layer is sent once its step has succeeded. When a later one fails, what was sent is in a repository without a manifest that names it,
+//!   as after a push that broke off, and sessions are put away before the build ends.
+//! * Nothing depends on it. The push looks for every blob, and sends those that are not there; after a failure this build sends nothing
+//!   ahead any more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dockerfile::{BaseRef, Plan, PlanStage, StageIndex};
+use oci::{Descriptor, Reference};
+use registry::client::{Client, GrowingBlob, Pushed};
+use store::{Growth, Ingest};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::failure::chain;
+use crate::spec::Output;
+
+/// Layers that are sent at the same time.
+const PARALLEL: usize = 4;
+/// Layers that are sent or wait for their turn; each is an open file. Further ones are left to the push.
+const WAITING_MAX: usize = 32;
+
+/// Sends layers ahead, if there is anywhere to send them to.
+#[derive(Debug, Clone)]
+pub(crate) struct Ahead {
+    going: Option<Arc<Going>>,
+}
+
+#[derive(Debug)]
+struct Going {
+    client: Client,
+    to: Reference,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+    turns: Semaphore,
+    has_failed: AtomicBool,
+    n_layers: AtomicU64,
+    n_bytes: AtomicU64,
+}
+
+/// What was sent ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sent {
+    pub(crate) n_layers: u64,
+    pub(crate) n_bytes: u64,
+}
+
+/// Has to be told what a layer is once it is written. Dropped before, nothing is sent of it.
+#[derive(Debug)]
+pub(super) struct Announced(watch::Sender<Option<Descriptor>>);
+
+impl Ahead {
+    /// Sends to the first of `outputs` that is pushed over the network; `embedded` are names of our own registry.
+    pub(crate) fn new(
+        client: &Client,
+        outputs: &[Output],
+        embedded: &[String],
+        cancel: &CancellationToken,
+    ) -> Self {
+        let to = outputs.iter().find_map(|output| match output {
+            Output::Publish { reference }
+                if embedded.iter().all(|host| host != reference.host()) =>
+            {
+                Some(reference.clone())
+            }
+            _ => None,
+        });
+        let going = to.map(|to| {
+            Arc::new(Going {
+                client: client.clone(),
+                to,
+                cancel: cancel.child_token(),
+                tasks: TaskTracker::new(),
+                turns: Semaphore::new(PARALLEL),
+                has_failed: AtomicBool::new(false),
+                n_layers: AtomicU64::new(0),
+                n_bytes: AtomicU64::new(0),
+            })
+        });
+        Self { going }
+    }
+
+    /// Begins to send what is written to `ingest`. Must be called within the runtime.
+    pub(super) fn begin(&self, ingest: &mut Ingest) -> Option<Announced> {
+        let going = self.going.as_ref()?;
+        if going.has_failed.load(Ordering::Relaxed) || going.tasks.len() >= WAITING_MAX {
+            return None;
+        }
+        let growth = Growth::new();
+        ingest.read_along(&growth).ok()?;
+        let (announce, known) = watch::channel(None);
+        let blob = GrowingBlob { growth, known };
+        let going = Arc::clone(going);
+        let tasks = going.tasks.clone();
+        tasks.spawn(async move { going.send(blob).await });
+        Some(Announced(announce))
+    }
+
+    /// Waits until nothing is on its way to `reference`, and returns what was sent there.
+    pub(crate) async fn arrived(&self, reference: &Reference) -> Sent {
+        let Some(going) = self.going.as_ref().filter(|going| going.to == *reference) else {
+            return Sent::default();
+        };
+        going.tasks.close();
+        going.tasks.wait().await;
+        Sent {
+            n_layers: going.n_layers.load(Ordering::Relaxed),
+            n_bytes: going.n_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Gives up what is on its way, and waits until the registry was told so.
+    pub(crate) async fn end(&self) {
+        if let Some(going) = &self.going {
+            going.cancel.cancel();
+            going.tasks.close();
+            going.tasks.wait().await;
+        }
+    }
+}
+
+impl Announced {
+    /// Says what the layer is, all of which was written.
+    pub(super) fn is(self, layer: &Descriptor) {
+        self.0.send_replace(Some(layer.clone()));
+    }
+}
+
+impl Going {
+    async fn send(&self, blob: GrowingBlob) {
+        let turn = self.cancel.run_until_cancelled(self.turns.acquire()).await;
+        let Some(Ok(_turn)) = turn else { return };
+        if self.has_failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let known = blob.known.clone();
+        let sent = self.client.push_growing(&self.to, blob, &self.cancel).await;
+        match sent {
+            Ok(Some(Pushed::Uploaded)) => {
+                let n_bytes = known.borrow().as_ref().map_or(0, |layer| layer.size);
+                self.n_layers.fetch_add(1, Ordering::Relaxed);
+                self.n_bytes.fetch_add(n_bytes, Ordering::Relaxed);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let is_first = !self.has_failed.swap(true, Ordering::Relaxed);
+                if is_first && !self.cancel.is_cancelled() {
+                    let error = chain(&error);
+                    tracing::info!(%error, "layers are not sent while they are written");
+                }
+            }
+        }
+    }
+}
+
+/// Tells whether every layer of `stage` will be in the image: it is the target, or the target stands on it.
+pub(super) fn is_of_image(plan: &Plan, stage: &PlanStage) -> bool {
+    let mut next = Some(plan.target);
+    // A stage stands on an earlier one; a plan that says otherwise ends here all the same.
+    for _ in 0..plan.stages.len() {
+        let Some(current) = next.and_then(|index: StageIndex| plan.stage(index)) else {
+            return false;
+        };
+        if current.declared_index == stage.declared_index {
+            return true;
+        }
+        next = match &current.base {
+            BaseRef::Stage(index) => Some(*index),
+            BaseRef::Image(_) | BaseRef::Scratch => None,
+        };
+    }
+    false
+}
