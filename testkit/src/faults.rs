@@ -11,10 +11,13 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::process::tool;
+use crate::process::{Daemon, tool};
 
 /// How many processes suffer at a time.
 pub const RUNS_AT_A_TIME: usize = 4;
+
+/// How long it may take to attach to a process.
+const ATTACH_TIME: Duration = Duration::from_secs(30);
 
 /// What can go wrong with a call, all of it.
 pub const ERRORS: &[&str] = &["EIO", "ENOSPC", "EDQUOT", "EMFILE", "ENOMEM"];
@@ -170,6 +173,23 @@ impl Victim {
         }
     }
 
+    /// Runs it in `folder` while a call waits for `delay` and fails then. Returns its exit code.
+    #[must_use]
+    pub fn suffer_late(
+        &self,
+        folder: &Path,
+        point: &Point,
+        error: &str,
+        delay: Duration,
+    ) -> Option<i32> {
+        let Point { call, nth } = point;
+        let trace = format!("trace={call}");
+        let delay = delay.as_micros();
+        let inject = format!("inject={call}:error={error}:delay_enter={delay}:when={nth}");
+        let options = ["-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        self.run(&options.map(str::to_owned), folder).code()
+    }
+
     /// Runs it in `folder`, where it must succeed, and writes every one of `calls` that it and its threads make to `log`, whole.
     pub(crate) fn trace(&self, folder: &Path, log: &Path, calls: &[&str]) {
         let log = log.display().to_string();
@@ -217,6 +237,26 @@ impl Victim {
             .arg(folder);
         quietly(&mut command)
     }
+}
+
+/// Makes every `call` of a process that runs fail that is about the file at `path`, until what is returned is dropped. Programs that it
+/// starts are left alone.
+///
+/// # Panics
+/// When it cannot be attached to.
+#[must_use]
+pub fn attach(pid: u32, call: &str, path: &Path, error: &str) -> Daemon {
+    let log = tempfile::NamedTempFile::new().unwrap_or_else(|error| panic!("{error}"));
+    let mut command = Command::new(tool("strace", "strace"));
+    command.args(["-f", "-b", "execve", "-o", "/dev/null"]);
+    command.args(["-p", &pid.to_string(), "-P"]).arg(path);
+    command.args(["-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:error={error}")]);
+    let mut strace = Daemon::start(&mut command, log.path());
+    strace.wait_for("attach", ATTACH_TIME, |strace| {
+        strace.output().contains("attached").then_some(())
+    });
+    strace
 }
 
 fn quietly(command: &mut Command) -> ExitStatus {

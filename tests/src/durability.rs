@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::builder::{BuildStatus, ListBuildsRequest, LogsRequest};
+use testkit::faults;
 use testkit::process::wait_for;
 
 use crate::reader;
@@ -187,7 +188,7 @@ async fn a_build_whose_worker_is_killed_begins_again_as_often_as_is_configured()
 async fn a_build_whose_workers_are_killed_too_often_or_that_was_cancelled_does_not_begin_again() {
     let config = "[server]\nretries_of_lost_workers = 1\n";
     let registry = testkit::docker_registry::DockerRegistry::start();
-    let scene = Scene::around(registry, Target::Embedded, config);
+    let mut scene = Scene::around(registry, Target::Embedded, config);
     let base = scene.busybox();
     let request = scene.dockerfile("slow", &slow(&base, 60));
     let build_id = start_and_leave(&scene, request).await;
@@ -199,24 +200,85 @@ async fn a_build_whose_workers_are_killed_too_often_or_that_was_cancelled_does_n
     assert!(log.contains("build failed: the worker"), "{log}");
     nothing_runs(&scene).await;
 
-    // Who was asked to end, and is killed before it has, is not asked twice.
-    let request = scene.dockerfile("stubborn", &slow(&base, 61));
-    let build_id = start_and_leave(&scene, request).await;
+    // Who was asked to end, and is killed before it has, is not asked twice; also not by a server that has found the build.
+    for (name, is_found) in [("stubborn", false), ("found", true)] {
+        let request = scene.dockerfile(name, &slow(&base, 61));
+        let build_id = start_and_leave(&scene, request).await;
+        if is_found {
+            scene.kiln.start_again();
+        }
+        let folder = scene.kiln.state().join("builds").join(&build_id);
+        let text = std::fs::read_to_string(folder.join("lock")).unwrap();
+        let signal = |name: &str| {
+            let mut kill = std::process::Command::new("kill");
+            testkit::process::run(kill.args([name, text.trim()]));
+        };
+        signal("-STOP");
+        let mut native = scene.kiln.native().await;
+        let cancel = api::kiln::v1::CancelBuildRequest {
+            build_id: build_id.clone(),
+        };
+        native.cancel_build(cancel).await.unwrap();
+        signal("-KILL");
+        let log = scene.log(&build_id).await;
+        assert!(!log.contains("begins again"), "{log}");
+        assert!(log.ends_with("build was cancelled\n"), "{log}");
+        nothing_runs(&scene).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_is_not_durable_is_not_told_as_one() {
+    let scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    let request = scene.dockerfile("forgotten", &slow(&base, 4));
+    let mut client = scene.kiln.image_builder().await;
+    let mut stream = client.build(request).await.unwrap().into_inner();
+    let first = stream.message().await.unwrap().unwrap();
+    let build_id = first.info.unwrap().build_id;
     let folder = scene.kiln.state().join("builds").join(&build_id);
-    let text = std::fs::read_to_string(folder.join("lock")).unwrap();
-    let signal = |name: &str| {
-        let mut kill = std::process::Command::new("kill");
-        testkit::process::run(kill.args([name, text.trim()]));
-    };
-    signal("-STOP");
-    let mut native = scene.kiln.native().await;
-    let cancel = api::kiln::v1::CancelBuildRequest {
-        build_id: build_id.clone(),
-    };
-    native.cancel_build(cancel).await.unwrap();
-    signal("-KILL");
+    let (server, journal) = (scene.kiln.id().unwrap(), folder.join("journal"));
+    let failing = faults::attach(server, "fdatasync", &journal, "EIO");
+    let mut last = None;
+    while let Some(response) = stream.message().await.unwrap() {
+        last = Some(response);
+    }
+    let last = last.unwrap();
+    assert_eq!(last.status(), BuildStatus::DoneFailure);
+    assert!(
+        last.message.contains("not certain to be remembered"),
+        "{}",
+        last.message
+    );
+    // Whoever reads is told the same, and that the step went well.
     let log = scene.log(&build_id).await;
-    assert!(!log.contains("begins again"), "{log}");
+    assert!(log.contains(" ended\n"), "{log}");
+    assert!(log.contains("not certain to be remembered"), "{log}");
+    drop(failing);
+    nothing_runs(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_cannot_be_accepted_has_the_same_end_after_a_restart() {
+    let mut scene = Scene::start(Target::Embedded);
+    let base = scene.busybox();
+    // Makes the folder of all builds.
+    scene
+        .build(scene.dockerfile("first", &slow(&base, 0)))
+        .await;
+    let (server, builds) = (scene.kiln.id().unwrap(), scene.kiln.state().join("builds"));
+    let failing = faults::attach(server, "fsync", &builds, "EIO");
+    let said = scene
+        .build(scene.dockerfile("refused", &slow(&base, 60)))
+        .await;
+    let (failure, build_id) = (said.failure(), said.build_id().unwrap());
+    assert!(failure.contains("durable"), "{failure}");
+    let log = scene.log(&build_id).await;
+    drop(failing);
+    scene.kiln.start_again();
+    let again = scene.log(&build_id).await;
+    assert!(log.contains("durable"), "{log}");
+    assert_eq!(again, log);
     nothing_runs(&scene).await;
 }
 

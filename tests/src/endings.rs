@@ -1,8 +1,6 @@
 //! How builds end before their time: cancelled at the worst moment, measured; and made once more.
 
-use std::net::TcpListener;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::kiln::v1 as wire;
 use testkit::kiln::binary;
@@ -10,19 +8,6 @@ use testkit::process::{clean_command, finish};
 
 use crate::command::Ended;
 use crate::scene::{BUILD_TIMEOUT, Scene, Target};
-
-/// What F16 allows.
-const PROCESSES_GONE: Duration = Duration::from_secs(2);
-const DISK_BACK: Duration = Duration::from_secs(10);
-
-/// Tells how many processes have a word among their arguments.
-fn n_processes(word: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let arguments = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    arguments
-        .filter(|arguments| String::from_utf8_lossy(arguments).contains(word))
-        .count()
-}
 
 fn files_request(url: &str, publish: Option<&str>) -> wire::StartBuildRequest {
     use api::contentservice::{
@@ -56,7 +41,7 @@ fn files_request(url: &str, publish: Option<&str>) -> wire::StartBuildRequest {
 }
 
 /// Starts a build and waits until it is at what it is to be cancelled at.
-async fn begun(
+pub(crate) async fn begun(
     scene: &Scene,
     (url, publish): (&str, Option<&str>),
     ready: impl Fn(&str) -> bool,
@@ -76,46 +61,6 @@ async fn begun(
     };
     tokio::time::timeout(BUILD_TIMEOUT, waited).await.unwrap();
     id
-}
-
-/// Cancels a build; returns how long its processes and its scratch files were still there.
-async fn cancelled(scene: &Scene, id: &str, word: &str) -> (Duration, Duration) {
-    let folder = scene.kiln.state().join("builds").join(id);
-    let worker = std::fs::read_to_string(folder.join("lock")).unwrap();
-    let worker = Path::new("/proc").join(worker.trim());
-    assert!(worker.exists(), "there is no worker to cancel");
-    let mut client = scene.kiln.native().await;
-    let begun = Instant::now();
-    let request = wire::CancelBuildRequest {
-        build_id: id.to_owned(),
-    };
-    client.cancel_build(request).await.unwrap();
-    let mut times = (None, None);
-    while times.0.is_none() || times.1.is_none() {
-        if times.0.is_none() && !worker.exists() && n_processes(word) == 0 {
-            times.0 = Some(begun.elapsed());
-        }
-        if times.1.is_none() && !folder.join("work").exists() {
-            times.1 = Some(begun.elapsed());
-        }
-        assert!(begun.elapsed() < 2 * DISK_BACK, "{word}: {times:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let request = wire::GetBuildRequest {
-        build_id: id.to_owned(),
-    };
-    let build = client
-        .get_build(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .build
-        .unwrap();
-    assert_eq!(
-        build.failure.unwrap().reason(),
-        wire::FailureReason::Cancelled
-    );
-    (times.0.unwrap(), times.1.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,73 +129,6 @@ async fn who_follows_a_lost_build_hears_its_end_as_soon_as_it_can_be_written() {
     let build = client.get_build(get).await.unwrap().into_inner().build;
     let failure = build.unwrap().failure.unwrap();
     assert_eq!(failure.reason(), wire::FailureReason::WorkerLost);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_build_leaves_nothing_behind_whatever_it_was_at() {
-    let scene = Scene::start(Target::Embedded);
-    let base = scene.busybox();
-    // Somebody who accepts connections and never says a word.
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = silent.local_addr().unwrap();
-    let repository = |name: &str, dockerfile: &str| {
-        let file = testkit::git_server::File::new("Dockerfile", dockerfile);
-        scene.git.repository(name).commit("main", &[file]);
-        scene.git.url(name)
-    };
-    let stubborn = format!(
-        "FROM {base}\nRUN trap '' TERM INT HUP; for i in $(seq 20); do (trap '' TERM; exec setsid sleep 98761) & done; \
-         dd if=/dev/zero of=/large bs=1M count=300 2>/dev/null; for i in $(seq 5000); do echo $i > /f$i; done; echo beg'un'; wait\n"
-    );
-    let loud = format!("FROM {base}\nRUN echo beg'un'; yes 98762 98762 98762\n");
-    let pulling = format!("FROM {nobody}/never/answers:1\n");
-    let has_begun = |text: &str| text.contains("begun\n");
-    let resolves = |text: &str| text.contains("\"resolving\"");
-    let unanswered = format!("{nobody}/never/takes:1");
-    let pushes = |text: &str| text.contains("\"pushing\"");
-    let fetches = |text: &str| text.contains("planning") || text.contains("context_ready");
-    let mut worst = (Duration::ZERO, Duration::ZERO);
-    for (name, url, ready, word) in [
-        (
-            "stubborn",
-            repository("stubborn", &stubborn),
-            &has_begun as &dyn Fn(&str) -> bool,
-            "98761",
-        ),
-        ("loud", repository("loud", &loud), &has_begun, "98762"),
-        (
-            "base",
-            repository("base", &pulling),
-            &fetches,
-            "never/answers",
-        ),
-        (
-            "push",
-            repository("push", &format!("FROM {base}\nRUN echo x > /x\n")),
-            &pushes,
-            "98765/push",
-        ),
-        (
-            "git",
-            format!("http://{nobody}/app.git"),
-            &resolves,
-            "98764/app.git",
-        ),
-    ] {
-        let publish = (name == "push").then_some(unanswered.as_str());
-        let id = begun(&scene, (&url, publish), ready).await;
-        let (gone, back) = cancelled(&scene, &id, word).await;
-        eprintln!(
-            "F16 cancelled={name} processes_gone_ms={} disk_back_ms={}",
-            gone.as_millis(),
-            back.as_millis()
-        );
-        worst = (worst.0.max(gone), worst.1.max(back));
-    }
-    assert!(
-        worst.0 <= PROCESSES_GONE && worst.1 <= DISK_BACK,
-        "{worst:?}"
-    );
 }
 
 #[test]

@@ -87,6 +87,15 @@ impl Follower {
         }
     }
 
+    /// Waits until everything that was written so far is durable, whoever wrote it.
+    ///
+    /// # Errors
+    /// When the system has failed to write any of it since this follower was opened.
+    pub async fn sync(&self) -> Result<(), JournalError> {
+        let synced = tokio::task::spawn_blocking(self.reader.syncing()).await;
+        synced.map_err(|error| JournalError::Sync(io::Error::other(error)))?
+    }
+
     /// Returns the next record that is already there, without waiting.
     pub fn try_next(&mut self) -> Result<Option<Record>, JournalError> {
         if self.ended {

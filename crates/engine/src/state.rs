@@ -82,6 +82,20 @@ impl BuildState {
         }
     }
 
+    /// Returns the event that has ended the build.
+    pub fn end(&self) -> Option<Event> {
+        match self {
+            Self::Queued { .. } | Self::Active { .. } => None,
+            Self::Succeeded { image } => Some(Event::Succeeded {
+                image: image.clone(),
+            }),
+            Self::Failed { failure } => Some(Event::Failed {
+                failure: failure.clone(),
+            }),
+            Self::Cancelled => Some(Event::Cancelled),
+        }
+    }
+
     /// Tells whether the build has ended.
     pub fn is_terminal(&self) -> bool {
         match self {
@@ -152,6 +166,7 @@ mod tests {
     fn a_terminal_state_sees_nothing_more() {
         let state = BuildState::default().next(&failed()).unwrap();
         assert!(state.is_terminal());
+        assert_eq!(state.end(), Some(failed()));
         assert!(state.clone().next(&Event::Cancelled).is_err());
         assert!(
             state

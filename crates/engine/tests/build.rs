@@ -36,7 +36,7 @@ use oci::{Document, Manifest};
 use rustix::fs::{Mode, OFlags};
 use source::git::FetchOptions;
 use store::Store;
-use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
+use store::context::{Allowance, Announced, ContentId, Entry, EntryKind, Keeping};
 use tokio_util::sync::CancellationToken;
 
 /// A state directory and a context.
@@ -726,7 +726,9 @@ impl Bench {
             lifetime: std::time::Duration::from_secs(3600),
         };
         let store = self.store();
-        let mut draft = store.begin_context("t", announced, keeping).unwrap();
+        let mut draft = store
+            .begin_context("t", announced, keeping, Allowance::default())
+            .unwrap();
         draft.entries(&entries).unwrap();
         for position in draft.missing().unwrap() {
             let at = usize::try_from(position).unwrap();

@@ -18,7 +18,8 @@ const PUBLISH_ATTEMPTS_MAX: usize = 3;
 const SYNCED_AT_ONCE_MAX: usize = 16;
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
-/// Tells why written bytes did not become a blob. Nothing is visible then.
+/// Tells why written bytes did not become a blob. Nothing is visible then, but after [`CommitError::Publish`] a name that may be gone when
+/// the machine goes down.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// The bytes are not what the caller expected.
@@ -79,8 +80,8 @@ impl Store {
         let publish = || {
             // Opened first: a name that cannot be made durable must not be given.
             let blobs = self.blobs(digest)?;
-            let is_ours = self.link(file, place, digest)?;
-            sync_names(&blobs, is_ours.then_some(digest))
+            self.link(file, place, digest)?;
+            blobs.sync()
         };
         publish().map_err(|source| CommitError::Publish {
             digest: digest.clone(),
@@ -109,7 +110,6 @@ impl Store {
                 }));
             });
         }
-        let mut ours = Vec::new();
         let mut name_all = || {
             // Opened first: names that cannot be made durable must not be given.
             let mut folders = Vec::new();
@@ -119,26 +119,19 @@ impl Store {
                     .any(|(_, digest)| digest.algorithm() == algorithm)
                 {
                     let folder = format!("blobs/{}", algorithm.name());
-                    folders.push((algorithm, self.root().sub(&folder)?));
+                    folders.push(self.root().sub(&folder)?);
                 }
             }
             for (one, (ingest, digest)) in done.iter_mut().zip(all) {
                 if one.is_err() {
                     continue;
                 }
-                match self.link(ingest.file(), &ingest.place(), digest) {
-                    Ok(true) => ours.push(digest),
-                    Ok(false) => {}
-                    Err(source) => {
-                        let digest = digest.clone();
-                        *one = Err(CommitError::Publish { digest, source });
-                    }
+                if let Err(source) = self.link(ingest.file(), &ingest.place(), digest) {
+                    let digest = digest.clone();
+                    *one = Err(CommitError::Publish { digest, source });
                 }
             }
-            folders.iter().try_for_each(|(algorithm, blobs)| {
-                let of_it = |digest: &&Digest| digest.algorithm() == *algorithm;
-                sync_names(blobs, ours.iter().copied().filter(of_it))
-            })
+            folders.iter().try_for_each(Dir::sync)
         };
         let synced: io::Result<()> = name_all();
         if let Err(error) = synced {
@@ -150,8 +143,11 @@ impl Store {
         done
     }
 
-    /// Gives durable bytes their name, which is not durable yet. Returns false when the blob was there.
-    fn link(&self, file: &File, place: &Place<'_>, digest: &Digest) -> io::Result<bool> {
+    /// Gives durable bytes their name, which is not durable yet. Nothing happens when the blob is there.
+    ///
+    /// The name stays also when it could not be made durable: somebody else may have found it, waited for the disk with success, and been
+    /// promised that the blob is there. Who was not promised anything writes the blob again, and what nobody refers to is collected.
+    fn link(&self, file: &File, place: &Place<'_>, digest: &Digest) -> io::Result<()> {
         let blobs = self.blobs(digest)?;
         let size_bytes = file.metadata()?.len();
         // Making it durable may have taken so long that a collector would find it unused.
@@ -162,26 +158,16 @@ impl Store {
                 Place::Named(dir, name) => dir.rename_new(name, &blobs, digest.hex())?,
             };
             if linked {
-                return Ok(true);
+                return Ok(());
             }
             // Somebody else was first. Their link may not be durable yet, and we are about to promise that it is.
             if self.size_of(digest).map_err(io::Error::other)? == Some(size_bytes) {
-                return Ok(false);
+                return Ok(());
             }
             self.quarantine(digest).map_err(io::Error::other)?;
         }
         Err(io::Error::other("its place is taken by something else"))
     }
-}
-
-/// Makes the names in `blobs` durable, those that we have given and those that we have found.
-fn sync_names<'a>(blobs: &Dir, ours: impl IntoIterator<Item = &'a Digest>) -> io::Result<()> {
-    blobs.sync().inspect_err(|_| {
-        // Not known to be durable, so they must not look as if they were.
-        for digest in ours {
-            let _ = blobs.unlink(digest.hex());
-        }
-    })
 }
 
 /// Makes the bytes of a blob durable.

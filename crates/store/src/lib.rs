@@ -20,10 +20,11 @@
 //! users at most: its owner (the data plane) and root (the server), who gives everything it creates to the owner.
 //!
 //! # Invariants
-//! * What is visible under `blobs/` has been hashed by us and is durable. It is never written to again.
+//! * What is visible under `blobs/` has been hashed by us, and its bytes are durable. It is never written to again. Its name is durable
+//!   before anybody is told that it is there.
 //! * A killed process leaves nothing visible that is half done; what it leaves under `tmp/` is removed by the next one that
 //!   opens the store, and only when it is certain that its process is dead.
-//! * After a failed `fsync` the object is discarded: the system reports such an error once and forgets it.
+//! * After a failed `fsync` of its bytes an object is discarded: the system reports such an error once and forgets it.
 //! * No caller's text becomes a path before it has been parsed.
 //! * What a repository holds, what a living lease has used, and what was used a moment ago is never collected.
 
@@ -62,7 +63,7 @@ pub use record::RecordError;
 pub use repository::RepositoryError;
 pub use snapshot::{SnapshotDraft, SnapshotError};
 pub use tree::remove_tree;
-pub use upload::{Upload, UploadError, UploadId};
+pub use upload::{Upload, UploadError, UploadId, UploadScope};
 
 use dir::Dir;
 use session::Session;
@@ -87,6 +88,10 @@ pub struct Limits {
     pub record_max_bytes: usize,
     /// Unfinished uploads at a time.
     pub uploads_max: usize,
+    /// Those of one owner, where there are several.
+    pub owner_uploads_max: usize,
+    /// Those that every owner may have, however many others have.
+    pub owner_uploads_min: usize,
     /// How long an upload may lie untouched until [`Store::expire_uploads`] removes it.
     pub upload_max_age: Duration,
     /// Tags of one repository that are listed.
@@ -102,6 +107,8 @@ impl Default for Limits {
             manifest_max_bytes: oci::manifest::DOCUMENT_MAX_BYTES,
             record_max_bytes: 16 << 20,
             uploads_max: 1024,
+            owner_uploads_max: 512,
+            owner_uploads_min: 16,
             upload_max_age: Duration::from_secs(24 * 60 * 60),
             tags_max: 100_000,
             repositories_max: 100_000,
@@ -122,6 +129,7 @@ struct Inner {
     limits: Limits,
     session: Session,
     hashers: upload::Hashers,
+    rooms: context::room::Rooms,
 }
 
 /// What a crash of the machine may do to what was just written.
@@ -218,6 +226,7 @@ impl Store {
                 limits,
                 session,
                 hashers: upload::Hashers::default(),
+                rooms: context::room::Rooms::default(),
             }),
         })
     }

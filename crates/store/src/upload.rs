@@ -1,7 +1,8 @@
 //! Uploads: blobs that arrive over several requests, possibly over several lives of the server.
 //!
-//! An upload is the file `ingest/uploads/<id>-<hash of its scope>`, so that an id is worth nothing under another scope (for the
-//! registry: another repository). One writer at a time holds it by `flock`. The running hash stays in memory between requests
+//! An upload is the file `ingest/uploads/<id>-<hash of its scope>[-<hash of its owner>]`, so that an id is worth nothing under another
+//! scope (for the registry: another repository), and each owner's are counted (for the registry: a tenant's): one that leaves many
+//! unfinished does not keep others from beginning theirs. One writer at a time holds it by `flock`. The running hash stays in memory between requests
 //! of the same process; otherwise the file is hashed again from its beginning.
 
 use std::collections::HashMap;
@@ -53,12 +54,45 @@ impl fmt::Display for UploadId {
     }
 }
 
+/// Under what an upload goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UploadScope<'a> {
+    /// What has to be known beside the id.
+    pub name: &'a str,
+    /// Whose it is, where there are several; the same for a name, always.
+    pub owner: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for UploadScope<'a> {
+    fn from(name: &'a str) -> Self {
+        Self { name, owner: None }
+    }
+}
+
+impl UploadScope<'_> {
+    fn file_name(self, id: &UploadId) -> String {
+        let name = Digest::sha256(self.name.as_bytes());
+        let owner = self.owner.map(owner_suffix).unwrap_or_default();
+        format!("{id}-{}{owner}", name.hex())
+    }
+}
+
+fn owner_suffix(owner: &str) -> String {
+    format!("-{}", Digest::sha256(owner.as_bytes()).hex())
+}
+
 /// Tells why an upload could not be begun or gone on with.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// As many uploads as are allowed are unfinished.
     #[error("begin an upload: {uploads_max} are unfinished already")]
     TooMany {
+        /// The limit.
+        uploads_max: usize,
+    },
+    /// As many uploads of one owner as are allowed are unfinished.
+    #[error("begin an upload: {uploads_max} of the same owner are unfinished already")]
+    TooManyOfOwner {
         /// The limit.
         uploads_max: usize,
     },
@@ -119,24 +153,53 @@ pub struct Upload {
 
 impl Store {
     /// Begins an upload that only `scope` can go on with.
-    pub fn create_upload(&self, scope: &str) -> Result<UploadId, UploadError> {
+    pub fn create_upload<'a>(
+        &self,
+        scope: impl Into<UploadScope<'a>>,
+    ) -> Result<UploadId, UploadError> {
+        let scope = scope.into();
         let folder = self.root().sub(FOLDER).map_err(UploadError::Begin)?;
-        let uploads_max = self.limits().uploads_max;
-        if folder.names().map_err(UploadError::Begin)?.len() >= uploads_max {
-            return Err(UploadError::TooMany { uploads_max });
-        }
+        // Held while they are counted: of several that begin together, none is one too many.
+        let mut hashers = self.inner.hashers.map();
+        let names = folder.names().map_err(UploadError::Begin)?;
+        self.admit_upload(&names, scope)?;
         let id = UploadId(session::new_id().map_err(UploadError::Begin)?);
-        let name = file_name(scope, &id);
+        let name = scope.file_name(&id);
         folder
             .create_new(&name, 0o600)
             .map_err(UploadError::Begin)?;
-        self.inner.hashers.map().insert(name, Hasher::sha256());
+        hashers.insert(name, Hasher::sha256());
         Ok(id)
     }
 
+    fn admit_upload(&self, names: &[String], scope: UploadScope<'_>) -> Result<(), UploadError> {
+        let limits = self.limits();
+        if let Some(owner) = scope.owner {
+            let suffix = owner_suffix(owner);
+            let n_of_owner = names.iter().filter(|name| name.ends_with(&suffix)).count();
+            // What others have left unfinished keeps nobody from these.
+            if n_of_owner < limits.owner_uploads_min {
+                return Ok(());
+            }
+            let uploads_max = limits.owner_uploads_max;
+            if n_of_owner >= uploads_max {
+                return Err(UploadError::TooManyOfOwner { uploads_max });
+            }
+        }
+        let uploads_max = limits.uploads_max;
+        if names.len() >= uploads_max {
+            return Err(UploadError::TooMany { uploads_max });
+        }
+        Ok(())
+    }
+
     /// Opens an upload to go on with it; `None` when `scope` has none of this name.
-    pub fn upload(&self, scope: &str, id: &UploadId) -> Result<Option<Upload>, UploadError> {
-        let name = file_name(scope, id);
+    pub fn upload<'a>(
+        &self,
+        scope: impl Into<UploadScope<'a>>,
+        id: &UploadId,
+    ) -> Result<Option<Upload>, UploadError> {
+        let name = scope.into().file_name(id);
         let open = |source| UploadError::Open {
             id: id.clone(),
             source,
@@ -173,8 +236,13 @@ impl Store {
     }
 
     /// Returns how many bytes of an upload have arrived; `None` when `scope` has none of this name.
-    pub fn upload_size(&self, scope: &str, id: &UploadId) -> Result<Option<u64>, UploadError> {
-        let look = || self.root().sub(FOLDER)?.stat(&file_name(scope, id));
+    pub fn upload_size<'a>(
+        &self,
+        scope: impl Into<UploadScope<'a>>,
+        id: &UploadId,
+    ) -> Result<Option<u64>, UploadError> {
+        let name = scope.into().file_name(id);
+        let look = || self.root().sub(FOLDER)?.stat(&name);
         let stat = look().map_err(|source| UploadError::Open {
             id: id.clone(),
             source,
@@ -280,12 +348,12 @@ impl Drop for Upload {
 
 /// Tells whether a file among the uploads can be one.
 pub(crate) fn is_file_name(name: &str) -> bool {
-    name.split_once('-').is_some_and(|(id, scope)| {
-        id.parse::<UploadId>().is_ok() && format!("sha256:{scope}").parse::<Digest>().is_ok()
-    })
-}
-
-fn file_name(scope: &str, id: &UploadId) -> String {
-    let hash = Digest::sha256(scope.as_bytes());
-    format!("{id}-{}", hash.hex())
+    let is_hash = |text: &str| format!("sha256:{text}").parse::<Digest>().is_ok();
+    let mut parts = name.split('-');
+    parts
+        .next()
+        .is_some_and(|id| id.parse::<UploadId>().is_ok())
+        && parts.next().is_some_and(is_hash)
+        && parts.next().is_none_or(is_hash)
+        && parts.next().is_none()
 }

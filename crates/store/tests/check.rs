@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use oci::Digest;
 use store::check::{Checking, Depth, Outcome, Repair, Report, Severity};
 use store::collect::{Kind, Policy};
-use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
+use store::context::{Allowance, Announced, ContentId, Entry, EntryKind, Keeping};
 use store::{CacheUse, Store};
 use tempfile::TempDir;
 
@@ -57,7 +57,9 @@ fn context(store: &Store, content: &[u8]) {
         n_entries: 1,
         n_bytes: content.len() as u64,
     };
-    let mut draft = store.begin_context("tenant", announced, keeping).unwrap();
+    let mut draft = store
+        .begin_context("tenant", announced, keeping, Allowance::default())
+        .unwrap();
     let kind = EntryKind::File {
         size: content.len() as u64,
         content: ContentId::of(content),
@@ -99,6 +101,11 @@ fn everything() -> (TempDir, Store) {
             .unwrap(),
     );
     store.create_upload(REPOSITORY).unwrap();
+    let of_owner = store::UploadScope {
+        name: REPOSITORY,
+        owner: Some("tenant"),
+    };
+    store.create_upload(of_owner).unwrap();
     context(&store, b"uploaded");
     (scratch, store)
 }

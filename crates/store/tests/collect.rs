@@ -296,7 +296,7 @@ impl Drop for EndsAtDrop<'_> {
 
 #[test]
 fn what_was_uploaded_is_counted_and_never_collected() {
-    use store::context::{Announced, ContentId, Entry, EntryKind, Keeping};
+    use store::context::{Allowance, Announced, ContentId, Entry, EntryKind, Keeping};
     let scratch = tempfile::tempdir().unwrap();
     let store = Store::open(&scratch.path().join("store"), None).unwrap();
     let content = vec![7; 100_000];
@@ -308,7 +308,9 @@ fn what_was_uploaded_is_counted_and_never_collected() {
         now_ms: 1_700_000_000_000,
         lifetime: Duration::from_secs(3600),
     };
-    let mut draft = store.begin_context("tenant", announced, keeping).unwrap();
+    let mut draft = store
+        .begin_context("tenant", announced, keeping, Allowance::default())
+        .unwrap();
     let entry = Entry {
         path: b"file".to_vec(),
         mode: 0o644,

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use oci::Digest;
-use store::{BlobError, CommitError, Limits, Owner, RepositoryError, Store, UploadError};
+use store::{
+    BlobError, CommitError, Limits, Owner, RepositoryError, Store, UploadError, UploadScope,
+};
 use tempfile::TempDir;
 
 fn open_new() -> (TempDir, Store) {
@@ -282,6 +284,56 @@ fn old_uploads_expire_and_there_are_only_so_many() {
     drop(busy);
     assert_eq!(store.expire_uploads(later).unwrap(), 1);
     store.create_upload("a").unwrap();
+}
+
+#[test]
+fn what_one_owner_leaves_unfinished_keeps_no_other_from_uploading() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        uploads_max: 5,
+        owner_uploads_max: 3,
+        owner_uploads_min: 2,
+        ..Limits::default()
+    };
+    let path = dir.path().join("store");
+    let store = Store::open_with(&path, None, limits.clone()).unwrap();
+    let scope = |name, owner| UploadScope {
+        name,
+        owner: Some(owner),
+    };
+    let refused = |owner| store.create_upload(scope("r", owner)).unwrap_err();
+    let first = store.create_upload(scope("r", "a")).unwrap();
+    for _ in 0..2 {
+        store.create_upload(scope("other", "a")).unwrap();
+    }
+    let of_owner = refused("a");
+    assert!(
+        matches!(of_owner, UploadError::TooManyOfOwner { uploads_max: 3 }),
+        "{of_owner}"
+    );
+    for owner in ["b", "b", "c"] {
+        store.create_upload(scope("r", owner)).unwrap();
+    }
+    // There are more than five; everybody has two all the same, and nobody a third one.
+    store.create_upload(scope("r", "c")).unwrap();
+    let in_all = refused("c");
+    assert!(
+        matches!(in_all, UploadError::TooMany { uploads_max: 5 }),
+        "{in_all}"
+    );
+    // They are counted from what is on the disk, and found under their owner only.
+    let again = Store::open_with(&path, None, limits).unwrap();
+    let of_owner = again.create_upload(scope("r", "a")).unwrap_err();
+    assert!(
+        matches!(of_owner, UploadError::TooManyOfOwner { .. }),
+        "{of_owner}"
+    );
+    assert!(again.upload(scope("r", "b"), &first).unwrap().is_none());
+    assert!(again.upload("r", &first).unwrap().is_none());
+    let upload = again.upload(scope("r", "a"), &first).unwrap().unwrap();
+    upload.cancel().unwrap();
+    again.create_upload(scope("r", "a")).unwrap_err();
+    drop(again);
 }
 
 #[test]

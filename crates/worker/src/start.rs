@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 
-use crate::conclude::conclude;
+use crate::conclude::{Cause, conclude, conclude_as};
 use crate::outside::Note;
 use crate::userns::Owner;
 use crate::{folder, line, outside};
@@ -415,7 +415,8 @@ impl WorkerHandle {
             }
             Process::Adopted { pidfd } => {
                 drop(pidfd.readable().await);
-                false
+                // Somebody else's child: how it went is not known, unless it has left an end.
+                true
             }
         };
         let folder = self.folder;
@@ -430,22 +431,43 @@ impl WorkerHandle {
         looked.unwrap_or(Ok(Gone::Killed))
     }
 
+    /// Kills the worker of a build that was not accepted, and ends the build for a reason that is known, unless it has an end already.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub async fn withdraw(self, cause: Cause) -> Result<(), JournalError> {
+        if let Err(error) = self.signal(Signal::KILL) {
+            tracing::error!(%error, folder = %self.folder.display(), "a worker cannot be killed");
+        }
+        let folder = self.folder.clone();
+        match self.gone().await? {
+            Gone::Ended => Ok(()),
+            Gone::Killed => {
+                let concluded =
+                    tokio::task::spawn_blocking(move || conclude_as(&folder, cause)).await;
+                concluded.unwrap_or(Ok(()))
+            }
+        }
+    }
+
     /// Asks the worker to cancel its build. One that has ended meanwhile is left alone, and so is whoever has got its process id since.
     ///
     /// # Errors
     /// When the caller may not.
     pub fn cancel(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
         let told = match &self.process {
             Process::Child(child) => {
                 let pid = child.id().and_then(|id| i32::try_from(id).ok());
                 // As long as it has not been waited for, the id is its own.
                 let pid = pid.and_then(Pid::from_raw);
-                pid.map_or(Ok(()), |pid| {
-                    rustix::process::kill_process(pid, Signal::TERM)
-                })
+                pid.map_or(Ok(()), |pid| rustix::process::kill_process(pid, signal))
             }
             Process::Adopted { pidfd } => {
-                rustix::process::pidfd_send_signal(pidfd.get_ref(), Signal::TERM)
+                rustix::process::pidfd_send_signal(pidfd.get_ref(), signal)
             }
         };
         match told {

@@ -9,21 +9,13 @@ use api::kiln::v1::{CancelBuildRequest, ListBuildsRequest};
 use testkit::faults::{figure, soak_time};
 use tonic::transport::Channel;
 
+use super::{channels, resident_bytes};
 use crate::scene::{BUILD_TIMEOUT, Scene, Target};
 
 /// Streams of one connection; the server allows more.
 const STREAMS_PER_CONNECTION: usize = 200;
 /// What F3 allows for one stream.
 const STREAM_BYTES_MAX: usize = 32 << 10;
-
-/// Connects often enough for so many streams.
-async fn channels(scene: &Scene, n_streams: usize) -> Vec<Channel> {
-    let mut channels = Vec::new();
-    for _ in 0..n_streams.div_ceil(STREAMS_PER_CONNECTION) {
-        channels.push(scene.kiln.channel().await);
-    }
-    channels
-}
 
 /// Asks for a build and stays until its end; returns its id, where it was told.
 async fn ask(channel: Channel, request: BuildRequest) -> Option<String> {
@@ -41,17 +33,6 @@ async fn ask(channel: Channel, request: BuildRequest) -> Option<String> {
     id.filter(|id| !id.is_empty())
 }
 
-/// Resident memory of the server, in bytes.
-fn resident(scene: &Scene) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.kiln.id().unwrap()));
-    let status = status.unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib: usize = line
-        .and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-        .unwrap();
-    kib * 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_who_ask_for_the_same_at_once_get_one_build() {
     const CALLERS: usize = 1000;
@@ -59,7 +40,7 @@ async fn a_thousand_who_ask_for_the_same_at_once_get_one_build() {
     let base = scene.busybox();
     let text = format!("FROM {base}\nRUN sleep 4; echo it r'an'\n");
     let request = scene.dockerfile("app", &text);
-    let channels = channels(&scene, CALLERS).await;
+    let channels = channels(&scene, CALLERS.div_ceil(STREAMS_PER_CONNECTION)).await;
     let callers: Vec<_> = (0..CALLERS)
         .map(|n| {
             let channel = channels[n / STREAMS_PER_CONNECTION].clone();
@@ -104,9 +85,9 @@ async fn streams_that_wait_cost_little_and_end_with_their_build() {
     let id = first.info.unwrap().build_id;
     // What is allocated once, however many come.
     let mut streams = readers(&scene, &id, 200).await;
-    let before = resident(&scene);
+    let before = resident_bytes(&scene);
     streams.extend(readers(&scene, &id, n_logs).await);
-    let channels = channels(&scene, n_builds).await;
+    let channels = channels(&scene, n_builds.div_ceil(STREAMS_PER_CONNECTION)).await;
     let mut watchers = Vec::new();
     for n in 0..n_builds {
         let mut client = ImageBuilderClient::new(channels[n / STREAMS_PER_CONNECTION].clone());
@@ -115,7 +96,7 @@ async fn streams_that_wait_cost_little_and_end_with_their_build() {
         assert_eq!(first.info.unwrap().build_id, id);
         watchers.push(watcher);
     }
-    let each = resident(&scene).saturating_sub(before) / (n_logs + n_builds);
+    let each = resident_bytes(&scene).saturating_sub(before) / (n_logs + n_builds);
     let mut native = scene.kiln.native().await;
     let request = CancelBuildRequest {
         build_id: id.clone(),
@@ -149,7 +130,7 @@ async fn readers(
     id: &str,
     n: usize,
 ) -> Vec<tonic::Streaming<api::builder::LogsResponse>> {
-    let channels = channels(scene, n).await;
+    let channels = channels(scene, n.div_ceil(STREAMS_PER_CONNECTION)).await;
     let mut readers = Vec::new();
     for n in 0..n {
         let mut client = ImageBuilderClient::new(channels[n / STREAMS_PER_CONNECTION].clone());

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use api::builder::image_builder_client::ImageBuilderClient;
 use api::builder::{BuildRequest, BuildStatus, build_source};
@@ -20,7 +20,7 @@ use testkit::git_server::File;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use super::{Ledger, check};
+use super::{Ledger, check, now_ms, number, percentile};
 use crate::scene::{BUILD_TIMEOUT, Scene, Target, request};
 
 const TENANTS: usize = 4;
@@ -66,11 +66,6 @@ struct Seen {
     /// How long after the beginning of its step its first byte was here.
     first_byte: Option<u64>,
     end: String,
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    u64::try_from(now.as_millis()).unwrap()
 }
 
 fn token(tenant: usize) -> String {
@@ -280,12 +275,6 @@ fn most_at_once(times: impl Iterator<Item = (u64, u64)>) -> usize {
     usize::try_from(most).unwrap()
 }
 
-fn p99(mut all: Vec<u64>) -> f64 {
-    all.sort_unstable();
-    let index = (all.len() * 99).div_ceil(100).saturating_sub(1);
-    f64::from(u32::try_from(all.get(index).copied().unwrap_or_default()).unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_builds_as_are_taken_on_all_end_and_nobody_waits_longer_than_others() {
     let load = Load::asked();
@@ -320,7 +309,7 @@ async fn as_many_builds_as_are_taken_on_all_end_and_nobody_waits_longer_than_oth
     Ledger::settles(&before, &scene.kiln).await;
 }
 
-fn judge(load: &Load, all: &[Seen], (processes, lists, took): (usize, Vec<u64>, Duration)) {
+fn judge(load: &Load, all: &[Seen], (processes, mut lists, took): (usize, Vec<u64>, Duration)) {
     let failed: Vec<&str> = all
         .iter()
         .map(|one| &*one.end)
@@ -342,9 +331,12 @@ fn judge(load: &Load, all: &[Seen], (processes, lists, took): (usize, Vec<u64>, 
     let waits: Vec<f64> = (0..TENANTS).map(mean).collect();
     let longest = waits.iter().copied().fold(0.0, f64::max);
     let shortest = waits.iter().copied().fold(f64::MAX, f64::min).max(1.0);
-    let number = |n: usize| f64::from(u32::try_from(n).unwrap());
-    let accepted = p99(all.iter().map(|one| one.accepted_in).collect());
-    let first_bytes: Vec<u64> = all.iter().filter_map(|one| one.first_byte).collect();
+    let number = |n: usize| number(n as u64);
+    let accepted = percentile(
+        &mut all.iter().map(|one| one.accepted_in).collect::<Vec<_>>(),
+        99,
+    );
+    let mut first_bytes: Vec<u64> = all.iter().filter_map(|one| one.first_byte).collect();
     assert_eq!(first_bytes.len(), all.len(), "a step wrote nothing");
     let mut figures = Figures::of("F1");
     figures.must(
@@ -375,7 +367,11 @@ fn judge(load: &Load, all: &[Seen], (processes, lists, took): (usize, Vec<u64>, 
     figures.told("builds", number(all.len()));
     figures.told("seconds for all", took.as_secs_f64());
     let mut answers = Figures::of("F24");
-    answers.soak("ListBuilds, p99 ms", p99(lists), Goal::AtMost(50.0));
+    answers.soak(
+        "ListBuilds, p99 ms",
+        percentile(&mut lists, 99),
+        Goal::AtMost(50.0),
+    );
     answers.soak(
         "Build until accepted, p99 ms",
         accepted,
@@ -383,7 +379,7 @@ fn judge(load: &Load, all: &[Seen], (processes, lists, took): (usize, Vec<u64>, 
     );
     answers.soak(
         "first byte after its step's start, p99 ms",
-        p99(first_bytes),
+        percentile(&mut first_bytes, 99),
         Goal::AtMost(300.0),
     );
     assert!(failed.is_empty(), "{failed:?}");

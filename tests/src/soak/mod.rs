@@ -3,18 +3,23 @@
 //! An ordinary run is short; `make soak SECONDS=…` gives each test so long. Each prints lines of figures: a name, then `key=value`; names are
 //! those of docs/operations.md. What goes wrong is a panic, with the seed that makes it again.
 
+mod cancel;
 mod chaos;
 mod crowd;
 mod full;
 mod kills;
 mod load;
+mod readers;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use testkit::faults::soak_time;
 use testkit::process::finish;
+use tonic::transport::Channel;
+
+use crate::scene::Scene;
 
 /// For how long, or how often, a test goes on.
 struct Course {
@@ -125,6 +130,51 @@ impl Ledger {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// Connects so often.
+async fn channels(scene: &Scene, n: usize) -> Vec<Channel> {
+    let mut channels = Vec::new();
+    for _ in 0..n {
+        channels.push(scene.kiln.channel().await);
+    }
+    channels
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "what is measured here is small")]
+fn number(n: u64) -> f64 {
+    n as f64
+}
+
+/// Returns the value that so many percent of all are not above.
+fn percentile(all: &mut [u64], percent: usize) -> f64 {
+    all.sort_unstable();
+    let index = (all.len() * percent).div_ceil(100).saturating_sub(1);
+    number(all.get(index).copied().unwrap_or_default())
+}
+
+/// Memory of the server: what is resident now, and what was at most.
+fn resident_bytes(scene: &Scene) -> usize {
+    memory(scene, "VmRSS:")
+}
+
+fn peak_bytes(scene: &Scene) -> usize {
+    memory(scene, "VmHWM:")
+}
+
+fn memory(scene: &Scene, what: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.kiln.id().unwrap()));
+    let status = status.unwrap();
+    let line = status.lines().find(|line| line.starts_with(what));
+    let kib: usize = line
+        .and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap();
+    kib * 1024
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

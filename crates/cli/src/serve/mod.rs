@@ -185,15 +185,18 @@ async fn not_started(
     folder: &Path,
     error: Box<dyn Error + Send + Sync>,
 ) -> Box<dyn Error + Send + Sync> {
-    let cause = Cause::NotStarted {
-        kind: engine::blame(&*error),
-        message: chain(&*error),
-    };
-    if let Err(error) = watch::conclude(folder, cause).await {
+    if let Err(error) = watch::conclude(folder, because(&*error)).await {
         let error = chain(&*error);
         tracing::error!(folder = %folder.display(), error, "a build that was not started could not be concluded");
     }
     error
+}
+
+fn because(error: &(dyn Error + Send + Sync + 'static)) -> Cause {
+    Cause::NotStarted {
+        kind: engine::blame(error),
+        message: chain(error),
+    }
 }
 
 impl Executor for Workers {
@@ -224,11 +227,13 @@ impl Executor for Workers {
                 Ok(handle) => handle,
                 Err(error) => return Err(failed(not_started(&folder, error.into()).await)),
             };
-            if let Err(error) = durable.map_err(Into::into).and_then(|done| Ok(done?)) {
-                if let Err(error) = handle.cancel() {
-                    tracing::error!(%id, %error, "a build that was not accepted cannot be cancelled");
-                }
-                if let Err(error) = handle.wait().await {
+            let durable = match durable {
+                Ok(durable) => durable.map_err(Into::into),
+                Err(error) => Err(error.into()),
+            };
+            let durable: Result<(), Box<dyn Error + Send + Sync>> = durable;
+            if let Err(error) = durable {
+                if let Err(error) = handle.withdraw(because(&*error)).await {
                     tracing::error!(%id, error = %chain(&error), "a build that was not accepted could not be concluded");
                 }
                 return Err(failed(error));

@@ -94,6 +94,9 @@ pub enum JournalError {
     /// Writing failed.
     #[error("append to journal")]
     Append(#[source] io::Error),
+    /// What was written could not be made durable.
+    #[error("make the journal durable")]
+    Sync(#[source] io::Error),
     /// A record that is whole by length but not by checksum or content.
     #[error("journal is damaged at offset {offset}")]
     Damaged {
@@ -272,7 +275,7 @@ impl Writer {
 
     /// Makes what was appended durable.
     pub fn sync(&self) -> Result<(), JournalError> {
-        self.file.sync_data().map_err(JournalError::Append)
+        self.file.sync_data().map_err(JournalError::Sync)
     }
 }
 

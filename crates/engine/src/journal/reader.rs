@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{
     Body, FILE_NAME, FIRST_OFFSET, FORMAT_VERSION, FRAME_BYTES, GROWTH, JournalError, KIND_EVENT,
@@ -22,7 +23,7 @@ struct Head {
 /// Reads records from the start, and again whenever more may have been appended.
 #[derive(Debug)]
 pub struct Reader {
-    file: File,
+    file: Arc<File>,
     offset: u64,
     buffer: Vec<u8>,
     start: usize,
@@ -53,13 +54,21 @@ impl Reader {
             return Err(JournalError::Format { path });
         }
         Ok(Self {
-            file,
+            file: Arc::new(file),
             offset,
             buffer: Vec::new(),
             start: 0,
             read_bytes: READ_BYTES,
             next_bytes: SKIM_BYTES,
         })
+    }
+
+    /// Returns what waits until everything that was written so far is durable, whoever wrote it.
+    ///
+    /// It fails with [`JournalError::Sync`] when the system has failed to write any of it since this reader was opened.
+    pub fn syncing(&self) -> impl FnOnce() -> Result<(), JournalError> + Send + 'static {
+        let file = Arc::clone(&self.file);
+        move || file.sync_data().map_err(JournalError::Sync)
     }
 
     /// Opens the journal in a build's folder for [`Self::next_event`].

@@ -304,7 +304,7 @@ mod tests {
     use std::time::Duration;
 
     use store::Store;
-    use store::context::{Announced, ContentId, Keeping};
+    use store::context::{Allowance, Announced, ContentId, Keeping};
 
     use super::*;
 
@@ -335,7 +335,9 @@ mod tests {
             n_entries: entries.len() as u64,
             n_bytes,
         };
-        let mut draft = store.begin_context(TENANT, announced, keeping).unwrap();
+        let mut draft = store
+            .begin_context(TENANT, announced, keeping, Allowance::default())
+            .unwrap();
         draft.entries(entries).unwrap();
         draft.content(contents).unwrap();
         let created = draft.commit(keeping.now_ms).unwrap();

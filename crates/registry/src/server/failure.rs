@@ -134,6 +134,15 @@ impl Failure {
             .header(RETRY_AFTER, "1")
     }
 
+    /// Of one owner there are too many, whatever others have.
+    pub(super) fn too_many_of_owner(standing: &str, uploads_max: usize) -> Self {
+        let message = format!(
+            "{uploads_max} uploads to repositories of the same owner are {standing} already: wait for one to end, or give one up"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
+            .header(RETRY_AFTER, "1")
+    }
+
     pub(super) fn too_slow() -> Self {
         let message = "the body came too slowly";
         Self::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message)
@@ -222,6 +231,9 @@ impl From<UploadError> for Failure {
     fn from(error: UploadError) -> Self {
         match error {
             UploadError::TooMany { .. } => Self::too_many_uploads(),
+            UploadError::TooManyOfOwner { uploads_max } => {
+                Self::too_many_of_owner("unfinished", uploads_max)
+            }
             UploadError::Busy { .. } => {
                 let message = "another request is writing to this upload";
                 Self::new(StatusCode::CONFLICT, "BLOB_UPLOAD_INVALID", message)

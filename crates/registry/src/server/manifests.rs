@@ -70,8 +70,7 @@ async fn write(
     {
         return Err(Failure::too_large(max_bytes));
     }
-    let permit = Arc::clone(&registry.uploads).try_acquire_owned();
-    let _permit = permit.map_err(|_| Failure::too_many_uploads())?;
+    let _place = registry.admit(&repository)?;
     let mut reader = BodyReader::new(body, max_bytes, options);
     let mut bytes = Vec::new();
     loop {

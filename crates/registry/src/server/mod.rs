@@ -6,6 +6,7 @@
 //! | `route` | path → what is asked for; names are parsed here and nowhere else |
 //! | `blobs` | reading, ranges, removing |
 //! | `uploads` | the ways in: at once, in chunks, as a stream, by mounting |
+//! | `places` | how many bodies are taken at a time, of each owner |
 //! | `manifests` | reading, checking and storing, removing |
 //! | `lists` | tags, repositories, referrers |
 //! | `failure` | what goes wrong → status, code, words |
@@ -26,6 +27,7 @@ mod failure;
 mod lists;
 mod manifests;
 pub mod options;
+mod places;
 mod route;
 mod uploads;
 
@@ -42,7 +44,8 @@ use store::Store;
 use tokio::sync::Semaphore;
 
 use failure::Failure;
-pub use options::{Access, Action, Authorize, Decision, ServerOptions};
+pub use options::{Access, Action, Authorize, Decision, OwnerOf, ServerOptions};
+use places::{Place, Places};
 use route::Route;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -55,8 +58,8 @@ struct Registry {
     options: ServerOptions,
     /// One permit for each piece of disk work.
     blocking: Arc<Semaphore>,
-    /// One permit for each request that carries a blob.
-    uploads: Arc<Semaphore>,
+    /// One for each request that carries a blob or a manifest.
+    places: Arc<Places>,
 }
 
 /// The head of one request. Its body goes beside it, as it cannot be shared.
@@ -80,7 +83,7 @@ enum Seen {
 pub fn router(store: Store, options: ServerOptions) -> Router {
     let registry = Arc::new(Registry {
         blocking: Arc::new(Semaphore::new(options.blocking_max)),
-        uploads: Arc::new(Semaphore::new(options.uploads_max)),
+        places: Arc::default(),
         store,
         options,
     });
@@ -183,6 +186,16 @@ impl Registry {
             authorization: call.headers.get(AUTHORIZATION),
         };
         matches!(self.authorize(&access), Ok(Seen::Is))
+    }
+
+    /// Returns whose a repository is.
+    fn owner_of(&self, repository: &str) -> Option<String> {
+        self.options.owner_of.as_ref().and_then(|of| of(repository))
+    }
+
+    /// Takes a place for a body that goes to a repository.
+    fn admit(&self, repository: &str) -> Result<Place, Failure> {
+        self.places.take(self.owner_of(repository), &self.options)
     }
 
     /// Runs disk work on a blocking thread.

@@ -9,6 +9,10 @@ use http::{Extensions, HeaderValue, Method, StatusCode};
 /// Decides about one request. Called on every request before anything else is looked at; must not block.
 pub type Authorize = Arc<dyn Fn(&Access<'_>) -> Decision + Send + Sync>;
 
+/// Tells whose a repository is, where there are several; the same for a name, always. What counts is what an owner's repositories take,
+/// whoever writes to them. Must not block.
+pub type OwnerOf = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// How the embedded registry behaves.
 #[derive(Clone)]
 pub struct ServerOptions {
@@ -18,6 +22,10 @@ pub struct ServerOptions {
     pub manifest_max_bytes: usize,
     /// Requests that carry a blob at a time; the next is answered 429.
     pub uploads_max: usize,
+    /// Those to repositories of one owner, where there are several.
+    pub owner_uploads_max: usize,
+    /// Those that every owner may have, however many others have.
+    pub owner_uploads_min: usize,
     /// Pieces of disk work at a time; the next waits.
     pub blocking_max: usize,
     /// How long a body may bring no byte.
@@ -28,6 +36,8 @@ pub struct ServerOptions {
     pub page_max: usize,
     /// Who may do what; everybody everything without.
     pub authorize: Option<Authorize>,
+    /// Whose each repository is; all are one owner's without.
+    pub owner_of: Option<OwnerOf>,
 }
 
 impl Default for ServerOptions {
@@ -36,11 +46,14 @@ impl Default for ServerOptions {
             blob_max_bytes: 64 << 30,
             manifest_max_bytes: oci::manifest::DOCUMENT_MAX_BYTES,
             uploads_max: 64,
+            owner_uploads_max: 32,
+            owner_uploads_min: 4,
             blocking_max: 32,
             body_idle_max: Duration::from_secs(30),
             body_bytes_per_second_min: 1024,
             page_max: 1000,
             authorize: None,
+            owner_of: None,
         }
     }
 }
@@ -51,11 +64,14 @@ impl fmt::Debug for ServerOptions {
             .field("blob_max_bytes", &self.blob_max_bytes)
             .field("manifest_max_bytes", &self.manifest_max_bytes)
             .field("uploads_max", &self.uploads_max)
+            .field("owner_uploads_max", &self.owner_uploads_max)
+            .field("owner_uploads_min", &self.owner_uploads_min)
             .field("blocking_max", &self.blocking_max)
             .field("body_idle_max", &self.body_idle_max)
             .field("body_bytes_per_second_min", &self.body_bytes_per_second_min)
             .field("page_max", &self.page_max)
             .field("has_authorize", &self.authorize.is_some())
+            .field("has_owner_of", &self.owner_of.is_some())
             .finish()
     }
 }

@@ -15,8 +15,7 @@ use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use oci::Digest;
 use oci::reference::is_repository;
-use store::{Store, Upload, UploadId};
-use tokio::sync::OwnedSemaphorePermit;
+use store::{Store, Upload, UploadId, UploadScope};
 use tokio::time::Instant;
 
 use super::failure::Failure;
@@ -26,6 +25,28 @@ use super::{CONTENT_DIGEST, Call, Registry, ServerOptions, empty};
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 /// How much is gathered until it is written.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Under what uploads to a repository go on.
+struct Scope {
+    repository: String,
+    owner: Option<String>,
+}
+
+impl Scope {
+    fn new(registry: &Registry, repository: &str) -> Self {
+        Self {
+            repository: repository.to_owned(),
+            owner: registry.owner_of(repository),
+        }
+    }
+
+    fn part(&self) -> UploadScope<'_> {
+        UploadScope {
+            name: &self.repository,
+            owner: self.owner.as_deref(),
+        }
+    }
+}
 
 /// Answers `POST …/blobs/uploads/`.
 pub(super) async fn begin(
@@ -49,18 +70,18 @@ pub(super) async fn begin(
             let message = "a blob sent at once needs the digest parameter";
             return Err(Failure::upload_invalid(message));
         }
-        let scope = repository.clone();
-        let create = move |store: &Store| store.create_upload(&scope);
+        let scope = Scope::new(registry, &repository);
+        let create = move |store: &Store| store.create_upload(scope.part());
         let id = registry.blocking(create).await?;
         return Ok(standing(StatusCode::ACCEPTED, &repository, &id, 0));
     };
     check_length(registry, call)?;
-    let _permit = admit(registry)?;
-    let scope = repository.clone();
+    let _place = registry.admit(&repository)?;
+    let scope = Scope::new(registry, &repository);
     let create = move |store: &Store| -> Result<_, Failure> {
-        let id = store.create_upload(&scope)?;
+        let id = store.create_upload(scope.part())?;
         store
-            .upload(&scope, &id)?
+            .upload(scope.part(), &id)?
             .ok_or_else(Failure::upload_unknown)
     };
     let upload = registry.blocking(create).await?;
@@ -85,8 +106,8 @@ pub(super) async fn handle(
 ) -> Result<Response, Failure> {
     match call.method {
         Method::GET | Method::HEAD => {
-            let (scope, wanted) = (repository.clone(), id.clone());
-            let look = move |store: &Store| store.upload_size(&scope, &wanted);
+            let (scope, wanted) = (Scope::new(registry, &repository), id.clone());
+            let look = move |store: &Store| store.upload_size(scope.part(), &wanted);
             let size_bytes = registry.blocking(look).await?;
             let size_bytes = size_bytes.ok_or_else(Failure::upload_unknown)?;
             Ok(standing(
@@ -102,7 +123,7 @@ pub(super) async fn handle(
             Ok(empty(StatusCode::NO_CONTENT, &[]))
         }
         Method::PATCH => {
-            let _permit = admit(registry)?;
+            let _place = registry.admit(&repository)?;
             let upload = append(registry, call, body, (&repository, &id)).await?;
             let size_bytes = upload.size_bytes();
             // Closing it writes, and the next request must find it closed.
@@ -117,7 +138,7 @@ pub(super) async fn handle(
         Method::PUT => {
             let digest = call.query("digest").ok_or_else(Failure::digest_missing)?;
             let digest = parse_digest(digest)?;
-            let _permit = admit(registry)?;
+            let _place = registry.admit(&repository)?;
             let upload = append(registry, call, body, (&repository, &id)).await?;
             finish(registry, upload, repository, digest).await
         }
@@ -150,11 +171,6 @@ async fn mount_blob(
         .await
 }
 
-fn admit(registry: &Registry) -> Result<OwnedSemaphorePermit, Failure> {
-    let permit = Arc::clone(&registry.uploads).try_acquire_owned();
-    permit.map_err(|_| Failure::too_many_uploads())
-}
-
 fn check_length(registry: &Registry, call: &Call) -> Result<(), Failure> {
     let max_bytes = registry.options.blob_max_bytes;
     match call.content_length() {
@@ -168,9 +184,9 @@ async fn open(
     repository: &str,
     id: &UploadId,
 ) -> Result<Upload, Failure> {
-    let (scope, id) = (repository.to_owned(), id.clone());
+    let (scope, id) = (Scope::new(registry, repository), id.clone());
     let upload = registry
-        .blocking(move |store| store.upload(&scope, &id))
+        .blocking(move |store| store.upload(scope.part(), &id))
         .await?;
     upload.ok_or_else(Failure::upload_unknown)
 }

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use oci::Digest;
@@ -282,6 +282,39 @@ fn only_so_many_bodies_are_taken_at_a_time() {
     let answer = server.send(&format!("PATCH {two}"), &[], "x");
     answer.is(429, "TOOMANYREQUESTS");
     assert_eq!(answer.header("retry-after"), "1");
+    open.write_all(b"xy").unwrap();
+    assert_eq!(Answer::read(open).status, 202);
+    assert_eq!(server.send(&format!("PATCH {two}"), &[], "x").status, 202);
+}
+
+#[test]
+fn bodies_of_one_owner_keep_no_other_from_pushing() {
+    let first_part = |repository: &str| Some(repository.split('/').next()?.to_owned());
+    let server = Server::start_with(ServerOptions {
+        uploads_max: 1,
+        owner_uploads_max: 1,
+        owner_uploads_min: 1,
+        owner_of: Some(Arc::new(first_part)),
+        ..ServerOptions::default()
+    });
+    let (one, two, other) = (
+        server.begin("a/x"),
+        server.begin("a/y"),
+        server.begin("b/x"),
+    );
+    let mut open = server.connect();
+    let headers = [("content-length", "2"), ("expect", "100-continue")];
+    open.write_all(head(&format!("PATCH {one}"), &headers).as_bytes())
+        .unwrap();
+    let mut asked = [0; 25];
+    std::io::Read::read_exact(&mut open, &mut asked).unwrap();
+    let answer = server.send(&format!("PATCH {two}"), &[], "x");
+    answer.is(429, "TOOMANYREQUESTS");
+    let text = String::from_utf8(answer.body).unwrap();
+    assert!(text.contains("the same owner"), "{text}");
+    let manifest = server.send("PUT /v2/a/y/manifests/1", &[OCI], "{}");
+    manifest.is(429, "TOOMANYREQUESTS");
+    assert_eq!(server.send(&format!("PATCH {other}"), &[], "x").status, 202);
     open.write_all(b"xy").unwrap();
     assert_eq!(Answer::read(open).status, 202);
     assert_eq!(server.send(&format!("PATCH {two}"), &[], "x").status, 202);

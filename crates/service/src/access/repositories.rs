@@ -67,6 +67,16 @@ impl Repositories {
         }
     }
 
+    /// Returns the name of the tenant whose a repository is; `None` where nothing is divided.
+    pub fn owner_of(&self, repository: &str) -> Option<String> {
+        let tenants = self.tenants.as_ref()?;
+        let rest = repository.strip_prefix(tenants.as_str());
+        let rest = rest.and_then(|rest| rest.strip_prefix('/'));
+        let name = rest.map(|rest| rest.split_once('/').map_or(rest, |(name, _)| name));
+        let name = name.map(ToOwned::to_owned);
+        Some(name.unwrap_or_else(|| Tenant::default().as_str().to_owned()))
+    }
+
     /// Tells whether only workers may write to a repository, because the service looks images up there.
     pub fn is_services(&self, repository: &str) -> bool {
         let of_tenant = self.tenants.as_ref().and_then(|tenants| {
@@ -156,6 +166,8 @@ mod tests {
                 writes,
                 "{repository}"
             );
+            let owner = all.owner_of(repository).unwrap();
+            assert!(writes.is_empty() || writes == owner, "{repository}");
         }
     }
 
@@ -193,6 +205,7 @@ mod tests {
         let anybody = Caller::trusted();
         assert!(all.may_write(&anybody, "tenants/a/app"));
         assert!(!all.may_write(&anybody, "base-images"));
+        assert_eq!(all.owner_of("tenants/a/app"), None);
         assert!(all.readable(&anybody.tenant).allows("tenants/a/app"));
     }
 }

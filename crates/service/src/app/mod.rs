@@ -35,6 +35,7 @@ use self::names::Addresses;
 use crate::access::Repositories;
 use crate::builds::provenance::{Provenance, ProvenanceError};
 use crate::builds::requests::Requests;
+use crate::builds::room::Room;
 use crate::builds::{Builds, Limits, RecoverError};
 use crate::config::{Config, ConfigError};
 use crate::contexts::{self, Contexts};
@@ -249,6 +250,7 @@ struct Opened {
     store: Store,
     tokens: LogTokens,
     builds: Builds,
+    room: Arc<Room>,
     metrics: Metrics,
     tasks: TaskTracker,
     /// Cancelled when the service is about to stop.
@@ -284,6 +286,11 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
     let provenance = Provenance::open(&folder.join("names")).map_err(RunError::Provenance)?;
     let requests = Requests::open(&folder.join("requests")).map_err(|e| in_state(state, e))?;
     let (stop, metrics) = (CancellationToken::new(), Metrics::default());
+    let room = Arc::new(Room::new(
+        Arc::clone(&setup.executor),
+        config.cache.clone(),
+        config.admission.min_free_bytes,
+    ));
     let builds = Builds::open(builds::Parts {
         executor: Arc::clone(&setup.executor),
         state: state.to_owned(),
@@ -291,16 +298,16 @@ async fn open(config: &Config, setup: &Setup, state: &Path) -> Result<Opened, Ru
         requests,
         limits: Limits {
             turns: config.turn_limits(),
-            cache: config.cache.clone(),
-            min_free_bytes: config.admission.min_free_bytes,
             retention: config.server.retention,
             retention_bytes: config.server.retention_bytes,
         },
+        room: Arc::clone(&room),
         environment: setup.environment,
         metrics: metrics.clone(),
         shutdown: stop.clone(),
     });
     Ok(Opened {
+        room,
         builds: builds.await.map_err(RunError::Recover)?,
         tasks: TaskTracker::new(),
         folder,
@@ -450,6 +457,7 @@ fn downloads(config: &Config, setup: &Setup, opened: &Opened) -> Downloads {
 fn contexts(config: &Config, setup: &Setup, opened: &Opened) -> Contexts {
     let contexts = Contexts::new(contexts::Parts {
         store: opened.store.clone(),
+        room: Arc::clone(&opened.room),
         config: config.contexts.clone(),
         max_entries: config.limits.context_files,
         max_bytes: config.limits.context_bytes,

@@ -38,12 +38,15 @@ pub(super) fn repositories(
 
 /// Returns the embedded registry's options.
 pub(super) fn options(repositories: Repositories) -> ServerOptions {
+    let all = repositories.clone();
+    let owner_of = move |repository: &str| all.owner_of(repository);
     let authorize = move |access: &Access<'_>| {
         let caller = access.extensions.get::<Arc<Caller>>();
         decide(&repositories, caller.map(AsRef::as_ref), access)
     };
     ServerOptions {
         authorize: Some(Arc::new(authorize)),
+        owner_of: Some(Arc::new(owner_of)),
         ..ServerOptions::default()
     }
 }

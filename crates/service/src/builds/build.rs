@@ -72,6 +72,11 @@ impl Build {
         self.progress.borrow().clone()
     }
 
+    /// Returns when it ended, in Unix milliseconds; `None` when it has not.
+    pub(super) fn ended_at_ms(&self) -> Option<u64> {
+        self.progress.borrow().ended_at_ms
+    }
+
     /// Tells something of its state.
     pub(super) fn stands(&self, test: impl FnOnce(&BuildState) -> bool) -> bool {
         test(&self.progress.borrow().state)
@@ -88,6 +93,13 @@ impl Build {
         let _nobody_follows = watch
             .wait_for(|progress| progress.state.is_terminal())
             .await;
+    }
+
+    /// Returns how it ended, and when, in Unix milliseconds.
+    pub(super) fn end(&self) -> Option<(Event, u64)> {
+        let progress = self.progress.borrow();
+        let end = progress.state.end()?;
+        Some((end, progress.ended_at_ms.unwrap_or_default()))
     }
 
     /// Tells whether it has ended.

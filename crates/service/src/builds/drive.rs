@@ -1,5 +1,6 @@
 //! The task that goes with each build: start it, tell it when it is its turn, follow its journal to the end.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -11,6 +12,7 @@ use engine::follow::Follower;
 use engine::id::BuildId;
 use engine::journal::{Body, JournalError, Record as JournalRecord};
 use engine::spec::{BuildSpec, Purpose, Record};
+use engine::state;
 use engine::turn::Turn;
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
@@ -95,17 +97,26 @@ async fn carry_through(builds: &Builds, build: &Arc<Build>, spec: BuildSpec, mut
         (Ok(running), Turn::Now) => follow(builds, build, running).await,
         (Ok(running), Turn::After(_)) => follow_in_turn(builds, build, running, turn).await,
         (Err((kind, problem)), _) => {
-            // What was begun of it goes like the folders of others, and says the same to whoever starts after us.
+            let mut event = failed(kind, problem);
+            // What was begun of it goes like the folders of others, and says to whoever starts after us what is told now.
             let folder = inner.state.join("builds").join(build.record.id.as_str());
             if matches!(tokio::fs::try_exists(&folder).await, Ok(true)) {
+                event = written_end(&folder).await.unwrap_or(event);
                 build.update(|progress| {
                     progress.folder = Some(folder);
                     true
                 });
             }
-            end(builds, build, &failed(kind, problem));
+            end(builds, build, &event);
         }
     }
+}
+
+/// Returns the end that is in the journal of a build that was not started.
+async fn written_end(folder: &Path) -> Option<Event> {
+    let folder = folder.to_owned();
+    let read = tokio::task::spawn_blocking(move || state::of(&folder)).await;
+    read.ok()?.ok()?.0.end()
 }
 
 /// Follows a build that waits, and tells it when it is its turn.
@@ -259,7 +270,7 @@ async fn read_to_end(
 ) -> Result<(), JournalError> {
     let mut follower = Follower::open(folder)?;
     if let Some(record) = catch_up(build, &mut follower).await? {
-        take(builds, build, &record).await;
+        take(builds, build, &record, &follower).await;
     }
     loop {
         let record = tokio::select! {
@@ -271,7 +282,7 @@ async fn read_to_end(
             },
         };
         match record {
-            Some(record) => take(builds, build, &record).await,
+            Some(record) => take(builds, build, &record, &follower).await,
             None => break,
         }
     }
@@ -315,15 +326,37 @@ async fn catch_up(
     Ok(end)
 }
 
-async fn take(builds: &Builds, build: &Arc<Build>, record: &JournalRecord) {
+async fn take(builds: &Builds, build: &Arc<Build>, record: &JournalRecord, follower: &Follower) {
     let Body::Event(event) = &record.body else {
         return;
     };
+    let mut event = Cow::Borrowed(event);
+    // Before anybody hears of the end: the worker makes it durable itself, but it may be killed or fail on the way.
+    if event.is_terminal()
+        && let Err(error) = follower.sync().await
+    {
+        tracing::error!(error = chain(&error), build = %build.record.id, "the end of a build is not durable");
+        event = Cow::Owned(not_durable(event.into_owned(), &error));
+    }
     // Before anybody hears of the success: who asks next must find it.
-    if let Event::Succeeded { image } = event {
+    if let Event::Succeeded { image } = &*event {
         remember(builds, build, &image.digest).await;
     }
-    end_at(builds, build, event, record.at_ms);
+    end_at(builds, build, &event, record.at_ms);
+}
+
+/// Returns what is told of an end that may be gone when the machine goes down: nobody is promised a success that may be another end then.
+pub(super) fn not_durable(end: Event, error: &JournalError) -> Event {
+    match end {
+        Event::Succeeded { .. } => {
+            let problem = format!(
+                "the build went well, but that is not certain to be remembered: {}",
+                chain(error)
+            );
+            failed(engine::blame(error), problem)
+        }
+        end => end,
+    }
 }
 
 pub(super) async fn remember(builds: &Builds, build: &Arc<Build>, digest: &oci::Digest) {
@@ -422,7 +455,7 @@ mod tests {
             reason: "it was lost".to_owned(),
         });
         append(phase(Phase::Running));
-        let (state, ended_at_ms) = engine::state::of(folder.path()).unwrap();
+        let (state, ended_at_ms) = state::of(folder.path()).unwrap();
         let found = Progress {
             state,
             ended_at_ms,

@@ -7,6 +7,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `build` | one build and its progress |
+//! | `journal` | the journal of one build as everybody is told it |
 //! | `drive` | the task that goes with each build: start, tell it its turn, follow to the end |
 //! | [`list`] | filters and pages |
 //! | [`log`] | the text of a journal, as a stream that ends when the build does |
@@ -14,18 +15,19 @@
 //! | [`requests`] | what was asked, to be asked once more |
 //! | `recover` | after a restart |
 //! | `retention` | forgetting |
-//! | `room` | whether the disk has room for another build |
+//! | `room` | whether the disk has room for another build or upload |
 //! | [`turns`] | who runs, who waits, who is next; pure |
 
 pub mod build;
 mod drive;
+pub(crate) mod journal;
 pub mod list;
 pub mod log;
 pub mod provenance;
 mod recover;
 pub mod requests;
 mod retention;
-mod room;
+pub(crate) mod room;
 pub mod turns;
 
 use std::collections::{BTreeSet, HashMap};
@@ -42,11 +44,11 @@ use tokio_util::task::TaskTracker;
 use self::build::{Build, Progress};
 use self::provenance::Provenance;
 use self::requests::Requests;
+use self::retention::Kept;
 use self::room::Room;
 use self::turns::{Full, TurnLimits, Turns};
 use crate::access::Tenant;
 use crate::agents::Agents;
-use crate::config::Cache;
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::failure::{Blame, Failure};
@@ -75,6 +77,8 @@ pub struct Parts {
     pub requests: Requests,
     /// How much is taken on.
     pub limits: Limits,
+    /// What is free on the disk.
+    pub(crate) room: Arc<Room>,
     /// Time and ids.
     pub environment: Environment,
     /// What is counted.
@@ -96,10 +100,6 @@ impl std::fmt::Debug for Parts {
 pub struct Limits {
     /// Builds that run and builds that wait, in all and of each tenant.
     pub turns: TurnLimits,
-    /// What is collected when the disk is too full for another build.
-    pub cache: Cache,
-    /// What has to be free on the disk for another build.
-    pub min_free_bytes: Option<u64>,
     /// How long an ended build is kept.
     pub retention: Duration,
     /// How much ended builds may take together.
@@ -117,7 +117,7 @@ struct Inner {
     shutdown: CancellationToken,
     /// Builds that are being started: a process each, so not all at once.
     starts: Semaphore,
-    room: Room,
+    room: Arc<Room>,
     /// Woken when those who wait may have other places.
     moved: Notify,
     table: Mutex<Table>,
@@ -141,6 +141,8 @@ struct Table {
     lines_by_key: HashMap<String, Line>,
     lines_by_image: HashMap<(String, String), Line>,
     lines_by_tenant: HashMap<String, Line>,
+    /// Builds that have ended, in the order in which they did.
+    kept: Kept,
 }
 
 /// A build to start, unless the same one is running.
@@ -169,11 +171,7 @@ impl Builds {
         let builds = Self {
             inner: Arc::new(Inner {
                 starts: Semaphore::new(STARTS_MAX),
-                room: Room::new(
-                    Arc::clone(&parts.executor),
-                    parts.limits.cache.clone(),
-                    parts.limits.min_free_bytes,
-                ),
+                room: parts.room,
                 moved: Notify::new(),
                 table: Mutex::new(Table::new(Turns::new(parts.limits.turns.clone()))),
                 executor: parts.executor,
@@ -396,6 +394,7 @@ impl Table {
             lines_by_key: HashMap::new(),
             lines_by_image: HashMap::new(),
             lines_by_tenant: HashMap::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -432,6 +431,9 @@ impl Table {
         line.or_default().insert(place.clone());
         let line = self.lines_by_tenant.entry(build.record.tenant.clone());
         line.or_default().insert(place);
+        if let Some(at_ms) = build.ended_at_ms() {
+            self.kept.add((at_ms, build.record.id.clone()));
+        }
     }
 
     /// Forgets a build.
@@ -441,6 +443,9 @@ impl Table {
             leave(&mut self.lines_by_key, &build.record.key, &place);
             leave(&mut self.lines_by_image, &image_of(&build), &place);
             leave(&mut self.lines_by_tenant, &build.record.tenant, &place);
+            if let Some(at_ms) = build.ended_at_ms() {
+                self.kept.remove(&(at_ms, id.clone()));
+            }
         }
     }
 
@@ -450,8 +455,11 @@ impl Table {
         self.builds.get(id).map(Arc::clone)
     }
 
-    /// Forgets that the build is the one to join.
+    /// Forgets that the build is the one to join, and remembers that it has ended.
     fn ended(&mut self, build: &Build) {
+        if let Some(at_ms) = build.ended_at_ms() {
+            self.kept.add((at_ms, build.record.id.clone()));
+        }
         let key = &build.record.key;
         if let Some(current) = self.by_key.get(key)
             && current.record.id == build.record.id

@@ -4,9 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::id::BuildId;
-use engine::journal::JournalError;
+use engine::journal::{FILE_NAME, JournalError, Reader};
 use engine::spec::Record;
 use engine::state::{self, BuildState};
 use futures_util::stream::{self, StreamExt as _};
@@ -24,6 +25,8 @@ pub(super) const BUILDS: &str = "builds";
 const RECORD: &str = "record.json";
 /// Largest such file that is read.
 const RECORD_MAX_BYTES: u64 = 1 << 20;
+/// How long the system may keep what was written before it brings it to the disk, at the very most.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(3600);
 /// How many builds are read at the same time: a few more than a small machine has processors, so that one that waits for the disk costs nothing.
 const READ_AT_ONCE: usize = 8;
 
@@ -162,6 +165,19 @@ async fn recover_one(
     Ok(None)
 }
 
+/// Waits until an end is durable that a worker may have been killed after. One that was written long ago is, or the machine went down
+/// since: waiting for each of very many would take its time.
+fn make_durable(folder: &Path) -> Result<(), JournalError> {
+    let path = folder.join(FILE_NAME);
+    let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+    let modified = modified.map_err(JournalError::Read)?;
+    let is_old = modified.elapsed().is_ok_and(|age| age > WRITTEN_WITHIN);
+    if is_old {
+        return Ok(());
+    }
+    Reader::open(folder)?.syncing()()
+}
+
 async fn read(folder: &Path) -> Result<(Record, Progress), ReadError> {
     let folder = folder.to_owned();
     let read = tokio::task::spawn_blocking(move || {
@@ -172,7 +188,14 @@ async fn read(folder: &Path) -> Result<(Record, Progress), ReadError> {
         }
         let text = fs::read(&path).map_err(ReadError::Record)?;
         let record: Record = serde_json::from_slice(&text).map_err(ReadError::Decode)?;
-        let (state, ended_at_ms) = state::of(&folder).map_err(ReadError::Journal)?;
+        let (mut state, ended_at_ms) = state::of(&folder).map_err(ReadError::Journal)?;
+        if let Some(end) = state.end()
+            && let Err(error) = make_durable(&folder)
+        {
+            tracing::error!(error = chain(&error), folder = %folder.display(), "the end of a build is not durable");
+            let told = BuildState::default().next(&drive::not_durable(end, &error));
+            state = told.unwrap_or(state);
+        }
         let progress = Progress {
             state,
             folder: None,

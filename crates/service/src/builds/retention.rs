@@ -1,6 +1,9 @@
 //! Forgetting builds that ended long ago, with their logs: by age, and when all of them take too much, the oldest first.
+//!
+//! Each minute costs what there is to do, and not what is kept: builds stand in the order in which they ended ([`Kept`]), each is measured
+//! when it has ended and not again, and its outputs are looked for once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -14,14 +17,78 @@ use crate::outputs;
 
 /// How often is looked for builds to forget.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// How long after its end a build may still become smaller: its worker tidies up.
+const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// What `stat` counts blocks in.
 const BLOCK_BYTES: u64 = 512;
 
-/// A build that has ended.
-struct Ended {
-    at_ms: u64,
-    id: BuildId,
-    folder: Option<PathBuf>,
+/// When a build ended, in Unix milliseconds, and which one.
+pub(super) type End = (u64, BuildId);
+
+/// The builds that have ended.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    ends: BTreeSet<End>,
+    /// Those whose exported files may be there.
+    with_outputs: BTreeSet<End>,
+    unmeasured: BTreeSet<End>,
+    /// What each takes that takes something.
+    sizes: BTreeMap<End, u64>,
+    total_bytes: u64,
+}
+
+impl Kept {
+    pub(super) fn add(&mut self, end: End) {
+        for ends in [&mut self.with_outputs, &mut self.unmeasured] {
+            ends.insert(end.clone());
+        }
+        self.ends.insert(end);
+    }
+
+    pub(super) fn remove(&mut self, end: &End) {
+        for ends in [&mut self.ends, &mut self.with_outputs, &mut self.unmeasured] {
+            ends.remove(end);
+        }
+        let bytes = self.sizes.remove(end).unwrap_or_default();
+        self.total_bytes = self.total_bytes.saturating_sub(bytes);
+    }
+
+    /// Takes in what a build takes on the disk.
+    fn measured(&mut self, end: &End, bytes: u64, now_ms: u64) {
+        if !self.ends.contains(end) {
+            return;
+        }
+        if is_past(end, SETTLES_WITHIN, now_ms) {
+            self.unmeasured.remove(end);
+        }
+        let before = self.sizes.remove(end).unwrap_or_default();
+        self.total_bytes = self.total_bytes.saturating_sub(before) + bytes;
+        if bytes > 0 {
+            self.sizes.insert(end.clone(), bytes);
+        }
+    }
+
+    /// Returns the builds that are too many, the oldest first.
+    fn surplus(&self, max_bytes: u64) -> Vec<End> {
+        let mut over = self.total_bytes.saturating_sub(max_bytes);
+        let too_many = self.sizes.iter().take_while(|(_, bytes)| {
+            let is_over = over > 0;
+            over = over.saturating_sub(**bytes);
+            is_over
+        });
+        too_many.map(|(end, _)| end.clone()).collect()
+    }
+}
+
+fn is_past(end: &End, age: Duration, now_ms: u64) -> bool {
+    let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    now_ms.saturating_sub(end.0) >= age_ms
+}
+
+/// Returns those that ended so long ago: the beginning of them.
+fn past(ends: &BTreeSet<End>, age: Duration, now_ms: u64) -> Vec<End> {
+    let past = ends.iter().take_while(|end| is_past(end, age, now_ms));
+    past.cloned().collect()
 }
 
 /// Forgets builds from time to time, until the service stops.
@@ -43,34 +110,35 @@ pub(super) fn spawn(builds: &Builds) {
 }
 
 /// Forgets every build that ended longer ago than builds are kept, and the oldest ones as long as all of them take too much.
-pub(super) async fn sweep(builds: &Builds) {
-    let retention = builds.inner.limits.retention;
-    let kept_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
-    for ended in ended_before(builds, kept_ms) {
-        forget(builds, ended).await;
+async fn sweep(builds: &Builds) {
+    let now_ms = builds.now_ms();
+    let limits = &builds.inner.limits;
+    let past = past(&builds.table().kept.ends, limits.retention, now_ms);
+    for end in past {
+        forget(builds, end).await;
     }
-    let Some(max_bytes) = builds.inner.limits.retention_bytes else {
+    let Some(max_bytes) = limits.retention_bytes else {
         return;
     };
-    let mut all = ended_before(builds, 0);
-    all.sort_by(|a, b| (b.at_ms, &b.id).cmp(&(a.at_ms, &a.id)));
-    let surplus = tokio::task::spawn_blocking(move || surplus(all, max_bytes)).await;
-    for ended in surplus.unwrap_or_default() {
-        forget(builds, ended).await;
+    let unmeasured = builds.table().kept.unmeasured.clone();
+    for end in unmeasured {
+        let bytes = match folder(builds, &end) {
+            Some(folder) => tokio::task::spawn_blocking(move || size(&folder)).await,
+            None => Ok(0),
+        };
+        // One that could not be measured is, the next time.
+        if let Ok(bytes) = bytes {
+            builds.table().kept.measured(&end, bytes, now_ms);
+        }
+    }
+    let surplus = builds.table().kept.surplus(max_bytes);
+    for end in surplus {
+        forget(builds, end).await;
     }
 }
 
-/// Returns the builds that are too many, of those that are given with the newest first.
-fn surplus(all: Vec<Ended>, max_bytes: u64) -> Vec<Ended> {
-    let mut total = 0_u64;
-    let too_many = all.into_iter().filter(|ended| {
-        let bytes = ended.folder.as_deref().map_or(0, size);
-        total = total.saturating_add(bytes);
-        bytes > 0 && total > max_bytes
-    });
-    let mut too_many: Vec<Ended> = too_many.collect();
-    too_many.reverse();
-    too_many
+fn folder(builds: &Builds, (_, id): &End) -> Option<PathBuf> {
+    builds.table().builds.get(id)?.progress().folder
 }
 
 /// Returns what the files of a build take on the disk, but for its outputs, which have their own time.
@@ -86,8 +154,9 @@ fn size(folder: &Path) -> u64 {
 }
 
 /// Removes a build and everything about it. One that cannot be removed is tried again later.
-async fn forget(builds: &Builds, ended: Ended) {
-    let Ended { id, folder, .. } = ended;
+async fn forget(builds: &Builds, end: End) {
+    let folder = folder(builds, &end);
+    let (_, id) = end;
     let (requests, known) = (builds.inner.requests.clone(), id.clone());
     let removed = tokio::task::spawn_blocking(move || {
         requests.forget(&known)?;
@@ -115,80 +184,105 @@ async fn forget_lost_requests(builds: &Builds) {
 
 /// Removes exported files that nobody has fetched in time.
 async fn forget_outputs(builds: &Builds) {
-    let kept_ms = u64::try_from(outputs::LIFETIME.as_millis()).unwrap_or(u64::MAX);
-    for Ended { id, folder, .. } in ended_before(builds, kept_ms) {
-        let Some(folder) = folder else { continue };
-        let output = folder.join(outputs::FOLDER);
-        let removed = tokio::task::spawn_blocking(move || store::remove_tree(&output)).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(error = chain(&error), build = %id, "old outputs cannot be removed");
+    let now_ms = builds.now_ms();
+    let past = past(&builds.table().kept.with_outputs, outputs::LIFETIME, now_ms);
+    for end in past {
+        let output = folder(builds, &end).map(|folder| folder.join(outputs::FOLDER));
+        let remove = move || output.map_or(Ok(()), |output| store::remove_tree(&output));
+        match tokio::task::spawn_blocking(remove).await {
+            Ok(Ok(())) => {
+                builds.table().kept.with_outputs.remove(&end);
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), build = %end.1, "old outputs cannot be removed");
+            }
+            Err(error) => {
+                tracing::warn!(%error, build = %end.1, "old outputs cannot be removed");
+            }
         }
     }
-}
-
-/// Returns the builds that ended longer than `kept_ms` ago.
-fn ended_before(builds: &Builds, kept_ms: u64) -> Vec<Ended> {
-    let now_ms = builds.now_ms();
-    let table = builds.table();
-    let due = table.builds.values().filter_map(|build| {
-        let progress = build.progress();
-        let at_ms = progress.ended_at_ms?;
-        let is_due = now_ms.saturating_sub(at_ms) >= kept_ms;
-        is_due.then(|| Ended {
-            at_ms,
-            id: build.record.id.clone(),
-            folder: progress.folder,
-        })
-    });
-    due.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MINUTE_MS: u64 = 60_000;
+
+    fn end(at_ms: u64, n: u8) -> End {
+        (at_ms, BuildId::from_random([n; 16]))
+    }
+
     #[test]
     fn of_what_takes_too_much_the_oldest_goes_first() {
-        let root = tempfile::tempdir().unwrap();
-        let ended = |n: u8, bytes: usize| {
-            let folder = root.path().join(n.to_string());
-            fs::create_dir(&folder).unwrap();
-            fs::write(folder.join("journal"), vec![1; bytes]).unwrap();
-            fs::create_dir(folder.join(outputs::FOLDER)).unwrap();
-            fs::write(
-                folder.join(outputs::FOLDER).join("output-0"),
-                vec![1; 1 << 20],
-            )
-            .unwrap();
-            Ended {
-                at_ms: n.into(),
-                id: BuildId::from_random([n; 16]),
-                folder: Some(folder),
-            }
-        };
-        let all = || -> Vec<Ended> {
-            let _fresh = fs::remove_dir_all(root.path());
-            fs::create_dir(root.path()).unwrap();
-            // The newest first; the third never had a folder.
-            let mut all = vec![ended(4, 65_536), ended(3, 65_536), ended(2, 65_536)];
-            all.insert(
-                2,
-                Ended {
-                    at_ms: 2,
-                    id: BuildId::from_random([9; 16]),
-                    folder: None,
-                },
-            );
-            all
-        };
+        let mut kept = Kept::default();
+        // The second one never had a folder, and costs nothing.
+        for (n, bytes) in [(1, 65_536), (2, 0), (3, 65_536), (4, 65_536)] {
+            kept.add(end(n.into(), n));
+            kept.measured(&end(n.into(), n), bytes, MINUTE_MS * 2);
+        }
         for (max_bytes, gone) in [
-            (300_000, &[][..]),
-            (140_000, &[2]),
-            (70_000, &[2, 3]),
-            (0, &[2, 3, 4]),
+            (200_000, &[][..]),
+            (140_000, &[1]),
+            (70_000, &[1, 3]),
+            (0, &[1, 3, 4]),
         ] {
-            let surplus: Vec<u64> = surplus(all(), max_bytes).iter().map(|e| e.at_ms).collect();
+            let surplus: Vec<u64> = kept.surplus(max_bytes).iter().map(|end| end.0).collect();
             assert_eq!(surplus, gone, "{max_bytes}");
+        }
+        kept.remove(&end(1, 1));
+        assert_eq!(kept.total_bytes, 131_072);
+        assert!(kept.surplus(140_000).is_empty());
+    }
+
+    #[test]
+    fn what_a_build_takes_is_all_but_its_outputs() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("journal"), vec![1; 65_536]).unwrap();
+        let outputs = root.path().join(outputs::FOLDER);
+        fs::create_dir(&outputs).unwrap();
+        fs::write(outputs.join("output-0"), vec![1; 1 << 20]).unwrap();
+        let bytes = size(root.path());
+        assert!((65_536..1 << 20).contains(&bytes), "{bytes}");
+        assert_eq!(size(&root.path().join("none")), 0);
+    }
+
+    /// What one minute looks at.
+    fn looked_at(kept: &mut Kept, now_ms: u64) -> [usize; 3] {
+        let old = past(&kept.ends, Duration::from_secs(7 * 24 * 3600), now_ms);
+        let outputs = past(&kept.with_outputs, outputs::LIFETIME, now_ms);
+        for end in &outputs {
+            kept.with_outputs.remove(end);
+        }
+        let unmeasured = kept.unmeasured.clone();
+        for end in &unmeasured {
+            kept.measured(end, 4096, now_ms);
+        }
+        [old.len(), outputs.len(), unmeasured.len()]
+    }
+
+    #[test]
+    fn a_minute_costs_what_has_happened_and_not_what_is_kept() {
+        for n_kept in [10, 1000] {
+            let mut kept = Kept::default();
+            let mut now_ms = 90 * MINUTE_MS;
+            for n in 0..n_kept {
+                let mut random = [0; 16];
+                random[..8].copy_from_slice(&u64::to_le_bytes(n));
+                kept.add((n, BuildId::from_random(random)));
+            }
+            let all = usize::try_from(n_kept).unwrap();
+            assert_eq!(looked_at(&mut kept, now_ms), [0, all, all]);
+            assert_eq!(looked_at(&mut kept, now_ms), [0; 3], "{n_kept}");
+            // One more ends: it is measured until it has settled, and its outputs are looked for once.
+            kept.add(end(now_ms, 255));
+            assert_eq!(looked_at(&mut kept, now_ms), [0, 0, 1]);
+            now_ms += MINUTE_MS;
+            assert_eq!(looked_at(&mut kept, now_ms), [0, 0, 1]);
+            assert_eq!(looked_at(&mut kept, now_ms), [0; 3], "{n_kept}");
+            now_ms += 60 * MINUTE_MS;
+            assert_eq!(looked_at(&mut kept, now_ms), [0, 1, 0]);
+            assert_eq!(kept.total_bytes, (n_kept + 1) * 4096);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Whether there is room for one more build on the disk. What nobody uses is collected before anybody is refused.
+//! Whether there is room for one more build, or one more uploaded folder, on the disk. What nobody uses is collected before anybody is
+//! refused. Uploads leave more free than builds need, so that they are refused first: what is uploaded stays for a while.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +16,11 @@ const PAUSE: Duration = Duration::from_secs(10);
 const SHARE_FREE: u64 = 2;
 const FREE_MAX_BYTES: u64 = 1 << 30;
 
-/// Looks at the disk for who wants to build.
-pub(super) struct Room {
+/// What uploads leave free beyond that: as much again, and so much at most.
+const MARGIN_MAX_BYTES: u64 = 256 << 20;
+
+/// Looks at the disk for who wants to build or upload.
+pub(crate) struct Room {
     executor: Arc<dyn Executor>,
     cache: Cache,
     min_free_bytes: Option<u64>,
@@ -24,8 +28,23 @@ pub(super) struct Room {
     in_vain: Mutex<Option<Instant>>,
 }
 
+impl std::fmt::Debug for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Room").finish_non_exhaustive()
+    }
+}
+
+/// What uploads go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UploadRoom {
+    /// What they leave free.
+    pub(crate) min_free_bytes: u64,
+    /// What the disk has in all.
+    pub(crate) disk_bytes: u64,
+}
+
 impl Room {
-    pub(super) fn new(
+    pub(crate) fn new(
         executor: Arc<dyn Executor>,
         cache: Cache,
         min_free_bytes: Option<u64>,
@@ -38,54 +57,95 @@ impl Room {
         }
     }
 
-    /// Sees to it that there is room.
+    /// Sees to it that there is room for a build.
     ///
     /// # Errors
     /// When there is none, also after what nobody uses was collected.
     pub(super) async fn make(&self) -> Result<(), Failure> {
-        let Some(missing) = self.missing()? else {
-            return Ok(());
+        match self.collect(&|disk| self.wanted(disk)).await? {
+            None => Ok(()),
+            Some(missing) => Err(missing.failure()),
+        }
+    }
+
+    /// Returns what uploads have to leave free.
+    ///
+    /// # Errors
+    /// When the disk cannot be looked at.
+    pub(crate) fn of_uploads(&self) -> Result<UploadRoom, Failure> {
+        let disk = self.disk()?;
+        Ok(UploadRoom {
+            min_free_bytes: self.left_by_uploads(&disk),
+            disk_bytes: disk.bytes,
+        })
+    }
+
+    /// Collects what nobody uses for an upload of `n_bytes`: of a large one, for as much of it as caches leave free anyway. Whether there is
+    /// room then, the upload finds out.
+    ///
+    /// # Errors
+    /// When the disk cannot be looked at.
+    pub(crate) async fn make_for_upload(&self, n_bytes: u64) -> Result<(), Failure> {
+        let wanted = |disk: &Disk| {
+            let most = self.cache.policy(disk.bytes).min_free_bytes;
+            let n_bytes = n_bytes.min(most.unwrap_or_default());
+            self.left_by_uploads(disk).saturating_add(n_bytes)
+        };
+        self.collect(&wanted).await.map(|_missing| ())
+    }
+
+    /// Collects if less is free than is wanted; returns what is missing then.
+    async fn collect(
+        &self,
+        wanted: &(dyn Fn(&Disk) -> u64 + Sync),
+    ) -> Result<Option<Missing>, Failure> {
+        let Some(missing) = self.missing(wanted)? else {
+            return Ok(None);
         };
         let mut in_vain = self.in_vain.lock().await;
         if in_vain.is_some_and(|when| when.elapsed() < PAUSE) {
-            return self
-                .missing()?
-                .map_or(Ok(()), |missing| Err(missing.failure()));
+            return self.missing(wanted);
         }
         // Somebody else may have collected while we waited.
-        if self.missing()?.is_none() {
-            return Ok(());
+        if self.missing(wanted)?.is_none() {
+            return Ok(None);
         }
         tracing::warn!(
             free_bytes = missing.disk.free_bytes,
             wanted_bytes = missing.wanted_bytes,
-            "the disk is too full for another build: collecting"
+            "the disk is too full for another build or upload: collecting"
         );
         let mut policy = self.cache.policy(missing.disk.bytes);
-        let wanted = policy.min_free_bytes.unwrap_or_default();
-        policy.min_free_bytes = Some(wanted.max(missing.wanted_bytes));
+        let kept_free = policy.min_free_bytes.unwrap_or_default();
+        policy.min_free_bytes = Some(kept_free.max(missing.wanted_bytes));
         if let Err(error) = self.executor.collect(policy).await {
             tracing::warn!(error = chain(&error), "caches cannot be collected");
         }
-        match self.missing()? {
-            None => {
-                *in_vain = None;
-                Ok(())
-            }
-            Some(missing) => {
-                *in_vain = Some(Instant::now());
-                Err(missing.failure())
-            }
-        }
+        let missing = self.missing(wanted)?;
+        *in_vain = missing.is_some().then(Instant::now);
+        Ok(missing)
+    }
+
+    fn disk(&self) -> Result<Disk, Failure> {
+        let disk = self.executor.disk();
+        disk.map_err(|error| Failure::platform("the disk cannot be looked at", error))
+    }
+
+    /// Returns what has to be free for a build.
+    fn wanted(&self, disk: &Disk) -> u64 {
+        let otherwise = || (disk.bytes / 100 * SHARE_FREE).min(FREE_MAX_BYTES);
+        self.min_free_bytes.unwrap_or_else(otherwise)
+    }
+
+    fn left_by_uploads(&self, disk: &Disk) -> u64 {
+        let wanted = self.wanted(disk);
+        wanted.saturating_add(wanted.min(MARGIN_MAX_BYTES))
     }
 
     /// Returns what there is too little of; `None` when there is enough.
-    fn missing(&self) -> Result<Option<Missing>, Failure> {
-        let disk = self.executor.disk();
-        let disk =
-            disk.map_err(|error| Failure::platform("the disk cannot be looked at", error))?;
-        let otherwise = || (disk.bytes / 100 * SHARE_FREE).min(FREE_MAX_BYTES);
-        let wanted_bytes = self.min_free_bytes.unwrap_or_else(otherwise);
+    fn missing(&self, wanted: &dyn Fn(&Disk) -> u64) -> Result<Option<Missing>, Failure> {
+        let disk = self.disk()?;
+        let wanted_bytes = wanted(&disk);
         let missing = Missing { disk, wanted_bytes };
         Ok((disk.free_bytes < wanted_bytes).then_some(missing))
     }

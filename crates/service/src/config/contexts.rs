@@ -6,6 +6,9 @@ use serde::Deserialize;
 
 use super::{ConfigError, duration, value};
 
+/// Part of the disk that one tenant's may take when it is not said, in hundredths.
+const SHARE_MAX: u64 = 20;
+
 /// How uploaded folders are taken, and how long they are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -13,6 +16,8 @@ pub struct Contexts {
     /// How long a build can be started from one. What was uploaded stays for up to twice as long, and need not be sent again.
     #[serde(deserialize_with = "duration::deserialize")]
     pub lifetime: Duration,
+    /// What one tenant's may take in all.
+    pub max_bytes: Option<u64>,
     /// Uploads of one tenant at the same time; more wait.
     pub max_uploads: usize,
     /// How long they wait, in the order in which they came, before they are refused with `RESOURCE_EXHAUSTED`.
@@ -27,6 +32,7 @@ impl Default for Contexts {
     fn default() -> Self {
         Self {
             lifetime: Duration::from_secs(3600),
+            max_bytes: None,
             max_uploads: 4,
             wait_timeout: Duration::from_secs(120),
             piece_timeout: Duration::from_secs(60),
@@ -35,6 +41,12 @@ impl Default for Contexts {
 }
 
 impl Contexts {
+    /// Returns what one tenant's may take on a disk of this size.
+    pub fn max_bytes(&self, disk_bytes: u64) -> u64 {
+        let otherwise = || disk_bytes / 100 * SHARE_MAX;
+        self.max_bytes.unwrap_or_else(otherwise)
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         // Kept times are whole seconds.
         if self.lifetime < Duration::from_secs(1) {

@@ -140,6 +140,11 @@ retention = "7d"
 [contexts]
 # How long a build can be started from one. What was uploaded is kept for up to twice as long, and need not be sent again meanwhile.
 lifetime = "1h"
+# What those of one tenant may take in all, in bytes; 20 % of the disk when not given. Small files count for as much of the disk as there is
+# for each file that it can hold. Before an upload is refused with RESOURCE_EXHAUSTED, contents go that no context needs any more, the oldest
+# first. Uploads also leave free what a build needs (admission.min_free_bytes) and as much again, 256 MiB of that at most: they are refused
+# before builds are.
+#max_bytes = 107374182400
 # Uploads of one tenant at the same time; more wait for their turn.
 max_uploads = 4
 # How long they wait before they are refused with RESOURCE_EXHAUSTED.

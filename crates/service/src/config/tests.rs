@@ -19,6 +19,7 @@ fn what_is_printed_is_the_default_and_names_every_key() {
     assert_eq!(config.callers.len(), 1);
     assert!(config.admission.tenants["team-a"].queued.is_some());
     assert!(config.admission.min_free_bytes.is_some());
+    assert!(config.contexts.max_bytes.is_some());
     assert!(config.callers[0].token_file.is_some());
     assert!(config.base_image_repository.is_some());
     assert!(config.pull_secret_file.is_some());

@@ -1,7 +1,8 @@
 //! Folders that callers upload to build from: who may upload how much at a time, and how long what they brought is kept.
 //!
 //! What an upload is and what holds of it on disk, [`store::context`] says; here it is given limits, run where blocking is allowed,
-//! and cleared away. An upload that ends before its end, whoever ends it, leaves what has come whole for the next try.
+//! and cleared away. Uploads leave builds the room that they need: they are refused before builds are, and a tenant has so much and no
+//! more (`contexts.max_bytes`). An upload that ends before its end, whoever ends it, leaves what has come whole for the next try.
 //! A context is found for the tenant that uploaded it and for nobody else; what others have uploaded changes no answer.
 
 use std::collections::HashMap;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use store::Store;
 use store::context::{
-    Announced, Context, ContextDraft, ContextError, ContextId, Created, Entry, Keeping,
+    Allowance, Announced, Context, ContextDraft, ContextError, ContextId, Created, Entry, Keeping,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Tenant;
+use crate::builds::room::Room;
 use crate::config::Contexts as Config;
 use crate::failure::{Blame, Failure, chain};
 
@@ -53,6 +55,8 @@ struct Places {
 pub struct Parts {
     /// Where they are kept.
     pub store: Store,
+    /// What is free on the disk.
+    pub(crate) room: Arc<Room>,
     /// How they are taken and kept.
     pub config: Config,
     /// Most entries of one.
@@ -104,8 +108,13 @@ impl Contexts {
             return refuse("bytes", parts.max_bytes, "limits.context_bytes");
         }
         let slot = self.slot(tenant).await?;
+        let room = parts.room.of_uploads()?;
+        let allowance = Allowance {
+            min_free_bytes: room.min_free_bytes,
+            max_bytes: parts.config.max_bytes(room.disk_bytes),
+        };
         let (store, name, keeping) = (parts.store.clone(), tenant.clone(), self.keeping());
-        let begin = move || store.begin_context(name.as_str(), announced, keeping);
+        let begin = move || store.begin_context(name.as_str(), announced, keeping, allowance);
         Ok(Upload {
             draft: Arc::new(Mutex::new(Some(blocking(begin).await?))),
             contexts: self.clone(),
@@ -235,16 +244,17 @@ pub struct Upload {
 impl Upload {
     /// Takes the next entries; tells whether those were all.
     pub async fn entries(&self, entries: Vec<Entry>) -> Result<bool, Failure> {
+        let entries = Arc::new(entries);
         let work = move |draft: &mut ContextDraft| {
             draft.entries(&entries)?;
             Ok(draft.is_listed())
         };
-        self.with(work).await
+        self.with_room(work).await
     }
 
     /// Returns which entries' contents are to come, once all entries have.
     pub async fn missing(&self) -> Result<Vec<u64>, Failure> {
-        self.with(|draft| draft.missing()).await
+        self.with_room(ContextDraft::missing).await
     }
 
     /// Takes the next bytes of the missing contents; tells whether those were the last.
@@ -280,12 +290,37 @@ impl Upload {
         }
     }
 
+    /// Does something for which there may be no room on the disk; then what nobody uses is collected, and it is done once more.
+    async fn with_room<T: Send + 'static>(
+        &self,
+        work: impl Fn(&mut ContextDraft) -> Result<T, ContextError> + Clone + Send + 'static,
+    ) -> Result<T, Failure> {
+        let needed = match self.attempt(work.clone()).await? {
+            Err(ContextError::NoSpace { needed, .. }) => needed,
+            done => return done.map_err(failure),
+        };
+        self.contexts
+            .inner
+            .parts
+            .room
+            .make_for_upload(needed)
+            .await?;
+        self.with(work).await
+    }
+
     async fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut ContextDraft) -> Result<T, ContextError> + Send + 'static,
     ) -> Result<T, Failure> {
+        self.attempt(work).await?.map_err(failure)
+    }
+
+    async fn attempt<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut ContextDraft) -> Result<T, ContextError> + Send + 'static,
+    ) -> Result<Result<T, ContextError>, Failure> {
         let draft = Arc::clone(&self.draft);
-        blocking(move || {
+        attempt(move || {
             let mut draft = draft.lock().unwrap_or_else(PoisonError::into_inner);
             draft.as_mut().map_or(Err(ContextError::Incomplete), work)
         })
@@ -300,9 +335,14 @@ fn take(draft: &Mutex<Option<ContextDraft>>) -> Option<ContextDraft> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ContextError> + Send + 'static,
 ) -> Result<T, Failure> {
+    attempt(work).await?.map_err(failure)
+}
+
+async fn attempt<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ContextError> + Send + 'static,
+) -> Result<Result<T, ContextError>, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Failure::platform("the context cannot be kept", error))?
-        .map_err(failure)
+    done.map_err(|error| Failure::platform("the context cannot be kept", error))
 }
 
 /// Whose fault it is that an upload is refused.
@@ -315,7 +355,15 @@ fn failure(error: ContextError) -> Failure {
         | ContextError::Digest { .. }
         | ContextError::Unwanted
         | ContextError::Incomplete => Blame::Request,
-        ContextError::TooMany | ContextError::NoSpace(_) => Blame::Load,
+        ContextError::TooMany => Blame::Load,
+        ContextError::NoSpace { .. } => {
+            let text = format!("{}: see admission.min_free_bytes", chain(&error));
+            return Failure::new(Blame::Load, text);
+        }
+        ContextError::TooMuch { .. } => {
+            let text = format!("{} (contexts.max_bytes)", chain(&error));
+            return Failure::new(Blame::Load, text);
+        }
         ContextError::Vanished => Blame::Shutdown,
         ContextError::Damaged(_) | ContextError::Lock(_) | ContextError::Io { .. } => {
             return Failure::platform("the context cannot be kept", error);

@@ -1,11 +1,9 @@
 //! The journal of a build, record by record. Pulled by its client, like every stream: nothing is queued, nothing is spawned.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::kiln::v1 as wire;
 use engine::event::Event;
-use engine::follow::Follower;
 use engine::journal::{Body, JournalError, Record};
 use futures_util::stream::{BoxStream, StreamExt as _, try_unfold};
 use tokio_util::sync::CancellationToken;
@@ -13,16 +11,14 @@ use tonic::Status;
 
 use super::stream::shutting_down;
 use crate::builds::build::Build;
+use crate::builds::journal::Journal;
 use crate::builds::log::folder_or_end;
 use crate::failure::Failure;
-
-/// How long the end of a build is kept back until the service knows it: a moment, unless something is wrong with the journal.
-const END_KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
 enum Watching {
     /// Nothing was read yet; so many records are to be left out.
     Beginning(Arc<Build>, u64),
-    Reading(Arc<Build>, Follower),
+    Reading(Journal),
     Ended,
 }
 
@@ -52,19 +48,19 @@ pub(super) fn records(
 }
 
 async fn next(watching: Watching) -> Result<Option<(Record, Watching)>, JournalError> {
-    let (build, mut follower) = match watching {
+    let mut journal = match watching {
         Watching::Ended => return Ok(None),
-        Watching::Reading(build, follower) => (build, follower),
+        Watching::Reading(journal) => journal,
         Watching::Beginning(build, skip) => match folder_or_end(&build).await {
             Ok(folder) => {
-                let mut follower = Follower::open(&folder)?;
+                let mut journal = Journal::open(&build, &folder)?;
                 for _ in 0..skip {
-                    if follower.next().await?.is_none() {
+                    if journal.next().await?.is_none() {
                         return Ok(None);
                     }
                     tokio::task::yield_now().await;
                 }
-                (build, follower)
+                journal
             }
             // It ended before anybody had begun to carry it out: its end is all there is.
             Err(end) if skip == 0 => {
@@ -76,14 +72,8 @@ async fn next(watching: Watching) -> Result<Option<(Record, Watching)>, JournalE
             Err(_) => return Ok(None),
         },
     };
-    let record = follower.next().await?;
-    if let Some(Body::Event(event)) = record.as_ref().map(|record| &record.body)
-        && event.is_terminal()
-    {
-        // Who was told the end asks for what the build has made: whoever else reads the journal for the service has to know it too by then.
-        let _late = tokio::time::timeout(END_KNOWN_WITHIN, build.ended()).await;
-    }
-    Ok(record.map(|record| (record, Watching::Reading(build, follower))))
+    let record = journal.next().await?;
+    Ok(record.map(|record| (record, Watching::Reading(journal))))
 }
 
 fn unreadable(error: JournalError) -> Status {

@@ -12,7 +12,7 @@ use crate::harness::*;
 use crate::tenants::{A, B, by, callers};
 
 /// Returns a request that is unlike those of other numbers.
-fn numbered(n: u32) -> api::builder::BuildRequest {
+pub(crate) fn numbered(n: u32) -> api::builder::BuildRequest {
     let mut git = git();
     git.remote_uri = format!("https://example.com/{n}.git");
     request(git_source(git))

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use api::builder::BuildStatus;
 use api::kiln::v1 as wire;
 use api::kiln::v1::context_entry::Kind;
 use api::kiln::v1::create_context_request::Message as Ask;
@@ -446,6 +447,54 @@ async fn more_than_the_operator_allows_is_refused_before_anything_is_sent() {
             .1,
         0
     );
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_are_refused_before_builds_are_and_after_what_nobody_uses_was_collected() {
+    let world = World::new();
+    let wanted = 1_u64 << 60;
+    let config = format!("[admission]\nmin_free_bytes = {wanted}\n");
+    let server = world.serve_with(&config).await;
+    *world.scripted.free_bytes.lock().unwrap() = wanted + 1;
+    let talk = Talk::begin(&server).await;
+    talk.header(1, 3).await;
+    talk.entries(&[file("a", b"abc")]).await;
+    let status = talk.refused().await;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(
+        status.message().contains("admission.min_free_bytes"),
+        "{status:?}"
+    );
+    {
+        let collections = world.scripted.collections.lock().unwrap();
+        assert_eq!(collections.len(), 1);
+        assert!(collections[0].min_free_bytes.unwrap() >= wanted + (256 << 20));
+    }
+    let (_, stream) = server.start(crate::admission::numbered(0)).await;
+    world.worker().await.succeed(&server);
+    assert_eq!(last(stream).await.status(), BuildStatus::DoneSuccess);
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_uploads_no_more_than_it_may_have() {
+    let world = World::new();
+    let server = world.serve_with("[contexts]\nmax_bytes = 1000000").await;
+    let file_of = |n: u8| vec![(format!("f{n}"), vec![n; 400_000])];
+    upload(&server, &file_of(1)).await;
+    upload(&server, &file_of(2)).await;
+    let talk = Talk::begin(&server).await;
+    talk.header(1, 400_000).await;
+    talk.entries(&[file("a", &file_of(3)[0].1)]).await;
+    let status = talk.refused().await;
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(
+        status.message().contains("contexts.max_bytes"),
+        "{status:?}"
+    );
+    // What it has need not come again, and costs nothing.
+    assert_eq!(upload(&server, &file_of(1)).await.1, 0);
     server.stopped().await;
 }
 

@@ -336,20 +336,38 @@ impl World {
 
     /// Starts a server with a configuration; the address and the state directory are added to it.
     pub(crate) async fn serve_with(&self, config: &str) -> Server {
-        let mut config = service::config::parse(config).unwrap().config;
+        self.serve_config(self.config(config)).await
+    }
+
+    /// Starts a server whose clock is two hours ahead.
+    pub(crate) async fn serve_two_hours_later(&self) -> Server {
+        let environment = Environment {
+            now_ms: || (Environment::real().now_ms)() + 2 * 3600 * 1000,
+            ..Environment::real()
+        };
+        let config = self.config("");
+        self.serve_in(config, environment).await
+    }
+
+    fn config(&self, text: &str) -> Config {
+        let mut config = service::config::parse(text).unwrap().config;
         config.listen = "127.0.0.1:0".parse().unwrap();
         config.state = Some(self.state().to_owned());
-        self.serve_config(config).await
+        config
+    }
+
+    pub(crate) async fn serve_config(&self, config: Config) -> Server {
+        self.serve_in(config, Environment::real()).await
     }
 
     /// The peers of tests are on this machine: it may be reached unless the configuration has its own word on that.
-    pub(crate) async fn serve_config(&self, mut config: Config) -> Server {
+    async fn serve_in(&self, mut config: Config, environment: Environment) -> Server {
         config.egress.reach.get_or_insert(egress::Reach::Private);
         let setup = Setup {
             executor: Arc::new(self.scripted.clone()),
             owner: None,
             config_file: Some(self.state().join("kiln.toml")),
-            environment: Environment::real(),
+            environment,
             ambient: service::subassembly::Ambient::default(),
             client: ClientOptions {
                 tries: 2,

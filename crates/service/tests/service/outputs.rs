@@ -211,3 +211,34 @@ async fn forms_that_there_are_not_are_refused() {
     }
     server.stopped().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_hour_after_the_end_a_file_that_nobody_has_fetched_goes_and_the_build_stays() {
+    let world = World::new();
+    let server = world.serve().await;
+    let outputs = vec![export(wire::ExportFormat::Oci, &[])];
+    let id = start(&server, outputs).await.unwrap();
+    let worker = world.worker().await;
+    let folder = worker.folder.join("output");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("output-0"), "four").unwrap();
+    succeed(&worker);
+    ended(&server, &id).await;
+    server.stopped().await;
+    // A server that starts looks at once: what is fresh stays.
+    let server = world.serve().await;
+    ended(&server, &id).await;
+    server.stopped().await;
+    assert!(folder.join("output-0").exists());
+    let server = world.serve_two_hours_later().await;
+    let gone = async {
+        while folder.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    soon(gone).await;
+    missing(&server, &id, 0).await;
+    // The build is known as before.
+    ended(&server, &id).await;
+    server.stopped().await;
+}

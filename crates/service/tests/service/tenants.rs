@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use engine::event::FailureKind;
 use engine::spec::Output;
 use oci::{Digest, Reference};
-use store::context::{Announced, Keeping};
+use store::context::{Allowance, Announced, Keeping};
 use tonic::{Code, Request, Status};
 
 use crate::harness::*;
@@ -459,6 +459,31 @@ async fn a_repository_of_another_tenant_is_as_unknown_as_one_that_never_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_one_tenant_leaves_unfinished_keep_no_other_from_pushing() {
+    let world = World::new();
+    let server = world.serve_with(&callers()).await;
+    let most = store::Limits::default().owner_uploads_max;
+    let begin = async |repository: &str, token| {
+        let path = format!("/v2/{repository}/blobs/uploads/");
+        registry(&server, "POST", &path, token, b"").await
+    };
+    for n in 0..most {
+        let repository = format!("tenants/a/app{}", n % 7);
+        assert_eq!(begin(&repository, A).await.0, 202, "{n}");
+    }
+    // Whoever begins it: what counts is whose the repository is.
+    for token in [A, ADMIN] {
+        let (status, text) = begin("tenants/a/other", token).await;
+        assert_eq!(status, 429, "{text}");
+        assert!(text.contains("TOOMANYREQUESTS"), "{text}");
+        assert!(text.contains(&format!("{most} uploads")), "{text}");
+    }
+    assert_eq!(begin("tenants/b/app", B).await.0, 202);
+    assert_eq!(begin("builds/app", HOME).await.0, 202);
+    server.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pushing_and_removing_need_the_tenants_own_repository() {
     let world = World::new();
     let server = world.serve_with(&callers()).await;
@@ -610,7 +635,10 @@ async fn a_folder_of_another_tenant_cannot_be_built_from() {
         n_entries: 0,
         n_bytes: 0,
     };
-    let draft = server.store.begin_context("a", announced, keeping).unwrap();
+    let draft = server
+        .store
+        .begin_context("a", announced, keeping, Allowance::default())
+        .unwrap();
     let id = draft.commit(keeping.now_ms).unwrap().id.to_string();
     let from = |context_id: &str| wire::StartBuildRequest {
         files: Some(wire::BuildFiles {

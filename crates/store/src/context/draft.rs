@@ -1,23 +1,23 @@
 //! An upload on its way: entries, then the contents that are missing, then a context.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 
 use oci::Hasher;
-use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps};
+use rustix::fs::{FileType, Mode};
 
 use super::content::ContentId;
 use super::entry::{Entry, EntryKind, Sequence, shown};
-use super::manifest::ManifestWriter;
+use super::manifest::{self, ManifestWriter};
+use super::room::{Allowance, Claim, Known, Need, lock, share};
+use super::sweep::renew;
 use super::{CONTEXTS_MAX, ContextError, ContextId, Home, Keeping, failed, new_id};
 use crate::Store;
 use crate::dir::Dir;
 
 /// Contents up to this size are written in one piece once they have come whole.
 const SMALL_MAX_BYTES: u64 = 1 << 20;
-/// What is left free on the disk beside what an upload brings.
-const ROOM_LEFT_BYTES: u64 = 256 << 20;
 /// Names within a tray that are no contents.
 const MANIFEST: &str = "manifest";
 const PART: &str = "part";
@@ -53,8 +53,15 @@ pub struct ContextDraft {
     n_entries: u64,
     n_bytes: u64,
     /// Every content that was named, and its size.
-    known: HashMap<ContentId, u64>,
+    known: Known,
+    claim: Claim,
+    /// What a file counts at least.
+    share: u64,
+    /// What the list of entries takes.
+    list_bytes: u64,
     missing: Vec<Missing>,
+    /// Whether room was promised to what is missing.
+    is_promised: bool,
     /// How many of the missing ones have come whole.
     n_received: usize,
     incoming: Option<Incoming>,
@@ -119,6 +126,7 @@ impl Store {
         tenant: &str,
         announced: Announced,
         keeping: Keeping,
+        allowance: Allowance,
     ) -> Result<ContextDraft, ContextError> {
         let begin = failed("begin a context");
         let home = Home::make(self, tenant).map_err(&begin)?;
@@ -128,8 +136,14 @@ impl Store {
         let tray = Tray::new(self).map_err(&begin)?;
         let file = tray.create(MANIFEST).map_err(&begin)?;
         let manifest = ManifestWriter::begin(BufWriter::with_capacity(1 << 18, file));
+        let known = Known::default();
         Ok(ContextDraft {
             store: self.clone(),
+            claim: Claim::new(self, &home, (keeping, allowance), &known),
+            share: share(&home.contents).map_err(&begin)?,
+            list_bytes: 0,
+            known,
+            is_promised: false,
             home,
             tray,
             keeping,
@@ -138,7 +152,6 @@ impl Store {
             sequence: Sequence::default(),
             n_entries: 0,
             n_bytes: 0,
-            known: HashMap::new(),
             missing: Vec::new(),
             n_received: 0,
             incoming: None,
@@ -151,9 +164,15 @@ impl ContextDraft {
     /// Takes the next entries.
     ///
     /// # Errors
-    /// When one of them is refused; the draft is of no use then but for [`ContextDraft::abandon`].
+    /// When there is no room for them, and then it is as if they had not come. When one of them is refused; the draft is of no use then
+    /// but for [`ContextDraft::abandon`].
     pub fn entries(&mut self, entries: &[Entry]) -> Result<(), ContextError> {
-        entries.iter().try_for_each(|entry| self.entry(entry))
+        let list_bytes = entries.iter().map(manifest::size).sum();
+        self.claim.extend(&self.home, Need::of_list(list_bytes))?;
+        self.list_bytes += list_bytes;
+        entries.iter().try_for_each(|entry| self.entry(entry))?;
+        self.claim.wrote(list_bytes, 0);
+        Ok(())
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<(), ContextError> {
@@ -190,7 +209,8 @@ impl ContextDraft {
 
     /// Finds out whether a content is missing, once for each.
     fn file(&mut self, path: &[u8], size: u64, content: ContentId) -> Result<(), ContextError> {
-        let actual = match self.known.get(&content) {
+        let mut known = lock(&self.known);
+        let actual = match known.get(&content) {
             Some(size) => Some(*size),
             None if size == 0 => return Ok(()),
             None => {
@@ -202,7 +222,7 @@ impl ContextDraft {
                         size,
                     });
                 }
-                self.known.insert(content, size);
+                known.insert(content, size);
                 there
             }
         };
@@ -242,8 +262,8 @@ impl ContextDraft {
     /// Returns the positions of the entries whose contents are to come, ascending, once all entries have.
     ///
     /// # Errors
-    /// When the entries are not as announced, or there is no room for what is missing.
-    pub fn missing(&self) -> Result<Vec<u64>, ContextError> {
+    /// When the entries are not as announced, or there is no room for what is missing; there may be, later.
+    pub fn missing(&mut self) -> Result<Vec<u64>, ContextError> {
         if !self.is_listed() {
             return Err(ContextError::NumberOfEntries {
                 announced: self.announced.n_entries,
@@ -253,14 +273,20 @@ impl ContextDraft {
         if self.n_bytes != self.announced.n_bytes {
             return Err(self.wrong_bytes());
         }
-        let sizes = self.missing.iter().map(|missing| missing.size);
-        let needed = sizes.fold(0_u64, u64::saturating_add);
-        let disk = rustix::fs::fstatvfs(&self.home.contents).map_err(io::Error::from);
-        let disk = disk.map_err(failed("look at the room on the disk"))?;
-        if needed.saturating_add(ROOM_LEFT_BYTES) > disk.f_bavail.saturating_mul(disk.f_frsize) {
-            return Err(ContextError::NoSpace(needed));
+        if !self.is_promised {
+            let need = self.need(&self.missing);
+            self.claim.extend(&self.home, need)?;
+            self.is_promised = true;
         }
         Ok(self.missing.iter().map(|missing| missing.entry).collect())
+    }
+
+    fn need(&self, missing: &[Missing]) -> Need {
+        let mut all = Need::default();
+        for missing in missing {
+            all += Need::of_content(missing.size, self.share);
+        }
+        all
     }
 
     /// Takes the next bytes of the missing contents, which come in order, one right after the other.
@@ -293,6 +319,10 @@ impl ContextDraft {
             expected: missing.content,
         };
         let name = missing.content.hex();
+        let is_large = missing.size > SMALL_MAX_BYTES;
+        if is_large {
+            self.claim.wrote(piece.len() as u64, 0);
+        }
         if is_last && self.incoming.is_none() {
             // All of a small file in one message: the usual case.
             if ContentId::of(piece) != missing.content {
@@ -325,6 +355,9 @@ impl ContextDraft {
             }
         }
         self.n_received += 1;
+        let on_disk = Need::of_content(missing.size, self.share).bytes();
+        let noted = if is_large { missing.size } else { 0 };
+        self.claim.wrote(on_disk.saturating_sub(noted), 1);
         Ok(())
     }
 
@@ -357,7 +390,7 @@ impl ContextDraft {
         self.sync_contents()?;
         let _lock = self.home.lock(&self.store)?;
         self.shelve()?;
-        for (content, size) in &self.known {
+        for (content, size) in lock(&self.known).iter() {
             let there = self.there(*content).map_err(failed("look for a content"))?;
             if there != Some(*size) {
                 return Err(ContextError::Vanished);
@@ -370,6 +403,7 @@ impl ContextDraft {
         if !named.map_err(&publish)? {
             return Err(publish(io::ErrorKind::AlreadyExists.into()));
         }
+        self.claim.keep(self.list_bytes + manifest::FRAME_BYTES);
         manifests.sync().map_err(&publish)?;
         Ok(Created {
             id,
@@ -381,7 +415,7 @@ impl ContextDraft {
     ///
     /// # Errors
     /// When the system refuses; nothing is left then.
-    pub fn abandon(self) -> Result<(), ContextError> {
+    pub fn abandon(mut self) -> Result<(), ContextError> {
         if self.n_received == 0 {
             return Ok(());
         }
@@ -400,8 +434,10 @@ impl ContextDraft {
     }
 
     /// Moves what has come, and is durable, to the contents, durably.
-    fn shelve(&self) -> Result<(), ContextError> {
+    fn shelve(&mut self) -> Result<(), ContextError> {
         let received = self.missing.get(..self.n_received).unwrap_or_default();
+        let counts = self.need(received).counts();
+        self.claim.keep(counts);
         let shelve = || {
             let mut shards = BTreeSet::new();
             for missing in received {
@@ -446,22 +482,5 @@ impl Incoming {
             Self::Small(content) => content.len() as u64,
             Self::Large { hasher, .. } => hasher.size_bytes(),
         }
-    }
-}
-
-/// Says of a content that it is needed from now on; false when it has gone.
-pub(super) fn renew(contents: &Dir, place: &str, now_ms: u64) -> io::Result<bool> {
-    let now = Timespec {
-        tv_sec: i64::try_from(now_ms / 1000).unwrap_or(i64::MAX),
-        tv_nsec: 0,
-    };
-    let times = Timestamps {
-        last_access: now,
-        last_modification: now,
-    };
-    match rustix::fs::utimensat(contents, place, &times, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
     }
 }

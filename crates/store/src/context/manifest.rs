@@ -23,6 +23,8 @@ use super::entry::{
 const HEADER: &[u8] = b"kiln-context 1\n";
 /// Time, number and hash at the end.
 const TRAILER_BYTES: usize = 8 + 8 + 32;
+/// What a manifest takes beside its entries.
+pub(super) const FRAME_BYTES: u64 = (HEADER.len() + TRAILER_BYTES) as u64;
 const READ_BYTES: usize = 1 << 18;
 
 const FOLDER: u8 = 1;
@@ -122,6 +124,20 @@ impl<W: Write> ManifestWriter<W> {
         self.file.flush()?;
         Ok(self.file)
     }
+}
+
+/// Returns how many bytes an entry takes in a manifest.
+pub(super) fn size(entry: &Entry) -> u64 {
+    let text = |text: &[u8]| 4 + text.len() as u64;
+    let xattrs = entry.xattrs.iter();
+    let xattrs = xattrs.map(|(name, value)| text(name) + text(value));
+    let kind = match &entry.kind {
+        EntryKind::Folder | EntryKind::Pipe => 0,
+        EntryKind::File { .. } => 8 + 32,
+        EntryKind::Symlink(to) | EntryKind::HardLink(to) => text(to),
+    };
+    // Kind, mode, time, number of attributes.
+    1 + 4 + 8 + 4 + text(&entry.path) + 4 + xattrs.sum::<u64>() + kind
 }
 
 /// Tells why a manifest is not believed.
@@ -332,6 +348,16 @@ mod tests {
             .map(Result::unwrap)
             .collect();
         assert_eq!(read, entries());
+    }
+
+    #[test]
+    fn what_an_entry_takes_is_known_before_it_is_written() {
+        let empty = written(&[]).len() as u64;
+        assert_eq!(empty, FRAME_BYTES);
+        for entry in entries() {
+            let bytes = written(std::slice::from_ref(&entry)).len() as u64 - empty;
+            assert_eq!(size(&entry), bytes, "{entry:?}");
+        }
     }
 
     #[test]

@@ -20,13 +20,16 @@
 //! * What one tenant has uploaded is never found on behalf of another: there is no way from one's folder to the other's.
 //! * Nothing here is given to the store's owner: the data plane reads it and, where root serves, cannot change it.
 //! * A content's time of change says how long it is needed: for twice the lifetime of a context. Whoever relies on one renews it
-//!   when it is older than one lifetime, so that what a living context names is never removed, and nothing is listed or counted.
+//!   when it is older than one lifetime, so that what a living context names is never removed. Lists are read only when a tenant would
+//!   have more than it may (`room`): then contents that no list names go earlier.
+//! * Uploads leave free what [`Allowance`] says, all of them together.
 //! * A context is read under a shared lock on its manifest: while anybody reads or keeps it, it is not forgotten.
 
 mod content;
 mod draft;
 mod entry;
 pub(crate) mod manifest;
+pub(crate) mod room;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -43,6 +46,7 @@ pub use content::ContentId;
 pub use draft::{Announced, ContextDraft, Created};
 pub use entry::{Entry, EntryError, EntryKind, Sequence, components, parent_of};
 pub use manifest::{Entries, ManifestError};
+pub use room::Allowance;
 pub use sweep::Swept;
 
 use manifest::Trailer;
@@ -178,8 +182,23 @@ pub enum ContextError {
     #[error("there are {CONTEXTS_MAX} contexts already")]
     TooMany,
     /// It would not fit.
-    #[error("there is no room for {0} bytes")]
-    NoSpace(u64),
+    #[error("there is no room for {needed} bytes on the disk, of which {left} stay free")]
+    NoSpace {
+        /// What it would take.
+        needed: u64,
+        /// What has to stay free, bytes and a part of the files that the disk can hold.
+        left: u64,
+    },
+    /// The tenant would have too much.
+    #[error("uploads take {kept} bytes, for {more} more there is no room within {max_bytes}")]
+    TooMuch {
+        /// What the tenant has, and what its uploads on their way will bring.
+        kept: u64,
+        /// What was asked for.
+        more: u64,
+        /// What it may have.
+        max_bytes: u64,
+    },
     /// Content that was there at the beginning is there no longer.
     #[error("content that was known before is not any more")]
     Vanished,
@@ -207,7 +226,7 @@ fn failed(attempt: &'static str) -> impl Fn(io::Error) -> ContextError {
 /// A tenant's folder.
 #[derive(Debug)]
 pub(crate) struct Home {
-    lock_name: String,
+    folder: String,
     pub(crate) contents: Dir,
     pub(crate) manifests: Dir,
 }
@@ -232,7 +251,7 @@ impl Home {
         Ok(Self {
             contents: home.make(CONTENTS)?,
             manifests: home.make(MANIFESTS)?,
-            lock_name: lock_name(&name),
+            folder: name,
         })
     }
 
@@ -247,23 +266,24 @@ impl Home {
         };
         let (contents, manifests) = (home.sub_if_there(CONTENTS)?, home.sub_if_there(MANIFESTS)?);
         Ok(contents.zip(manifests).map(|(contents, manifests)| Self {
-            lock_name: lock_name(name),
+            folder: name.to_owned(),
             contents,
             manifests,
         }))
     }
 
     pub(crate) fn lock(&self, store: &Store) -> Result<LockGuard, ContextError> {
-        store.lock(&self.lock_name).map_err(ContextError::Lock)
+        let name = format!("contexts/{}", self.folder);
+        store.lock(&name).map_err(ContextError::Lock)
+    }
+
+    fn folder(&self) -> &str {
+        &self.folder
     }
 }
 
 fn folder_of(tenant: &str) -> String {
     Digest::sha256(tenant.as_bytes()).hex().to_owned()
-}
-
-fn lock_name(folder: &str) -> String {
-    format!("contexts/{folder}")
 }
 
 /// A context that is there, and stays as long as this is kept.

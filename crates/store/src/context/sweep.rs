@@ -1,17 +1,21 @@
 //! Forgetting: contexts whose time is over, and contents that nobody can rely on any more.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FlockOperation, Timespec, Timestamps};
 
 use super::content::ContentId;
-use super::draft::renew;
 use super::entry::EntryKind;
-use super::manifest::{self, Entries, Trailer};
+use super::manifest::{self, Entries, ManifestError, Trailer};
+use super::room::{counts, share};
 use super::{ContextError, FOLDER, Home, Keeping, failed};
 use crate::Store;
 use crate::dir::Dir;
+
+/// Contents that are looked at together when some have to go: what is known of them is in memory.
+const TOGETHER_MAX: u64 = 1 << 20;
 
 /// What was forgotten.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -61,9 +65,13 @@ impl Store {
                 return Ok(());
             }
             let _lock = home.lock(self)?;
-            swept.n_contexts += u64::from(forget_one(home, &name, keeping).map_err(&forget)?);
+            if let Some(counts) = forget_one(home, &name, keeping).map_err(&forget)? {
+                swept.n_contexts += 1;
+                self.inner.rooms.removed(home.folder(), counts);
+            }
         }
         let remove = failed("remove contents");
+        let per_file = share(&home.contents).map_err(&remove)?;
         for shard in home.contents.names().map_err(&remove)? {
             if !go_on() {
                 return Ok(());
@@ -71,27 +79,34 @@ impl Store {
             // For one folder at a time: whoever makes a context waits for it.
             let _lock = home.lock(self)?;
             let dir = home.contents.sub(&shard).map_err(&remove)?;
-            remove_unneeded(&dir, keeping, swept).map_err(&remove)?;
+            let sizes = remove_unneeded(&dir, keeping).map_err(&remove)?;
+            swept.n_contents += sizes.len() as u64;
+            swept.n_bytes += sizes.iter().sum::<u64>();
+            let removed = sizes.into_iter().map(|size| counts(size, per_file));
+            self.inner.rooms.removed(home.folder(), removed.sum());
         }
         Ok(())
     }
 }
 
-/// Forgets a context if its time is over; what it names is renewed if somebody keeps it.
-fn forget_one(home: &Home, name: &str, keeping: Keeping) -> io::Result<bool> {
+/// Forgets a context if its time is over, and returns what its list took; what it names is renewed if somebody keeps it.
+fn forget_one(home: &Home, name: &str, keeping: Keeping) -> io::Result<Option<u64>> {
     let Some(mut file) = home.manifests.open_file(name)? else {
-        return Ok(false);
+        return Ok(None);
     };
     match Trailer::read(&mut file) {
-        Ok(trailer) if !keeping.is_over(trailer.created_ms) => return Ok(false),
+        Ok(trailer) if !keeping.is_over(trailer.created_ms) => return Ok(None),
         // Over, or damaged: of no use to anybody.
         _ => {}
     }
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => home.manifests.unlink(name),
+        Ok(()) => {
+            let size = file.metadata()?.len();
+            Ok(home.manifests.unlink(name)?.then_some(size))
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => {
             renew_all(home, &mut file, keeping)?;
-            Ok(false)
+            Ok(None)
         }
         Err(error) => Err(error.into()),
     }
@@ -115,18 +130,139 @@ fn renew_all(home: &Home, file: &mut File, keeping: Keeping) -> io::Result<()> {
     Ok(())
 }
 
-fn remove_unneeded(dir: &Dir, keeping: Keeping, swept: &mut Swept) -> io::Result<()> {
+/// Removes what nobody can rely on any more, and returns the sizes.
+fn remove_unneeded(dir: &Dir, keeping: Keeping) -> io::Result<Vec<u64>> {
+    let mut sizes = Vec::new();
+    for (name, stat) in contents(dir)? {
+        if keeping.is_unneeded(stat.modified_s) && dir.unlink(&name.hex())? {
+            sizes.push(stat.size);
+        }
+    }
+    Ok(sizes)
+}
+
+/// A content that is there.
+#[derive(Clone, Copy)]
+struct Found {
+    modified_s: i64,
+    size: u64,
+}
+
+fn contents(dir: &Dir) -> io::Result<Vec<(ContentId, Found)>> {
+    let mut all = Vec::new();
     for name in dir.names()? {
-        let Some(stat) = dir.stat(&name)? else {
+        let (Some(content), Some(stat)) = (ContentId::from_hex(&name), dir.stat(&name)?) else {
             continue;
         };
-        if ContentId::from_hex(&name).is_some()
-            && keeping.is_unneeded(stat.st_mtime)
-            && dir.unlink(&name)?
+        let found = Found {
+            modified_s: stat.st_mtime,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+        };
+        all.push((content, found));
+    }
+    Ok(all)
+}
+
+/// Counts what a tenant has. If that is more than `most`, contents go that no context names and of which `is_known` knows nothing, the
+/// oldest first, until it is not. Returns what there is then. Under the tenant's lock.
+pub(super) fn make_room(
+    home: &Home,
+    keeping: Keeping,
+    is_known: &dyn Fn(&ContentId) -> bool,
+    most: u64,
+) -> io::Result<u64> {
+    let per_file = share(&home.contents)?;
+    let mut total = 0_u64;
+    for name in home.manifests.names()? {
+        if forget_one(home, &name, keeping)?.is_none()
+            && let Some(stat) = home.manifests.stat(&name)?
         {
-            swept.n_contents += 1;
-            swept.n_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+            total = total.saturating_add(u64::try_from(stat.st_size).unwrap_or(0));
+        }
+    }
+    let (mut shards, mut n_contents) = (Vec::new(), 0_u64);
+    for name in home.contents.names()? {
+        let shard = home.contents.sub(&name)?;
+        let sizes = contents(&shard)?;
+        n_contents += sizes.len() as u64;
+        total = sizes.iter().fold(total, |total, (_, found)| {
+            total.saturating_add(counts(found.size, per_file))
+        });
+        shards.push(shard);
+    }
+    let n_passes = n_contents.div_ceil(TOGETHER_MAX).max(1);
+    let together = shards
+        .len()
+        .div_ceil(usize::try_from(n_passes).unwrap_or(usize::MAX));
+    for shards in shards.chunks(together.max(1)) {
+        if total <= most {
+            break;
+        }
+        for (content, found) in unnamed(home, shards, is_known)? {
+            if total <= most {
+                break;
+            }
+            if home.contents.unlink(&content.place())? {
+                total = total.saturating_sub(counts(found.size, per_file));
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// Returns the contents in some folders that nothing names and nobody knows, the oldest first.
+fn unnamed(
+    home: &Home,
+    shards: &[Dir],
+    is_known: &dyn Fn(&ContentId) -> bool,
+) -> io::Result<Vec<(ContentId, Found)>> {
+    let mut left: HashMap<ContentId, Found> = HashMap::new();
+    for shard in shards {
+        let found = contents(shard)?.into_iter();
+        left.extend(found.filter(|(content, _)| !is_known(content)));
+    }
+    for name in home.manifests.names()? {
+        let Some(file) = home.manifests.open_file(&name)? else {
+            continue;
+        };
+        let mut see = |content| {
+            left.remove(&content);
+        };
+        match named(file, &mut see) {
+            // What is damaged nobody builds from.
+            Ok(()) | Err(ManifestError::Damaged | ManifestError::Entry(_)) => {}
+            Err(ManifestError::Read(error)) => return Err(error),
+        }
+    }
+    let mut left: Vec<_> = left.into_iter().collect();
+    left.sort_unstable_by_key(|(content, found)| (found.modified_s, *content));
+    Ok(left)
+}
+
+fn named(mut file: File, see: &mut dyn FnMut(ContentId)) -> Result<(), ManifestError> {
+    let trailer = manifest::verify(&mut file)?;
+    io::Seek::rewind(&mut file).map_err(ManifestError::Read)?;
+    for entry in Entries::begin(io::BufReader::new(file), trailer)? {
+        if let EntryKind::File { content, .. } = entry?.kind {
+            see(content);
         }
     }
     Ok(())
+}
+
+/// Says of a content that it is needed from now on; false when it has gone.
+pub(super) fn renew(contents: &Dir, place: &str, now_ms: u64) -> io::Result<bool> {
+    let now = Timespec {
+        tv_sec: i64::try_from(now_ms / 1000).unwrap_or(i64::MAX),
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    match rustix::fs::utimensat(contents, place, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -53,7 +53,7 @@ fn begin(store: &Store, tenant: &str, entries: &[Entry]) -> Result<ContextDraft,
         n_entries: entries.len() as u64,
         n_bytes: entries.iter().map(size).sum(),
     };
-    let mut draft = store.begin_context(tenant, announced, now())?;
+    let mut draft = store.begin_context(tenant, announced, now(), Allowance::default())?;
     draft.entries(entries)?;
     Ok(draft)
 }
@@ -154,7 +154,9 @@ fn lies_are_refused() {
 
     let announced = |n_entries, n_bytes| {
         let announced = Announced { n_entries, n_bytes };
-        let mut draft = store.begin_context("t", announced, now()).unwrap();
+        let mut draft = store
+            .begin_context("t", announced, now(), Allowance::default())
+            .unwrap();
         draft
             .entries(&[file("a", b"abc")])
             .and_then(|()| draft.missing())
@@ -275,7 +277,9 @@ fn content_that_is_relied_on_again_is_kept_again() {
         n_entries: 1,
         n_bytes: 3,
     };
-    let mut draft = store.begin_context("t", announced, late).unwrap();
+    let mut draft = store
+        .begin_context("t", announced, late, Allowance::default())
+        .unwrap();
     draft.entries(&[file("x", b"abc")]).unwrap();
     assert_eq!(draft.missing().unwrap(), [0; 0]);
     let created = draft.commit(late.now_ms).unwrap();
@@ -308,7 +312,9 @@ fn many_entries_of_one_content_ask_for_it_once() {
         n_entries: n,
         n_bytes: n,
     };
-    let mut draft = store.begin_context("t", announced, now()).unwrap();
+    let mut draft = store
+        .begin_context("t", announced, now(), Allowance::default())
+        .unwrap();
     for start in (0..n).step_by(10_000) {
         let entries: Vec<Entry> = (start..start + 10_000)
             .map(|i| file(&format!("f{i:07}"), b"x"))
@@ -341,4 +347,161 @@ fn ids_are_random_and_nothing_else_is_one() {
     ] {
         assert!(text.parse::<ContextId>().is_err(), "{text:?}");
     }
+}
+
+/// The first entry of an upload with so much room, if it has it.
+fn begin_within(
+    store: &Store,
+    (tenant, later): (&str, Duration),
+    allowance: Allowance,
+    entry: &Entry,
+) -> Result<ContextDraft, ContextError> {
+    let EntryKind::File { size, .. } = entry.kind else {
+        panic!("not a file");
+    };
+    let announced = Announced {
+        n_entries: 1,
+        n_bytes: size,
+    };
+    let mut draft = store.begin_context(tenant, announced, keeping(later), allowance)?;
+    draft.entries(std::slice::from_ref(entry))?;
+    draft.missing()?;
+    Ok(draft)
+}
+
+/// Leaves a content that no context names, last needed so long ago.
+fn leave(store: &Store, content: &[u8], ago: Duration) {
+    let allowance = Allowance::default();
+    let entry = file("left", content);
+    let mut draft = begin_within(store, ("t", Duration::ZERO), allowance, &entry).unwrap();
+    draft.content(content).unwrap();
+    draft.abandon().unwrap();
+    let home = Home::open(store, &folder_of("t")).unwrap().unwrap();
+    let place = ContentId::of(content).place();
+    let file = home.contents.open_file(&place).unwrap().unwrap();
+    file.set_modified(std::time::SystemTime::now() - ago)
+        .unwrap();
+}
+
+fn is_there(store: &Store, content: &[u8]) -> bool {
+    let home = Home::open(store, &folder_of("t")).unwrap().unwrap();
+    let place = ContentId::of(content).place();
+    home.contents.stat(&place).unwrap().is_some()
+}
+
+#[test]
+fn a_tenant_has_so_much_and_what_nobody_needs_goes_first_the_oldest_before_others() {
+    let (_folder, store) = store();
+    let (created, _) = upload(&store, "t", &[("x", b"named")]);
+    let home = Home::open(&store, &folder_of("t")).unwrap().unwrap();
+    let one = room::counts(1, room::share(&home.contents).unwrap());
+    // Four contents, and lists, which are small.
+    let four = Allowance {
+        max_bytes: one * 4 + one / 2,
+        ..Allowance::default()
+    };
+    leave(&store, b"relied on", MINUTE * 5);
+    leave(&store, b"older", MINUTE * 4);
+    leave(&store, b"newer", MINUTE * 3);
+    let relying = file("y", b"relied on");
+    let relies = begin_within(&store, ("t", Duration::ZERO), four, &relying).unwrap();
+    let fifth = begin_within(&store, ("t", MINUTE), four, &file("z", b"fifth")).unwrap();
+    let there = [&b"named"[..], b"relied on", b"older", b"newer"].map(|c| is_there(&store, c));
+    assert_eq!(there, [true, true, false, true]);
+    // What is promised counts, and what is given back does not.
+    let sixth = begin_within(&store, ("t", MINUTE * 2), four, &file("z", b"sixth")).unwrap();
+    let refused = begin_within(&store, ("t", MINUTE * 3), four, &file("z", b"seventh"));
+    assert!(
+        matches!(refused, Err(ContextError::TooMuch { max_bytes, .. }) if max_bytes == four.max_bytes),
+        "{refused:?}"
+    );
+    begin_within(&store, ("other", MINUTE * 3), four, &file("z", b"seventh")).unwrap();
+    drop(fifth);
+    let mut seventh =
+        begin_within(&store, ("t", MINUTE * 4), four, &file("z", b"seventh")).unwrap();
+    seventh.content(b"seventh").unwrap();
+    seventh.commit(now().now_ms).unwrap();
+    relies.commit(now().now_ms).unwrap();
+    drop(sixth);
+    // Contexts whose time is not over stay, and so does what they name.
+    for text in ["a", "b", "c"] {
+        let more = file("z", text.as_bytes());
+        let more = begin_within(&store, ("t", MINUTE * 6), four, &more);
+        assert_eq!(more.is_ok(), text == "a", "{text}: {more:?}");
+        std::mem::forget(more);
+    }
+    let context = store.context("t", &created.id).unwrap().unwrap();
+    context.open_content(ContentId::of(b"named")).unwrap();
+}
+
+#[test]
+fn lists_count_too_and_what_is_swept_does_not() {
+    let (_folder, store) = store();
+    let allowance = Allowance {
+        max_bytes: 10_000,
+        ..Allowance::default()
+    };
+    let list = |later| {
+        let announced = Announced {
+            n_entries: 2,
+            n_bytes: 0,
+        };
+        let mut draft = store.begin_context("t", announced, keeping(later), allowance)?;
+        let long = |name: &str| entry(name, EntryKind::Symlink(vec![b'x'; 2000]));
+        draft.entries(&[long("a"), long("b")])?;
+        draft.missing()?;
+        draft.commit(keeping(later).now_ms)
+    };
+    list(Duration::ZERO).unwrap();
+    list(Duration::ZERO).unwrap();
+    let refused = list(MINUTE).unwrap_err();
+    assert!(matches!(refused, ContextError::TooMuch { .. }), "{refused}");
+    let later = LIFETIME + MINUTE;
+    let swept = store.sweep_contexts(keeping(later), &|| true).unwrap();
+    assert_eq!(swept.n_contexts, 2);
+    list(later).unwrap();
+    // After a start, what is there is counted.
+    let again = Store::open(store.path(), None).unwrap();
+    drop(store);
+    let announced = Announced {
+        n_entries: 1,
+        n_bytes: 0,
+    };
+    let mut draft = again
+        .begin_context("t", announced, keeping(later), allowance)
+        .unwrap();
+    let long = entry("a", EntryKind::Symlink(vec![b'x'; 4000]));
+    draft.entries(std::slice::from_ref(&long)).unwrap();
+    let mut draft = again
+        .begin_context("t", announced, keeping(later), allowance)
+        .unwrap();
+    let refused = draft.entries(&[long]).unwrap_err();
+    assert!(matches!(refused, ContextError::TooMuch { .. }), "{refused}");
+}
+
+#[test]
+fn uploads_leave_free_what_others_need_and_what_other_uploads_will_bring() {
+    let (_folder, store) = store();
+    let disk = rustix::fs::statvfs(store.path()).unwrap();
+    let free = disk.f_bavail * disk.f_frsize;
+    let most = |content: &[u8]| {
+        let (size, content) = (free / 10 * 6, ContentId::of(content));
+        entry("x", EntryKind::File { size, content })
+    };
+    let begin = |tenant, min_free_bytes, content: &[u8]| {
+        let allowance = Allowance {
+            min_free_bytes,
+            ..Allowance::default()
+        };
+        begin_within(&store, (tenant, Duration::ZERO), allowance, &most(content))
+    };
+    let is_full =
+        |refused: &Result<_, ContextError>| matches!(refused, Err(ContextError::NoSpace { .. }));
+    let refused = begin("a", free / 10 * 6, b"one");
+    assert!(is_full(&refused), "{refused:?}");
+    let first = begin("a", free / 10, b"one").unwrap();
+    let refused = begin("b", 0, b"two");
+    assert!(is_full(&refused), "{refused:?}");
+    drop(first);
+    begin("b", 0, b"two").unwrap();
 }

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 use oci::Digest;
 use store::check::{Checking, Depth, Repair, Severity};
 use store::collect::{Kind, Policy};
-use store::context::{Announced, ContentId, ContextId, Entry, EntryKind, Keeping};
+use store::context::{Allowance, Announced, ContentId, ContextId, Entry, EntryKind, Keeping};
 use store::{CacheUse, Store};
 use testkit::faults::{self, Dice, Ended, Fault, Point, RUNS_AT_A_TIME, Soak, Victim, figure};
 
@@ -45,6 +45,7 @@ const MANY: usize = 20;
 /// What the child ends with when a piece of work failed twice.
 const FAILED_TWICE: i32 = 3;
 
+mod late;
 mod power;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -182,7 +183,7 @@ fn context(store: &Store, content: &[u8]) -> Result<ContextId, Box<dyn Error>> {
         n_entries: 1,
         n_bytes: content.len() as u64,
     };
-    let mut draft = store.begin_context("tenant", announced, KEEPING)?;
+    let mut draft = store.begin_context("tenant", announced, KEEPING, Allowance::default())?;
     let entry = Entry {
         path: b"file".to_vec(),
         mode: 0o644,
@@ -207,6 +208,7 @@ fn main() -> ExitCode {
         ["work", folder] => work(Path::new(folder)),
         ["recover", folder] => recover(Path::new(folder)),
         ["threads", folder] => threads(Path::new(folder)),
+        ["one", folder] => late::one(Path::new(folder)),
         ref words => {
             faults::try_parts(words, &PARTS);
             ExitCode::SUCCESS
@@ -215,11 +217,12 @@ fn main() -> ExitCode {
 }
 
 /// What is tried, by name.
-const PARTS: [faults::Part; 4] = [
+const PARTS: [faults::Part; 5] = [
     ("crash", every_call),
     ("threads", in_threads),
     ("double_crash", double_crashes),
     ("power", power::every_state),
+    ("late", late::another_was_promised_it),
 ];
 
 /// Tells what failed, if that does not fail too.

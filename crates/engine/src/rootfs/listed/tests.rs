@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use store::Store;
-use store::context::{Announced, ContentId, Context, Keeping};
+use store::context::{Allowance, Announced, ContentId, Context, Keeping};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -162,7 +162,9 @@ fn uploaded(store: &Store, entries: &[Entry]) -> Context {
         n_entries: entries.len() as u64,
         n_bytes: sizes.sum(),
     };
-    let mut draft = store.begin_context("t", announced, keeping).unwrap();
+    let mut draft = store
+        .begin_context("t", announced, keeping, Allowance::default())
+        .unwrap();
     draft.entries(entries).unwrap();
     for at in draft.missing().unwrap() {
         let EntryKind::File { content, .. } = &entries[usize::try_from(at).unwrap()].kind else {

@@ -15,7 +15,6 @@ use engine::event::Event;
 use engine::excerpt::Selection;
 use engine::journal::JournalError;
 use engine::redact::Redactor;
-use engine::state::BuildState;
 use futures_util::Stream;
 use oci::Reference;
 use tokio_util::sync::CancellationToken;
@@ -132,7 +131,7 @@ enum Place {
     /// With others, to the end of the build.
     Among(PathBuf, Member),
     /// Alone, of what is there.
-    Alone(Text),
+    Alone(Box<Text>),
     /// It has got everything.
     End,
 }
@@ -183,11 +182,13 @@ impl Reading {
         let logs = &self.build.logs;
         self.place = match (folder_or_end(&self.build).await, self.until) {
             (Ok(folder), Until::Now) => {
-                let text = logs.alone(&folder, self.view, &self.redactor, self.offset);
-                Place::Alone(text.map_err(unreadable)?)
+                let source = (&self.build, &*folder);
+                let text = logs.alone(source, self.view, &self.redactor, self.offset);
+                Place::Alone(Box::new(text.map_err(unreadable)?))
             }
             (Ok(folder), Until::End) => {
-                let member = logs.join(&folder, self.view, &self.redactor, self.offset);
+                let source = (&self.build, &*folder);
+                let member = logs.join(source, self.view, &self.redactor, self.offset);
                 Place::Among(folder, member.map_err(unreadable)?)
             }
             (Err(end), _) => {
@@ -213,7 +214,8 @@ impl Reading {
             }
             Found::Gone => {
                 let logs = &self.build.logs;
-                let joined = logs.join(folder, self.view, &self.redactor, self.offset);
+                let source = (&self.build, &**folder);
+                let joined = logs.join(source, self.view, &self.redactor, self.offset);
                 *member = joined.map_err(unreadable)?;
             }
             Found::Nothing => {
@@ -245,12 +247,9 @@ pub(crate) async fn folder_or_end(build: &Build) -> Result<PathBuf, Option<Event
     let Ok(progress) = watch.wait_for(known).await else {
         return Err(None);
     };
-    match (&progress.folder, &progress.state) {
-        (Some(folder), _) => Ok(folder.clone()),
-        (None, BuildState::Failed { failure }) => Err(Some(Event::Failed {
-            failure: failure.clone(),
-        })),
-        (None, _) => Err(Some(Event::Cancelled)),
+    match &progress.folder {
+        Some(folder) => Ok(folder.clone()),
+        None => Err(progress.state.end()),
     }
 }
 

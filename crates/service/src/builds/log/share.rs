@@ -11,7 +11,6 @@
 //! that it depends on, at distances that double when there are too many.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Names;
-use super::text::{Mark, PIECE_BYTES, Text};
+use super::text::{Mark, PIECE_BYTES, Source, Text};
 
 /// Most bytes that a ring holds when it has several readers. With one, it holds one piece.
 const RING_BYTES: usize = 1 << 20;
@@ -259,7 +258,7 @@ impl Shelf {
     /// Returns a part in a reel from which the text at `offset` comes, sooner or later.
     pub(super) fn join(
         &self,
-        folder: &Path,
+        source: Source<'_>,
         view: View,
         redactor: &Redactor,
         offset: u64,
@@ -272,8 +271,8 @@ impl Shelf {
             return Ok(Member::of(reel));
         }
         let text = match mark {
-            Some(mark) => Text::go_on(folder, mark)?,
-            None => Text::open(folder, view.selection, redactor)?,
+            Some(mark) => Text::go_on(source, mark)?,
+            None => Text::open(source, view.selection, redactor)?,
         };
         let reel = Arc::new(reel(text, view, self.clone()));
         shared.reels.push(Arc::downgrade(&reel));
@@ -294,7 +293,7 @@ impl Shelf {
     /// Returns the text from the last mark before `offset` on, for who reads alone.
     pub(super) fn alone(
         &self,
-        folder: &Path,
+        source: Source<'_>,
         view: View,
         redactor: &Redactor,
         offset: u64,
@@ -304,8 +303,8 @@ impl Shelf {
             .before(offset)
             .cloned();
         match mark {
-            Some(mark) => Text::go_on(folder, mark),
-            None => Text::open(folder, view.selection, redactor),
+            Some(mark) => Text::go_on(source, mark),
+            None => Text::open(source, view.selection, redactor),
         }
     }
 

@@ -81,6 +81,14 @@ impl World {
 
     fn end(&mut self) {
         self.write(Body::Event(Event::Cancelled));
+        self.known();
+    }
+
+    /// The service knows that the build was cancelled.
+    fn known(&self) {
+        let at_ms = 1000 + self.records.len() as u64;
+        let build = &self.build;
+        build.update(|progress| progress.take(&Event::Cancelled, at_ms));
     }
 
     fn read(&self, wanted: Wanted) -> Reader {
@@ -264,8 +272,9 @@ fn marks_are_never_more_than_the_limit_and_lie_evenly() {
     world.output(0);
     let mut marks = Marks::default();
     let text = |offset| {
-        let path = world.folder.path();
-        Text::open(path, Selection::default(), &Redactor::default()).map(|text| text.moved(offset))
+        let source = (&world.build, world.folder.path());
+        Text::open(source, Selection::default(), &Redactor::default())
+            .map(|text| text.moved(offset))
     };
     for mib in 1..2000 {
         let offset = mib * MARK_BYTES;

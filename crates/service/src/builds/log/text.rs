@@ -3,23 +3,29 @@
 //! Nothing is shared here and nothing is spawned: whoever has a [`Text`] goes through the journal with it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::event::Event;
 use engine::excerpt::{Excerpt, Selection};
-use engine::follow::Follower;
 use engine::journal::{Body, JournalError, Record};
 use engine::redact::{Redactor, StreamRedactor};
+
+use crate::builds::build::Build;
+use crate::builds::journal::Journal;
 
 /// Pieces are at least this large when so much is there already.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
 /// A mark that would have to hold more is not set: many steps are in the middle of long lines.
 const MARK_MAX_BYTES: usize = 16 << 10;
 
+/// A build and its folder.
+pub(super) type Source<'a> = (&'a Arc<Build>, &'a Path);
+
 /// Turns a journal into text, piece by piece.
 #[derive(Debug)]
 pub(super) struct Text {
-    follower: Follower,
+    journal: Journal,
     fold: Fold,
     ended: bool,
 }
@@ -58,12 +64,12 @@ pub(super) fn of_event(event: Event, selection: Selection, redactor: &Redactor) 
 impl Text {
     /// Returns the text from its beginning.
     pub(super) fn open(
-        folder: &Path,
+        (build, folder): Source<'_>,
         selection: Selection,
         redactor: &Redactor,
     ) -> Result<Self, JournalError> {
         Ok(Self {
-            follower: Follower::open(folder)?,
+            journal: Journal::open(build, folder)?,
             fold: Fold {
                 excerpt: Excerpt::new(selection),
                 redactor: redactor.stream(),
@@ -74,9 +80,9 @@ impl Text {
     }
 
     /// Returns the text from a mark on.
-    pub(super) fn go_on(folder: &Path, mark: Mark) -> Result<Self, JournalError> {
+    pub(super) fn go_on((build, folder): Source<'_>, mark: Mark) -> Result<Self, JournalError> {
         Ok(Self {
-            follower: Follower::open_at(folder, mark.journal_offset)?,
+            journal: Journal::open_at(build, folder, mark.journal_offset)?,
             fold: mark.fold,
             ended: false,
         })
@@ -92,7 +98,7 @@ impl Text {
         let held = self.fold.excerpt.held_bytes() + self.fold.redactor.held_bytes();
         (held <= MARK_MAX_BYTES && !self.ended).then(|| Mark {
             fold: self.fold.clone(),
-            journal_offset: self.follower.offset(),
+            journal_offset: self.journal.offset(),
         })
     }
 
@@ -106,7 +112,7 @@ impl Text {
     /// Returns the next piece, waiting for it; `None` at the end of the build.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, JournalError> {
         while !self.ended {
-            let first = self.follower.next().await?;
+            let first = self.journal.next().await?;
             let piece = self.take(first)?;
             if !piece.is_empty() {
                 return Ok(Some(piece));
@@ -120,7 +126,7 @@ impl Text {
     /// Returns the next piece of what is there; `None` when nothing more is.
     pub(super) fn next_there(&mut self) -> Result<Option<Bytes>, JournalError> {
         while !self.ended {
-            let first = self.follower.try_next()?;
+            let first = self.journal.try_next()?;
             let piece = self.take(first)?;
             if !piece.is_empty() {
                 return Ok(Some(piece));
@@ -139,7 +145,7 @@ impl Text {
             if self.ended || text.len() >= PIECE_BYTES {
                 break;
             }
-            next = self.follower.try_next()?;
+            next = self.journal.try_next()?;
         }
         let mut text = self.fold.redactor.push(&text);
         if self.ended {
