@@ -10,6 +10,7 @@ use api::builder::subassembly_service_client::SubassemblyServiceClient;
 use api::kiln::v1::kiln_client::KilnClient;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::faults::soak_time;
 use crate::process::{self, Daemon, Stopped, processes_using};
 use crate::scratch::{Scratch, mounts_below};
 
@@ -100,6 +101,11 @@ impl Kiln {
         // An address left by a killed server would be taken for the new one's.
         let _absent = std::fs::remove_file(&address_file);
         let mut command = self.command();
+        if soak_time().is_some() {
+            // As a service manager starts it: where processors are shared by session, it has its own part.
+            command = self.command_by(&process::tool("setsid", "util-linux"));
+            command.arg(binary());
+        }
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--state"])
             .arg(&state);
@@ -155,7 +161,11 @@ impl Kiln {
     /// Returns a command of the built program with a clean environment and a home of its own.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = process::clean_command(binary());
+        self.command_by(binary())
+    }
+
+    fn command_by(&self, program: &Path) -> Command {
+        let mut command = process::clean_command(program);
         command
             .env("HOME", self.scratch.path())
             .env("XDG_CACHE_HOME", self.scratch.join("cache"));

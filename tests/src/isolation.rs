@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
+use testkit::docker_registry::DockerRegistry;
 use testkit::git_server::{File, GitServer};
 use testkit::process::tool;
 
@@ -163,4 +164,33 @@ async fn a_step_has_no_more_rights_than_docker_gives_it() {
         assert_eq!(capabilities & !docker, 0, "{set} {capabilities:x}");
     }
     assert_eq!(value("Seccomp:"), "2", "{log}");
+}
+
+/// Returns the niceness of every thread of a process.
+fn niceness(id: u32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
+    let stats =
+        tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    stats
+        .map(|stat| {
+            // Behind the name, which may have anything in it.
+            let fields = stat.rsplit_once(')').unwrap().1;
+            fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_gets_the_processors_before_its_builds_which_get_them_like_others() {
+    let ours = niceness(std::process::id())[0];
+    for (config, expected) in [("", -5), ("server.niceness = 0\n", ours)] {
+        let scene = Scene::around(DockerRegistry::start(), Target::Embedded, config);
+        let base = scene.busybox();
+        let text = format!("FROM {base}\nRUN echo it is $(cut -d' ' -f19 /proc/self/stat) no'w'\n");
+        let said = scene.build(scene.dockerfile("nice", &text)).await;
+        let log = scene.log(&said.build_id().unwrap()).await;
+        assert!(log.contains(&format!("it is {ours} now\n")), "{log}");
+        let threads = niceness(scene.kiln.id().unwrap());
+        assert!(threads.iter().all(|one| *one == expected), "{threads:?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! `kiln serve`: gives the service its executor, which starts a worker process on this machine for each build.
 
+mod priority;
 mod watch;
 
 use std::error::Error;
@@ -39,12 +40,14 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) async fn run(args: ServeArgs) -> Outcome {
     start_log()?;
     let found = place::find(&args.place)?;
-    let ready = found.ready()?;
+    let mut ready = found.ready()?;
     let mut config = found.config;
     config.state = Some(ready.command.state.clone());
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    let workers = priority::go_before(config.server.niceness);
+    ready.command.arguments.extend(workers);
     let owner = ready.command.owner.map(place::store_owner);
     let retries = config.server.retries_of_lost_workers;
     let setup = Setup {

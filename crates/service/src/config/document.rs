@@ -113,6 +113,9 @@ drain_timeout = "10s"
 # How often a build is begun again when its worker was killed, by the kernel for want of memory, say. It keeps its id, its log and those who
 # watch it. Not after a restart of the server: what is secret in a build is in no file.
 retries_of_lost_workers = 0
+# Its niceness, as nice(1) has it: less than 0, and it gets the processors before its builds, so that it answers on a busy machine, too. Takes
+# effect where the system allows it (root, or CAP_SYS_NICE); 0 leaves the server as one among its builds, which keep what it was started with.
+niceness = -5
 # How long an ended build and its log are kept.
 retention = "7d"
 # How much the journals of ended builds may take together, in bytes: the oldest go first. Not limited when not given.

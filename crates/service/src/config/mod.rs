@@ -36,6 +36,8 @@ pub use self::duration::parse as parse_duration;
 
 /// Most tries after the first one of a build whose workers are killed.
 const RETRIES_MAX: u32 = 10;
+/// How a server may stand to its builds, as nice(1) has it.
+const NICENESS: std::ops::RangeInclusive<i32> = -20..=0;
 /// Largest configuration file that is read.
 pub const FILE_MAX_BYTES: usize = 4 << 20;
 
@@ -208,6 +210,8 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// How often a build is begun again whose worker was killed.
     pub retries_of_lost_workers: u32,
+    /// The niceness of the server; builds keep the one that it was started with.
+    pub niceness: i32,
     /// How long an ended build and its log are kept.
     #[serde(deserialize_with = "duration::deserialize")]
     pub retention: Duration,
@@ -224,6 +228,7 @@ impl Default for Server {
             max_request_bytes: 100 << 20,
             drain_timeout: Duration::from_secs(10),
             retries_of_lost_workers: 0,
+            niceness: -5,
             retention: Duration::from_secs(7 * 24 * 3600),
             retention_bytes: None,
         }
@@ -490,6 +495,9 @@ impl Config {
         }
         if self.server.retries_of_lost_workers > RETRIES_MAX {
             return value("server.retries_of_lost_workers", "must be at most 10");
+        }
+        if !NICENESS.contains(&self.server.niceness) {
+            return value("server.niceness", "must be between -20 and 0");
         }
         if self.ref_cache.interval < Duration::from_secs(1) {
             return value("ref_cache.interval", "must be at least 1s");

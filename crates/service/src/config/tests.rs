@@ -36,6 +36,8 @@ fn keys_that_nobody_knows_and_values_that_make_no_sense_are_refused() {
         "address = \"http://example.com\"",
         "[server]\nmax_running_builds = 0",
         "[server]\nretries_of_lost_workers = 11",
+        "[server]\nniceness = 1",
+        "[server]\nniceness = -21",
         "[ref_cache]\ninterval = \"6 hours\"",
         "[ref_cache]\nrefs = [\"not a ref\"]",
         "[ref_cache]\nfresh_for = \"2h\"",
