@@ -16,6 +16,8 @@
 //! | [`access`] | who may do what, whose a repository is, who may use which credential; pure |
 //! | [`names`] | names of images, identities of requests; pure |
 //! | [`failure`] | whose fault it is, and what the caller is told; the one place |
+//! | `stale_names` | forgetting what is known of names under which nothing stands |
+//! | `whole` | files that are there whole or not at all |
 //! | [`web`] | log streams, metrics, liveness |
 //! | [`config`] | the configuration |
 
@@ -40,6 +42,8 @@ pub mod names;
 pub mod native;
 pub mod outputs;
 pub mod request;
+mod stale_names;
 pub mod subassembly;
 pub mod telemetry;
 pub mod web;
+mod whole;

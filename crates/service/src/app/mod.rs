@@ -15,6 +15,7 @@ mod names;
 mod readiness;
 mod registry;
 mod tls;
+mod upkeep;
 
 use std::fs::DirBuilder;
 use std::io;
@@ -42,7 +43,6 @@ use crate::contexts::{self, Contexts};
 use crate::environment::Environment;
 use crate::executor::Executor;
 use crate::grpc::Calls;
-use crate::housekeeping::Housekeeping;
 use crate::identity::{Callers, TokenFileError};
 use crate::images::{
     Embedded, Images,
@@ -54,9 +54,6 @@ use crate::telemetry::Metrics;
 use crate::web::download::Downloads;
 use crate::web::tokens::LogTokens;
 use crate::{builds, grpc, images, web};
-
-/// How often unfinished uploads to the embedded registry are looked at.
-const UPLOAD_SWEEP: Duration = Duration::from_secs(600);
 
 /// What the process gives that the configuration cannot.
 #[derive(Clone)]
@@ -198,7 +195,7 @@ pub async fn run(
 
     let (readiness, health) = readiness::watch(&setup, &opened.folder, tasks, stop).await;
     callers.keep_read(setup.config_file.as_deref(), tasks, stop);
-    go_about(&config, &setup, &service, &opened);
+    upkeep::go_about(&config, &setup, &service, &opened);
     let downloads = downloads(&config, &setup, &opened);
     let bucket = subassembly::Shelf::new(&config, &setup.ambient).map_err(RunError::Bucket)?;
     let subassemblies = subassemblies(&config, &service, &opened, bucket);
@@ -465,61 +462,6 @@ fn contexts(config: &Config, setup: &Setup, opened: &Opened) -> Contexts {
     });
     contexts.keep_swept(&opened.tasks, &opened.stop);
     contexts
-}
-
-/// Starts what is done from time to time, until the service stops.
-fn go_about(config: &Config, setup: &Setup, service: &Arc<Service>, opened: &Opened) {
-    let Opened { tasks, stop, .. } = opened;
-    keep_at_hand(config, service, tasks, stop);
-    expire_uploads(&opened.store, tasks, stop);
-    let housekeeping = Housekeeping {
-        executor: Arc::clone(&setup.executor),
-        cache: config.cache.clone(),
-    };
-    tasks.spawn(housekeeping.run(stop.clone()));
-}
-
-/// Looks configured images up at start and every interval, until the service stops.
-fn keep_at_hand(
-    config: &Config,
-    service: &Arc<Service>,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) {
-    let (cache, service, stop) = (config.ref_cache.clone(), Arc::clone(service), stop.clone());
-    if cache.refs.is_empty() {
-        return;
-    }
-    let renew = async move {
-        let mut ticks = tokio::time::interval(cache.interval);
-        loop {
-            ticks.tick().await;
-            for reference in &cache.refs {
-                if let Err(error) = service.images.keep_at_hand(reference).await {
-                    tracing::warn!(%error, %reference, "an image is not kept at hand");
-                }
-            }
-        }
-    };
-    tasks.spawn(async move { stop.run_until_cancelled(Box::pin(renew)).await });
-}
-
-/// Removes uploads to the embedded registry that nobody goes on with.
-fn expire_uploads(store: &Store, tasks: &TaskTracker, stop: &CancellationToken) {
-    let (store, stop) = (store.clone(), stop.clone());
-    let expire = async move {
-        let mut ticks = tokio::time::interval(UPLOAD_SWEEP);
-        loop {
-            ticks.tick().await;
-            let store = store.clone();
-            let now = std::time::SystemTime::now();
-            let expired = tokio::task::spawn_blocking(move || store.expire_uploads(now)).await;
-            if let Ok(Err(error)) = expired {
-                tracing::warn!(%error, "old uploads cannot be removed");
-            }
-        }
-    };
-    tasks.spawn(async move { stop.run_until_cancelled(expire).await });
 }
 
 /// Says where we are, for whoever started us with port 0.

@@ -378,7 +378,7 @@ pub(super) async fn remember(builds: &Builds, build: &Arc<Build>, digest: &oci::
 
 /// Returns the names that say which inputs made what stands under them: a base with a digest is there already, and names that a caller
 /// chose say nothing.
-fn names_of(record: &Record) -> impl Iterator<Item = &String> {
+pub(super) fn names_of(record: &Record) -> impl Iterator<Item = &String> {
     let names = match record.purpose {
         Purpose::Named => None,
         Purpose::Image | Purpose::Subassembly => Some([&record.reference, &record.base_reference]),

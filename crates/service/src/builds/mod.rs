@@ -141,6 +141,8 @@ struct Table {
     lines_by_key: HashMap<String, Line>,
     lines_by_image: HashMap<(String, String), Line>,
     lines_by_tenant: HashMap<String, Line>,
+    /// Of how many builds each name is of which is written down who made what stands under it.
+    names: HashMap<String, usize>,
     /// Builds that have ended, in the order in which they did.
     kept: Kept,
 }
@@ -195,6 +197,11 @@ impl Builds {
     /// Returns which inputs made which images.
     pub fn provenance(&self) -> &Provenance {
         &self.inner.provenance
+    }
+
+    /// Tells whether a build is known, running or ended, whose image or base has this name.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.table().names.contains_key(name)
     }
 
     /// Returns what was asked, to be asked once more.
@@ -394,6 +401,7 @@ impl Table {
             lines_by_key: HashMap::new(),
             lines_by_image: HashMap::new(),
             lines_by_tenant: HashMap::new(),
+            names: HashMap::new(),
             kept: Kept::default(),
         }
     }
@@ -431,6 +439,9 @@ impl Table {
         line.or_default().insert(place.clone());
         let line = self.lines_by_tenant.entry(build.record.tenant.clone());
         line.or_default().insert(place);
+        for name in drive::names_of(&build.record) {
+            *self.names.entry(name.clone()).or_default() += 1;
+        }
         if let Some(at_ms) = build.ended_at_ms() {
             self.kept.add((at_ms, build.record.id.clone()));
         }
@@ -443,6 +454,14 @@ impl Table {
             leave(&mut self.lines_by_key, &build.record.key, &place);
             leave(&mut self.lines_by_image, &image_of(&build), &place);
             leave(&mut self.lines_by_tenant, &build.record.tenant, &place);
+            for name in drive::names_of(&build.record) {
+                if let Some(n_builds) = self.names.get_mut(name) {
+                    *n_builds = n_builds.saturating_sub(1);
+                    if *n_builds == 0 {
+                        self.names.remove(name);
+                    }
+                }
+            }
             if let Some(at_ms) = build.ended_at_ms() {
                 self.kept.remove(&(at_ms, id.clone()));
             }

@@ -1,4 +1,4 @@
-//! Which builds the image under a name may have come from, kept for as long as the state directory is.
+//! Which builds the image under a name may have come from, kept for as long as there is such an image or a build of the name.
 //!
 //! The published name of an image does not cover everything that changes what is built. So the service writes down, before a build
 //! starts, which inputs ([`crate::names::Inputs::identity`]) go for a name, and the digest once it has succeeded. An image that is
@@ -12,15 +12,19 @@
 //! | is not known at all | only by requests that set nothing beyond what the name covers |
 //!
 //! Not reused means built again, which costs little: steps are cached by content.
+//!
+//! A name goes when nothing stands under it, no build of it is kept, and nobody has started one meanwhile.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, ReadDir};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use oci::Digest;
 use serde::{Deserialize, Serialize};
+
+use crate::whole;
 
 /// Version of the files.
 const VERSION: u32 = 1;
@@ -81,6 +85,28 @@ struct Entry {
     identity: String,
     /// Not there until a build of these inputs has succeeded.
     digest: Option<Digest>,
+}
+
+/// A name, and what was known of it at some moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl Remembered {
+    #[cfg(test)]
+    pub(crate) fn of(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Returns the name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// Returns what is wrong with a file of what is known of names.
@@ -197,25 +223,49 @@ impl Provenance {
             name: name.to_owned(),
             entries,
         };
-        replace(&path, &known).map_err(|source| ProvenanceError::Write { path, source })
+        let replaced = serde_json::to_vec(&known)
+            .map_err(io::Error::from)
+            .and_then(|bytes| whole::replace(&path, &bytes));
+        replaced.map_err(|source| ProvenanceError::Write { path, source })
     }
-}
 
-/// Writes the file whole or not at all, durably.
-fn replace(path: &Path, known: &Known) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)?;
-    file.write_all(&serde_json::to_vec(known)?)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
+    /// Returns the files, one for each name, in no order.
+    pub(crate) fn files(&self) -> io::Result<ReadDir> {
+        fs::read_dir(&self.folder)
+    }
+
+    /// Returns the name whose file this is; `None` when it is not there any more, or is none.
+    pub(crate) fn remembered(&self, file: &Path) -> Option<Remembered> {
+        let bytes = fs::read(file).ok()?;
+        let known: Known = serde_json::from_slice(&bytes).ok()?;
+        let is_its = known.version == VERSION && self.path(&known.name) == file;
+        is_its.then_some(Remembered {
+            name: known.name,
+            bytes,
+        })
+    }
+
+    /// Forgets a name, unless something has become known of it since it was seen, or it is needed. Tells whether it is forgotten.
+    /// Whoever starts a build of the name from now on writes it down anew.
+    pub(crate) fn forget(
+        &self,
+        seen: &Remembered,
+        is_needed: impl FnOnce() -> bool,
+    ) -> Result<bool, ProvenanceError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.path(&seen.name);
+        let is_as_seen = match fs::read(&path) {
+            Ok(bytes) => bytes == seen.bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(source) => return Err(ProvenanceError::Read { path, source }),
+        };
+        if !is_as_seen || is_needed() {
+            return Ok(false);
+        }
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(source) => Err(ProvenanceError::Write { path, source }),
+        }
     }
 }
 
@@ -284,6 +334,29 @@ mod tests {
         assert_eq!(names.read(NAME).unwrap().len(), ENTRIES_MAX);
         assert!(!names.allows(NAME, &digest, plain("0")).unwrap());
         assert!(names.allows(NAME, &digest, plain("1")).unwrap());
+    }
+
+    #[test]
+    fn a_name_is_forgotten_only_as_it_was_seen_and_when_nobody_needs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = Provenance::open(folder.path()).unwrap();
+        let file = names.path(NAME);
+        assert_eq!(names.remembered(&file), None);
+        names.starts(NAME, "us").unwrap();
+        let seen = names.remembered(&file).unwrap();
+        assert_eq!(seen.name(), NAME);
+        assert!(!names.forget(&seen, || true).unwrap());
+        // Another build of the name starts after it was seen, and before it would be forgotten.
+        names.starts(NAME, "them").unwrap();
+        assert!(!names.forget(&seen, || false).unwrap());
+        let seen = names.remembered(&file).unwrap();
+        assert!(names.forget(&seen, || false).unwrap());
+        assert!(!file.exists());
+        assert!(!names.forget(&seen, || false).unwrap());
+        // Files that are none of a name.
+        let elsewhere = folder.path().join("elsewhere.json");
+        std::fs::write(&elsewhere, &seen.bytes).unwrap();
+        assert_eq!(names.remembered(&elsewhere), None);
     }
 
     #[test]

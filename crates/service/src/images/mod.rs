@@ -245,7 +245,8 @@ impl Images {
         keychain.map_err(no_credentials)
     }
 
-    fn is_embedded(&self, reference: &Reference) -> bool {
+    /// Tells whether it is the embedded registry that has an image or not.
+    pub(crate) fn is_embedded(&self, reference: &Reference) -> bool {
         self.embedded
             .hosts
             .iter()

@@ -4,15 +4,17 @@
 //! build, and tokens stay good over restarts. Compared in constant time.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use engine::id::BuildId;
+
+use crate::whole;
 
 /// Header that carries the token.
 pub const HEADER: &str = "x-kiln-log-token";
@@ -103,16 +105,7 @@ fn message(id: &BuildId) -> String {
 fn make_key(path: &Path) -> io::Result<Vec<u8>> {
     let mut secret = vec![0; KEY_BYTES];
     getrandom::fill(&mut secret).map_err(|error| io::Error::other(error.to_string()))?;
-    let draft = path.with_extension("draft");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&draft)?;
-    file.write_all(&secret)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
+    whole::replace(path, &secret)?;
     Ok(secret)
 }
 

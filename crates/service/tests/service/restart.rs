@@ -1,5 +1,7 @@
 //! After a restart: builds that live are followed, builds that died are ended, logs are there.
 
+use std::time::Duration;
+
 use api::builder::{BuildStatus, ListBuildsRequest};
 use api::kiln::v1 as native;
 use engine::event::FailureKind;
@@ -127,5 +129,80 @@ async fn a_build_that_ended_long_ago_is_forgotten_with_its_log() {
     })
     .await;
     assert!(!worker.folder.exists());
+    server.stopped().await;
+}
+
+/// Returns how many names the server knows something of.
+fn n_names(world: &World) -> usize {
+    let names = std::fs::read_dir(world.state().join("server/names"));
+    names.unwrap().count()
+}
+
+async fn names_become(world: &World, n: usize) {
+    let become_so = async {
+        while n_names(world) != n {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(become_so).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_a_name_goes_when_no_build_of_it_is_kept_and_nothing_stands_under_it() {
+    let world = World::new();
+    // Names stay the same, whichever port is next.
+    let address = "address = \"kiln.example:80\"\n";
+    let server = world.serve_with(address).await;
+    let (_, stream) = server.start(crate::admission::numbered(1)).await;
+    let good = world.worker().await;
+    good.succeed(&server);
+    last(stream).await;
+    let (_, stream) = server.start(crate::admission::numbered(2)).await;
+    let bad = world.worker().await;
+    bad.fail(FailureKind::Dockerfile, "x");
+    last(stream).await;
+    server.stopped().await;
+    // Of each, a base and a workspace image.
+    assert_eq!(n_names(&world), 4);
+
+    // While its builds are kept, a name is too.
+    let server = world.serve_with(address).await;
+    let listed = server
+        .client()
+        .await
+        .list_builds(ListBuildsRequest {})
+        .await;
+    listed.unwrap();
+    server.stopped().await;
+    assert_eq!(n_names(&world), 4);
+
+    let server = world
+        .serve_with(&format!("{address}[server]\nretention = \"0s\"\n"))
+        .await;
+    let forgotten = async {
+        while good.folder.exists() || bad.folder.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(forgotten).await;
+    server.stopped().await;
+    let server = world.serve_with(address).await;
+    names_become(&world, 2).await;
+    server.stopped().await;
+    assert_eq!(n_names(&world), 2);
+
+    // The images that were made are deleted.
+    let server = world.serve_with(address).await;
+    for output in &good.spec.as_ref().unwrap().outputs {
+        let engine::spec::Output::Publish { reference } = output else {
+            panic!("the service publishes only");
+        };
+        let tag = reference.tag().unwrap();
+        let removed = server.store.delete_tag(reference.repository(), tag);
+        assert!(removed.unwrap());
+    }
+    server.stopped().await;
+    let server = world.serve_with(address).await;
+    names_become(&world, 0).await;
     server.stopped().await;
 }
