@@ -20,6 +20,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Every one of them.
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
     /// Returns the registered name, as it stands before the colon.
     pub fn name(self) -> &'static str {
         match self {

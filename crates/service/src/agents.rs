@@ -290,6 +290,20 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_lends_and_never_answers_is_waited_for_so_long_and_then_it_has_failed() {
+        let agents = Agents::new([id("a")]);
+        let agent = Arc::clone(&agents.by_id[&id("a")]);
+        let mut lease = agents.lend(&id("a")).unwrap();
+        let begun = tokio::time::Instant::now();
+        let asked = tokio::spawn(async move { agent.ask(Request::new(vec![11]).unwrap()).await });
+        let question = lease.next().await.unwrap();
+        assert_eq!(asked.await.unwrap(), None);
+        assert_eq!(begun.elapsed(), ANSWER_TIMEOUT);
+        // Whoever lends sees that nobody waits for it any more.
+        assert!(question.answer.is_closed());
+    }
+
     #[test]
     fn ids_can_be_shown() {
         let text = "a".repeat(ID_MAX_BYTES);

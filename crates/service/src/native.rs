@@ -219,6 +219,16 @@ impl Service {
                 "security.insecure: this server runs no insecure steps (limits.allow_insecure)";
             return Err(Failure::new(Blame::Forbidden, text));
         }
+        let most = limits.step_shm_bytes;
+        if call
+            .options
+            .steps
+            .shm_bytes
+            .is_some_and(|asked| asked > most)
+        {
+            let text = format!("shm_bytes: more than {most} (limits.step_shm_bytes)");
+            return Err(Failure::new(Blame::Request, text));
+        }
         let times = call.times;
         let at_most = |asked: Option<u64>, most: u64| asked.map_or(most, |s| s.min(most));
         Ok(Limits {

@@ -61,6 +61,7 @@ pub struct Metrics {
     builds_started: Counter,
     builds_done: Family<Success, Counter>,
     builds_failed: Family<Why, Counter>,
+    builds_begun_again: Counter,
     builds_running: Gauge,
     build_seconds: Histogram,
     calls_started: Family<Call, Counter>,
@@ -135,6 +136,7 @@ impl Default for Metrics {
             builds_started: Counter::default(),
             builds_done: Family::default(),
             builds_failed: Family::default(),
+            builds_begun_again: Counter::default(),
             builds_running: Gauge::default(),
             build_seconds: Histogram::new(BUILD_BUCKETS),
             calls_started: Family::default(),
@@ -166,6 +168,11 @@ impl Metrics {
             "kiln_builds_failed",
             "Builds that failed or were ended, by reason",
             self.builds_failed.clone(),
+        );
+        registry.register(
+            "kiln_builds_begun_again",
+            "Tries of builds after one whose worker was killed",
+            self.builds_begun_again.clone(),
         );
         registry.register(
             "kiln_builds_running",
@@ -213,6 +220,11 @@ impl Metrics {
     /// Counts a build of an earlier process that goes on.
     pub fn build_adopted(&self) {
         self.builds_running.inc();
+    }
+
+    /// Counts how often a build has begun once more because its worker was killed.
+    pub fn build_begun_again(&self, n_times: u64) {
+        self.builds_begun_again.inc_by(n_times);
     }
 
     /// Counts a build that ended.

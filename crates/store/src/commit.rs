@@ -16,7 +16,6 @@ use crate::dir::Dir;
 const PUBLISH_ATTEMPTS_MAX: usize = 3;
 /// Files that are waited for at the same time: a file system makes them durable together.
 const SYNCED_AT_ONCE_MAX: usize = 16;
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 /// Tells why written bytes did not become a blob. Nothing is visible then, but after [`CommitError::Publish`] a name that may be gone when
 /// the machine goes down.
@@ -113,7 +112,7 @@ impl Store {
         let mut name_all = || {
             // Opened first: names that cannot be made durable must not be given.
             let mut folders = Vec::new();
-            for algorithm in ALGORITHMS {
+            for algorithm in Algorithm::ALL {
                 if all
                     .iter()
                     .any(|(_, digest)| digest.algorithm() == algorithm)

@@ -22,7 +22,6 @@ use crate::{BlobError, CommitError, LockError, Store};
 
 /// Longest content of a tag's file, in bytes.
 pub(crate) const TAG_FILE_MAX_BYTES: u64 = 256;
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 /// Tells why a repository could not be asked or changed.
 #[derive(Debug, thiserror::Error)]
@@ -514,7 +513,7 @@ pub(crate) fn remove_link(root: &Dir, folder: &str, name: &str) -> io::Result<bo
 }
 
 fn has_manifests(dir: &Dir) -> io::Result<bool> {
-    for algorithm in ALGORITHMS {
+    for algorithm in Algorithm::ALL {
         let manifests = dir.sub_if_there(&format!("_manifests/{}", algorithm.name()))?;
         if let Some(manifests) = manifests
             && !manifests.names()?.is_empty()

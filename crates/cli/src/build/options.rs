@@ -77,6 +77,11 @@ pub(crate) fn limits(args: &BuildArgs, configured: &Limits) -> Limits {
             || args.steps.allowed.contains(&Entitlement::HostNetwork),
         allow_insecure: configured.allow_insecure
             || args.steps.allowed.contains(&Entitlement::Insecure),
+        step_shm_bytes: steps(&args.steps)
+            .shm_bytes
+            .map_or(configured.step_shm_bytes, |asked| {
+                asked.max(configured.step_shm_bytes)
+            }),
         wall_time_s: seconds(args.times.timeout).unwrap_or(configured.wall_time_s),
         step_time_s: seconds(args.times.step_timeout).unwrap_or(configured.step_time_s),
         step_idle_s: seconds(args.times.step_idle_timeout).or(configured.step_idle_s),
@@ -187,6 +192,13 @@ mod tests {
     fn asking_for_insecure_steps_allows_them_and_nothing_else() {
         let limits = limits(&args(&["--allow", "security.insecure"]), &Limits::default());
         assert!(limits.allow_insecure && !limits.allow_host_network);
+    }
+
+    #[test]
+    fn asking_for_shared_memory_here_allows_it() {
+        let most = |line: &[&str]| limits(&args(line), &Limits::default()).step_shm_bytes;
+        assert_eq!(most(&["--shm-size", "64m"]), most(&[]));
+        assert_eq!(most(&["--shm-size", "4g"]), 4 << 30);
     }
 
     #[test]

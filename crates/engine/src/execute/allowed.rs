@@ -17,6 +17,15 @@ pub(super) fn check(execution: &Execution) -> Result<(), Failure> {
             return Err(failure(FailureKind::Dockerfile, message));
         }
     }
+    let most = execution.limits.step_shm_bytes;
+    if let Some(asked) = execution.options.steps.shm_bytes
+        && asked > most
+    {
+        let message = format!(
+            "/dev/shm cannot have {asked} bytes here: it has {most} at most (limits.step_shm_bytes)"
+        );
+        return Err(failure(FailureKind::Dockerfile, message));
+    }
     for step in execution.plan.stages.iter().flat_map(|stage| &stage.steps) {
         if let Op::Run(op) = &step.op {
             check_run(op, execution.options.network, &execution.limits)

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use oci::tar::{Entry, Kind, Writer};
 use oci::{Descriptor, Digest, Reference};
@@ -29,12 +31,35 @@ pub(super) async fn export(
     let (name, references) = (checked(what.0)?, what.1.to_vec());
     let path = publisher.folder.join("output").join(name);
     bring_all(&publisher.depot, image).await?;
-    let max_bytes = publisher.export_bytes;
+    let cap = Cap::new(publisher.export_bytes);
+    let written = write(publisher, image, format, (&path, references, &cap)).await;
+    let Err(refused) = written else {
+        return Ok(());
+    };
+    // Nobody fetches half of one, and it may be large. If it cannot be removed it goes with everything else of the build.
+    let _left = tokio::task::spawn_blocking(move || store::remove_tree(&path)).await;
+    if cap.is_over() {
+        let message = format!(
+            "export the image: it is larger than {} bytes (limits.export_bytes)",
+            cap.max_bytes
+        );
+        return Err(failure(FailureKind::Dockerfile, message));
+    }
+    Err(refused)
+}
+
+async fn write(
+    publisher: &Publisher,
+    image: &Image,
+    format: ExportFormat,
+    (path, references, cap): (&Path, Vec<Reference>, &Cap),
+) -> Result<(), Failure> {
+    let (path, cap) = (path.to_owned(), cap.clone());
     match format {
         ExportFormat::Oci | ExportFormat::Docker => {
             let (store, image) = (publisher.depot.store.clone(), image.clone());
             let written = tokio::task::spawn_blocking(move || {
-                let file = Capped::new(File::create(&path)?, max_bytes);
+                let file = Capped::new(File::create(&path)?, cap);
                 let mut tar = Writer::new(BufWriter::new(file));
                 match format {
                     ExportFormat::Docker => docker_archive(&mut tar, &store, &image, &references)?,
@@ -55,7 +80,7 @@ pub(super) async fn export(
             let lowers = publisher.depot.directories(&layers).await?;
             let cancel = publisher.depot.cancel.clone();
             let written = tokio::task::spawn_blocking(move || {
-                root::write(&lowers, (&path, max_bytes), format, &cancel)
+                root::write(&lowers, (&path, cap), format, &cancel)
             })
             .await;
             written.unwrap_or_else(|e| Err(platform("export the root filesystem", &e)))
@@ -63,19 +88,39 @@ pub(super) async fn export(
     }
 }
 
+/// How much an exported file may have, and whether it would have had more.
+#[derive(Debug, Clone)]
+pub(super) struct Cap {
+    max_bytes: u64,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Cap {
+    fn new(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            is_over: Arc::default(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+}
+
 /// A file that takes so much and no more.
 pub(super) struct Capped {
     file: File,
-    max_bytes: u64,
+    cap: Cap,
     left: u64,
 }
 
 impl Capped {
-    pub(super) fn new(file: File, max_bytes: u64) -> Self {
+    pub(super) fn new(file: File, cap: Cap) -> Self {
         Self {
             file,
-            max_bytes,
-            left: max_bytes,
+            left: cap.max_bytes,
+            cap,
         }
     }
 }
@@ -83,11 +128,8 @@ impl Capped {
 impl Write for Capped {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() as u64 > self.left {
-            let text = format!(
-                "it is larger than {} bytes (limits.export_bytes)",
-                self.max_bytes
-            );
-            return Err(io::Error::other(text));
+            self.cap.is_over.store(true, Ordering::Relaxed);
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
         let n = self.file.write(bytes)?;
         self.left -= n as u64;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::export::Capped;
+use super::export::{Cap, Capped};
 use crate::event::{Failure, FailureKind};
 use crate::failure::{failure, platform};
 use crate::rootfs::diff::{self, DiffOptions};
@@ -19,7 +19,7 @@ use crate::spec::ExportFormat;
 /// Writes the merged `lowers` to `path`.
 pub(super) fn write(
     lowers: &[PathBuf],
-    (path, max_bytes): (&Path, u64),
+    (path, cap): (&Path, Cap),
     format: ExportFormat,
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
@@ -34,7 +34,7 @@ pub(super) fn write(
         ExportFormat::Local => folder(&merged, path, cancel),
         ExportFormat::Tar | ExportFormat::Oci | ExportFormat::Docker => {
             let file = File::create(path).map_err(|e| platform("create the archive", &e))?;
-            let mut out = BufWriter::new(Capped::new(file, max_bytes));
+            let mut out = BufWriter::new(Capped::new(file, cap));
             archive(&merged, &mut out, cancel)?;
             out.flush().map_err(|e| platform("write the archive", &e))
         }

@@ -17,6 +17,8 @@ pub struct Limits {
     pub step_idle_s: Option<u64>,
     /// Memory of one step.
     pub step_memory_bytes: Option<u64>,
+    /// Most that a request may want for the `/dev/shm` of its steps.
+    pub step_shm_bytes: u64,
     /// Processes and threads of one step.
     pub step_pids: u32,
     /// Steps that run at the same time.
@@ -48,6 +50,7 @@ impl Default for Limits {
             step_time_s: 3600,
             step_idle_s: None,
             step_memory_bytes: None,
+            step_shm_bytes: 1 << 30,
             step_pids: 4096,
             parallel_steps: 8,
             parallel_steps_in_all: None,

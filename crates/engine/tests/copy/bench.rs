@@ -17,7 +17,7 @@ use engine::recorder::{Environment, LogLimits, Recorder};
 use engine::redact::Redactor;
 use engine::sandbox::{Script, Scripted, SecretBytes, StepExit};
 use engine::spec::{
-    BuildOptions, BuildSpec, Context, ExportFormat, Limits, Output, Registries, Source,
+    BuildOptions, BuildSpec, Context, ExportFormat, Limits, Output, Registries, Source, StepOptions,
 };
 use engine::{Rig, build};
 use source::git::FetchOptions;
@@ -32,6 +32,9 @@ pub(crate) struct Bench {
     pub(crate) epoch: Option<i64>,
     pub(crate) fetch: FetchOptions,
     pub(crate) secrets: BTreeMap<String, SecretBytes>,
+    pub(crate) limits: Limits,
+    pub(crate) shm_bytes: Option<u64>,
+    pub(crate) format: ExportFormat,
 }
 
 /// What a build came to.
@@ -62,6 +65,9 @@ impl Bench {
                 ..FetchOptions::default()
             },
             secrets: BTreeMap::new(),
+            limits: Limits::default(),
+            shm_bytes: None,
+            format: ExportFormat::Tar,
         };
         for (name, text) in files {
             bench.write(name, text);
@@ -141,17 +147,21 @@ impl Bench {
             },
             options: BuildOptions {
                 source_date_epoch: self.epoch,
+                steps: StepOptions {
+                    shm_bytes: self.shm_bytes,
+                    ..StepOptions::default()
+                },
                 ..BuildOptions::default()
             },
             contexts: BTreeMap::new(),
             outputs: vec![Output::Export {
-                format: ExportFormat::Tar,
+                format: self.format,
                 name: "root.tar".to_owned(),
                 references: Vec::new(),
             }],
             registries: Registries::default(),
             fetch: self.fetch.clone(),
-            limits: Limits::default(),
+            limits: self.limits.clone(),
         }
     }
 
@@ -168,6 +178,11 @@ impl Outcome {
         self.result
             .as_ref()
             .unwrap_or_else(|failure| panic!("{}", failure.message))
+    }
+
+    /// Tells whether there is an exported file.
+    pub(crate) fn has_output(&self) -> bool {
+        self.output.exists()
     }
 
     pub(crate) fn failure(&self) -> &Failure {

@@ -16,6 +16,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use bench::{Bench, Files};
 use engine::event::FailureKind;
 use engine::sandbox::SecretBytes;
+use engine::spec::ExportFormat;
 use source::git::Submodules;
 use testkit::git_server::{File, GitServer};
 
@@ -548,4 +549,46 @@ async fn two_steps_that_make_the_same_layer_make_one_image() {
     bench.dockerfile("FROM scratch\nCOPY f /f\nCOPY g /g\nCOPY f /f\nCOPY g /h\n");
     let built = bench.build().await;
     assert_eq!(built.names(), ["f", "g", "h"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_is_larger_than_allowed_fails_in_words_and_leaves_nothing() {
+    let hash = |n: u32| oci::Digest::sha256(&n.to_le_bytes()).hex().to_owned();
+    let noise: String = (0..2000).map(hash).collect();
+    let mut bench = Bench::new(&[("a", &noise)]);
+    bench.dockerfile("FROM scratch\nCOPY a /\n");
+    for format in [ExportFormat::Tar, ExportFormat::Oci, ExportFormat::Docker] {
+        bench.format = format;
+        bench.limits.export_bytes = 20_000;
+        let refused = bench.build().await;
+        let failure = refused.failure();
+        assert_eq!(failure.kind, FailureKind::Dockerfile, "{failure:?}");
+        assert!(
+            failure
+                .message
+                .contains("larger than 20000 bytes (limits.export_bytes)"),
+            "{failure:?}"
+        );
+        assert!(!refused.has_output(), "{format:?}");
+        bench.limits.export_bytes = 1 << 20;
+        let exported = bench.build().await;
+        exported.image();
+        assert!(exported.has_output(), "{format:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_shared_memory_than_allowed_is_refused_before_anything_runs() {
+    let mut bench = Bench::new(&[("a", "")]);
+    bench.dockerfile("FROM scratch\nCOPY a /\n");
+    bench.shm_bytes = Some(bench.limits.step_shm_bytes);
+    bench.build().await.image();
+    bench.shm_bytes = Some(bench.limits.step_shm_bytes + 1);
+    let refused = bench.build().await;
+    let failure = refused.failure();
+    assert_eq!(failure.kind, FailureKind::Dockerfile);
+    assert!(
+        failure.message.contains("limits.step_shm_bytes"),
+        "{failure:?}"
+    );
 }

@@ -269,7 +269,10 @@ async fn read_to_end(
     ended: impl Future<Output = ()> + Clone,
 ) -> Result<(), JournalError> {
     let mut follower = Follower::open(folder)?;
-    if let Some(record) = catch_up(build, &mut follower).await? {
+    let caught_up = catch_up(build, &mut follower, builds.inner.opened_ms).await?;
+    let metrics = &builds.inner.metrics;
+    metrics.build_begun_again(caught_up.n_begun_again);
+    if let Some(record) = caught_up.end {
         take(builds, build, &record, &follower).await;
     }
     loop {
@@ -297,13 +300,22 @@ async fn read_to_end(
     Ok(())
 }
 
-/// Takes in what is in the journal already: nobody sees a build that was found after a restart go through all of it once more. Returns
-/// its end if that is among it, which is yet to be taken in.
+/// What was in a journal already.
+#[derive(Default)]
+struct CaughtUp {
+    /// The build's end, which is yet to be taken in.
+    end: Option<JournalRecord>,
+    /// How often it was begun again since this process is there: an earlier one has counted what was before.
+    n_begun_again: u64,
+}
+
+/// Takes in what is in the journal already: nobody sees a build that was found after a restart go through all of it once more.
 async fn catch_up(
     build: &Build,
     follower: &mut Follower,
-) -> Result<Option<JournalRecord>, JournalError> {
-    let (mut known, mut end) = (Progress::default(), None);
+    since_ms: u64,
+) -> Result<CaughtUp, JournalError> {
+    let (mut known, mut caught_up) = (Progress::default(), CaughtUp::default());
     while let Some(record) = follower.try_next()? {
         let Body::Event(event) = &record.body else {
             // A log may be long, and others wait for this thread.
@@ -311,9 +323,11 @@ async fn catch_up(
             continue;
         };
         if event.is_terminal() {
-            end = Some(record);
+            caught_up.end = Some(record);
             break;
         }
+        let is_again = matches!(event, Event::BegunAgain { .. }) && record.at_ms >= since_ms;
+        caught_up.n_begun_again += u64::from(is_again);
         known.take(event, record.at_ms);
     }
     build.update(|progress| {
@@ -323,13 +337,16 @@ async fn catch_up(
         }
         is_news
     });
-    Ok(end)
+    Ok(caught_up)
 }
 
 async fn take(builds: &Builds, build: &Arc<Build>, record: &JournalRecord, follower: &Follower) {
     let Body::Event(event) = &record.body else {
         return;
     };
+    if matches!(event, Event::BegunAgain { .. }) {
+        builds.inner.metrics.build_begun_again(1);
+    }
     let mut event = Cow::Borrowed(event);
     // Before anybody hears of the end: the worker makes it durable itself, but it may be killed or fail on the way.
     if event.is_terminal()
@@ -465,15 +482,18 @@ mod tests {
         let mut watch = build.watch();
         watch.mark_unchanged();
         let mut follower = Follower::open(folder.path()).unwrap();
-        assert_eq!(catch_up(&build, &mut follower).await.unwrap(), None);
+        let caught_up = catch_up(&build, &mut follower, 2).await.unwrap();
+        assert_eq!((caught_up.end, caught_up.n_begun_again), (None, 0));
         assert!(!watch.has_changed().unwrap());
 
         // What was written since is news, and so is the end.
         append(phase(Phase::Pushing));
         append(Event::Cancelled);
         let mut follower = Follower::open(folder.path()).unwrap();
-        let end = catch_up(&build, &mut follower).await.unwrap().unwrap();
-        assert_eq!(end.body, Body::Event(Event::Cancelled));
+        let caught_up = catch_up(&build, &mut follower, 1).await.unwrap();
+        let end = caught_up.end.unwrap().body;
+        assert_eq!(end, Body::Event(Event::Cancelled));
+        assert_eq!(caught_up.n_begun_again, 1);
         assert!(watch.has_changed().unwrap());
         assert!(build.stands(|state| *state
             == engine::state::BuildState::Active {

@@ -113,6 +113,8 @@ struct Inner {
     requests: Requests,
     limits: Limits,
     environment: Environment,
+    /// Since when this process knows builds, in Unix milliseconds.
+    opened_ms: u64,
     metrics: Metrics,
     shutdown: CancellationToken,
     /// Builds that are being started: a process each, so not all at once.
@@ -181,6 +183,7 @@ impl Builds {
                 provenance: parts.provenance,
                 requests: parts.requests,
                 limits: parts.limits,
+                opened_ms: (parts.environment.now_ms)(),
                 environment: parts.environment,
                 metrics: parts.metrics,
                 shutdown: parts.shutdown,

@@ -192,6 +192,9 @@ step_time_s = 3600
 #step_idle_s = 1800
 # Memory of one step, in bytes. Not limited when not given.
 #step_memory_bytes = 4294967296
+# Most that a request may want for /dev/shm in its steps, in bytes; they have 64 MiB when it does not say. `kiln build` on this machine allows
+# what its --shm-size asks for.
+step_shm_bytes = 1073741824
 # Processes and threads of one step.
 step_pids = 4096
 # Steps that run at the same time.

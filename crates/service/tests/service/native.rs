@@ -439,6 +439,16 @@ async fn what_a_request_gets_wrong_is_named() {
         refused.message().contains("limits.allow_insecure"),
         "{refused}"
     );
+    let shared = wire::StartBuildRequest {
+        shm_bytes: (1 << 30) + 1,
+        ..request()
+    };
+    let refused = start(&server, shared).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        refused.message().contains("limits.step_shm_bytes"),
+        "{refused}"
+    );
     assert!(!world.has_worker().await, "nothing of all this was started");
 }
 

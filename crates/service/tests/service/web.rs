@@ -84,6 +84,45 @@ async fn one_port_serves_everything() {
     server.stopped().await;
 }
 
+/// Waits until a line is among the metrics, and returns all of them.
+async fn told(server: &Server, line: &str) -> String {
+    let line = format!("{line}\n");
+    let told = async {
+        loop {
+            let text = String::from_utf8(get(server, "/metrics").await.1).unwrap();
+            if text.contains(&line) {
+                return text;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    soon(told).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_after_a_worker_that_was_killed_are_counted_once() {
+    let world = World::new();
+    let server = world.serve().await;
+    let (_, _stream) = server.start(crate::admission::numbered(1)).await;
+    let worker = world.worker().await;
+    for attempt in 2..4 {
+        worker.event(engine::event::Event::BegunAgain {
+            attempt,
+            reason: "it was killed".to_owned(),
+        });
+    }
+    told(&server, "kiln_builds_begun_again_total 2").await;
+    server.stopped().await;
+    // What an earlier server has counted is counted.
+    let server = world.serve().await;
+    told(&server, "kiln_builds_running 1").await;
+    worker.fail(engine::event::FailureKind::Dockerfile, "x");
+    let ended = "gitpod_image_builder_builds_done_total{success=\"false\"} 1";
+    let text = told(&server, ended).await;
+    assert!(text.contains("kiln_builds_begun_again_total 0\n"), "{text}");
+    server.stopped().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_whether_builds_can_be_started() {
     let world = World::new();

@@ -12,7 +12,6 @@ use crate::Store;
 use crate::blob::hash_file;
 use crate::dir::Dir;
 
-pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 /// Repositories that are told of one blob.
 const HOLDERS_TOLD_MAX: usize = 5;
 
@@ -21,7 +20,7 @@ pub(super) type Holders = HashMap<Digest, Vec<String>>;
 
 impl Checker<'_> {
     pub(super) fn blobs(&mut self, holders: &Holders) -> Result<(), CheckError> {
-        for algorithm in ALGORITHMS {
+        for algorithm in Algorithm::ALL {
             let folder = format!("blobs/{}", algorithm.name());
             let dir = self.store.root().sub(&folder)?;
             let mut names = dir.names()?;

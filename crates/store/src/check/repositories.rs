@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
 
 use oci::Digest;
+use oci::digest::Algorithm;
 use oci::manifest::{Descriptor, Document};
 use oci::reference::{is_repository, is_tag};
 
-use super::blobs::{ALGORITHMS, Holders};
+use super::blobs::Holders;
 use super::{CheckError, Checker, Problem, Remedy, Severity};
 use crate::dir::Dir;
 use crate::repository::{
@@ -136,7 +137,7 @@ impl Checker<'_> {
     /// Returns what a repository has links to, and paths there that are no links.
     fn links(&self, name: &str, kind: &str) -> io::Result<(BTreeSet<Digest>, Vec<String>)> {
         let (mut digests, mut strays) = (BTreeSet::new(), Vec::new());
-        for algorithm in ALGORITHMS {
+        for algorithm in Algorithm::ALL {
             let path = format!("{}/{}", folder(name, kind), algorithm.name());
             let Some(dir) = self.store.root().sub_if_there(&path)? else {
                 continue;
@@ -325,7 +326,7 @@ impl Checker<'_> {
     /// Notes of manifests that name another one, of which the one is gone.
     fn referrers(&mut self, name: &str) -> Result<(), CheckError> {
         let (manifests, _) = self.links(name, MANIFESTS)?;
-        for algorithm in ALGORITHMS {
+        for algorithm in Algorithm::ALL {
             let path = format!("{}/{}", folder(name, REFERRERS), algorithm.name());
             let Some(subjects) = self.store.root().sub_if_there(&path)? else {
                 continue;

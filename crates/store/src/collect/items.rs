@@ -15,7 +15,6 @@ use crate::context::FOLDER as CONTEXTS;
 use crate::dir::Dir;
 use crate::used::{USED, modified};
 
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 /// What follows a snapshot's name in that of the file with its size.
 pub(crate) const SIZE_SUFFIX: &str = ".size";
 /// Longest content of such a file.
@@ -49,7 +48,7 @@ impl Store {
     fn blobs_into(&self, items: &mut Vec<Item>, since: SystemTime) -> io::Result<()> {
         // The links first: what gets one later was looked at after `since`, or it could not have got one.
         let held = self.held()?;
-        for algorithm in ALGORITHMS {
+        for algorithm in Algorithm::ALL {
             let blobs = self.root().sub(&format!("blobs/{}", algorithm.name()))?;
             for name in blobs.names()? {
                 let Some(stat) = blobs.stat(&name)? else {
@@ -77,7 +76,7 @@ impl Store {
                 continue;
             };
             for links in LINKS {
-                for algorithm in ALGORITHMS {
+                for algorithm in Algorithm::ALL {
                     let below = format!("{links}/{}", algorithm.name());
                     if let Some(links) = dir.sub_if_there(&below)? {
                         let full = |name| format!("{}:{name}", algorithm.name());
