@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod again;
 mod bases;
 mod check;
 mod context;
@@ -38,7 +39,7 @@ use crate::workload::{Bench, Workload};
 #[derive(Debug, Parser)]
 #[command(about = "Times builds of kiln and its peers")]
 struct Args {
-    /// Workloads (W1, W1m, W2 … W8, W9, W10, W11), or `scale` [default: all workloads]
+    /// Workloads (W1, W1m, W2 … W8, W4g, W9, W10, W11), or `scale` [default: all workloads]
     #[arg(value_name = "WORKLOAD")]
     workloads: Vec<String>,
     /// How often each is built by each builder
@@ -112,6 +113,9 @@ fn main() -> Result<()> {
         scratch: scratch.path(),
         registry: registry.host(),
     };
+    if wanted("W4g") {
+        of_service.build_again(&mut report)?;
+    }
     if wanted("W9") {
         of_service.name(&mut report)?;
     }
@@ -147,6 +151,25 @@ struct OfService<'a> {
 }
 
 impl OfService<'_> {
+    /// W4g and W4s.
+    fn build_again(&self, report: &mut Report) -> Result<()> {
+        let base = bases::push_debian(self.registry);
+        let again = again::measure(self.kiln, self.scratch, &base)?;
+        let s = |time: std::time::Duration| time.as_secs_f64();
+        report.tell(format!(
+            "W4g: a commit of 40 000 files, through the service: {:.2} s for the first time, {:.3} s again, {:.3} s again when it has to be built",
+            s(again.first),
+            s(again.exists),
+            s(again.forced)
+        ));
+        report.tell(format!(
+            "W4s: a folder of 40 000 files, sent to the service by `kiln build --server`: {:.2} s for the first time, {:.2} s again",
+            s(again.folder_first),
+            s(again.folder)
+        ));
+        Ok(())
+    }
+
     /// W9.
     fn name(&self, report: &mut Report) -> Result<()> {
         bases::push_workspace(self.registry);

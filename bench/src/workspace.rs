@@ -71,7 +71,8 @@ pub(crate) fn measure(
     })
 }
 
-async fn build(address: &str, request: BuildRequest) -> Result<Duration> {
+/// Asks the service at `address` for a build; returns how long it took until its success.
+pub(crate) async fn build(address: &str, request: BuildRequest) -> Result<Duration> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
     let mut client = ImageBuilderClient::new(endpoint.connect().await?);
     let began = Instant::now();
