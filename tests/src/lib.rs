@@ -18,6 +18,7 @@
 //! | `steps` | secrets, agents, names of hosts, limits of steps |
 //! | `command` | `kiln build` without a server |
 //! | `language` | the same: options about the Dockerfile |
+//! | `commits` | the same: commits that were fetched before |
 //! | `copying` | the same: COPY and ADD |
 //! | `remote` | `kiln build --server` |
 //! | `sharing` | caches that travel from machine to machine |
@@ -35,6 +36,7 @@
 
 mod c_program;
 mod command;
+mod commits;
 mod copying;
 mod corpus;
 mod durability;

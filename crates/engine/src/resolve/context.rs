@@ -18,9 +18,10 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::DockerfileText;
-pub(crate) use super::files::BuildContext;
+use super::commits::Commits;
+pub(crate) use super::files::{BuildContext, Rest};
 use super::lookout::Lookout;
-use super::uploaded::{Deferred, Shelf};
+use super::uploaded::Shelf;
 use super::workspace::Filling;
 use crate::event::{Event, Failure, FailureKind};
 use crate::failure::{
@@ -104,7 +105,7 @@ struct Brought {
     checkout: Option<Checkout>,
     project: String,
     /// Makes the files that are not in the folder.
-    rest: Option<Deferred>,
+    rest: Option<Rest>,
 }
 
 async fn bring(
@@ -121,7 +122,10 @@ async fn bring(
     let (folder, checkout, project) = match context {
         Context::Git(git) => {
             make()?;
-            let checkout = fetch(spec, git, &folder, step, work.1).await?;
+            let wanted = Lookout::of(None, places)?;
+            let from = (store, recorder, step);
+            let (checkout, more) = committed(spec, git, from, (&folder, &wanted), work.1).await?;
+            rest = more;
             (folder, Some(checkout), git.remote.as_str().to_owned())
         }
         Context::Uploaded {
@@ -163,6 +167,35 @@ async fn bring(
     })
 }
 
+/// Fetches a commit into the new folder `into`; only what of its files is wanted when it was fetched before, with what fetches it when
+/// somebody needs the others.
+async fn committed(
+    spec: &BuildSpec,
+    git: &source::git::GitSource,
+    (store, recorder, step): (&Store, &Recorder, &crate::recorder::Step),
+    (into, wanted): (&Path, &Lookout),
+    cancel: &CancellationToken,
+) -> Result<(Checkout, Option<Rest>), Failure> {
+    let options = fetch_options(spec);
+    let commits = Commits {
+        store,
+        tenant: &spec.tenant,
+        git,
+        options: &options,
+        wanted,
+    };
+    let say = |line: &str| step.say(line);
+    if let Some((checkout, key)) = commits.recall(into, &say, cancel).await? {
+        let all = into.with_extension("all");
+        let later = commits.later((&checkout.commit, key), all, (recorder, cancel));
+        return Ok((checkout, Some(Rest::Commit(later))));
+    }
+    let checkout = fetch(spec, git, into, step, cancel).await?;
+    let key = commits.remember(into, &checkout);
+    let there = key.map(|key| Rest::Commit(commits.there(key)));
+    Ok((checkout, there))
+}
+
 /// Brings the files of an uploaded context that are wanted into the new folder `into`, and returns where they are, and what makes the others
 /// when somebody needs them; all of them when it is an archive, or where links have a say.
 async fn uploaded(
@@ -171,7 +204,7 @@ async fn uploaded(
     (store, recorder): (&Store, &Recorder),
     (into, wanted): (PathBuf, &Lookout),
     cancel: &CancellationToken,
-) -> Result<(PathBuf, Option<Deferred>), Failure> {
+) -> Result<(PathBuf, Option<Rest>), Failure> {
     let Context::Uploaded {
         context, archive, ..
     } = context
@@ -184,7 +217,8 @@ async fn uploaded(
         tenant: spec.tenant.clone(),
     };
     let Some(archive) = archive.clone() else {
-        return shelf.open(context, (into, wanted), recorder, cancel).await;
+        let opened = shelf.open(context, (into, wanted), recorder, cancel).await;
+        return opened.map(|(folder, rest)| (folder, rest.map(Rest::Uploaded)));
     };
     let id = context.clone();
     let open = move || shelf.open_file(&id, &archive);

@@ -1,6 +1,7 @@
 //! The files that COPY, ADD and mounts see: those of a folder, without what its ignore file leaves out.
 //!
-//! Of an uploaded folder they are made when somebody needs them; what they are is known from its list before.
+//! Of an uploaded folder they are made when somebody needs them; what they are is known from its list before. So it is with a commit that
+//! was fetched before.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -9,6 +10,7 @@ use dockerfile::chmod::Node;
 use dockerfile::ignore::{IgnoreError, IgnoreFile};
 use oci::Digest;
 
+use super::commits::Later;
 use super::uploaded::Deferred;
 use crate::event::{Failure, FailureKind};
 use crate::failure::{chain, failure};
@@ -17,12 +19,21 @@ use crate::rootfs::root::Root;
 use crate::rootfs::select::Ignored;
 use crate::spec::Context;
 
+/// Files that are known without being there.
+#[derive(Debug)]
+pub(crate) enum Rest {
+    /// Of an uploaded folder.
+    Uploaded(Deferred),
+    /// Of a commit, which may be there.
+    Commit(Later),
+}
+
 /// Files that COPY and ADD see.
 #[derive(Debug)]
 pub(crate) struct BuildContext {
     /// Where they are, unless [`Self::rest`] makes them.
     root: Root,
-    rest: Option<Deferred>,
+    rest: Option<Rest>,
     pub(crate) ignore: Arc<IgnoreFile>,
     /// What the ignore file says, for keys.
     ignore_digest: Digest,
@@ -46,7 +57,7 @@ impl BuildContext {
     }
 
     /// Has `rest` make the files when they are needed.
-    pub(crate) fn with_rest(mut self, rest: Option<Deferred>) -> Self {
+    pub(crate) fn with_rest(mut self, rest: Option<Rest>) -> Self {
         self.rest = rest;
         self
     }
@@ -63,7 +74,8 @@ impl BuildContext {
     /// Returns the files, which are made now if they are not there yet. Blocks.
     pub(crate) fn root(&self) -> Result<&Root, Failure> {
         match &self.rest {
-            Some(rest) => rest.root(),
+            Some(Rest::Uploaded(rest)) => rest.root(),
+            Some(Rest::Commit(rest)) => rest.root(&self.root),
             None => Ok(&self.root),
         }
     }
@@ -71,10 +83,12 @@ impl BuildContext {
     /// Returns the key of what decides the content of `sources`, if that is known without files. What is left out of `sources`
     /// by filters of their own is for the caller to add. Blocks.
     pub(crate) fn listed(&self, sources: &[Source]) -> Result<Option<(Digest, &Digest)>, Failure> {
-        let Some(rest) = &self.rest else {
-            return Ok(None);
+        let key = match &self.rest {
+            None => return Ok(None),
+            Some(Rest::Uploaded(rest)) => rest.key(sources)?,
+            Some(Rest::Commit(rest)) => rest.key().clone(),
         };
-        Ok(Some((rest.key(sources)?, &self.ignore_digest)))
+        Ok(Some((key, &self.ignore_digest)))
     }
 
     /// Tells whether `path`, from the context's root, is to be seen.

@@ -1,6 +1,7 @@
 //! From a request to a plan: sources, Dockerfile, pinned bases. After this there are no tags any more.
 
 pub(crate) mod bases;
+mod commits;
 pub(crate) mod context;
 mod files;
 pub(crate) mod layout;

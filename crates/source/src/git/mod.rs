@@ -221,6 +221,8 @@ pub struct Checkout {
     pub commit: String,
     /// When it was committed, in seconds since 1970.
     pub commit_time_unix: i64,
+    /// Whether the files are those of the commit and no others: it has no submodules, and nothing that is kept with LFS.
+    pub is_all: bool,
 }
 
 impl GitSource {
@@ -303,7 +305,7 @@ pub async fn fetch(
 }
 
 /// Asks which commit the target of `source` is, and fetches nothing. `None` when only a fetch can tell: for an abbreviation, and for
-/// what the remote does not have.
+/// what the remote does not have. Also where the target says it, the remote is asked: who may not read there gets an error.
 ///
 /// `workspace` must exist, be ours alone and be empty; git's own files are left there.
 pub async fn look_up(
@@ -431,7 +433,7 @@ async fn populate(
     }
     let links = checkout::count(&git, &found.commit, &session.options.limits).await?;
     checkout::check_out(&git, &found).await?;
-    lfs::fill(&git, session, source, credential, &location).await?;
+    let kept = lfs::fill(&git, session, source, credential, &location).await?;
     let pair = (whole.top, source);
     let wanted = submodules::wanted(&git, session, pair, &found.commit, &links).await?;
     allowance.take(wanted.len())?;
@@ -453,6 +455,7 @@ async fn populate(
     Ok(Checkout {
         commit: found.commit,
         commit_time_unix,
+        is_all: links.is_empty() && kept == lfs::Kept::Nothing,
     })
 }
 

@@ -128,7 +128,11 @@ impl Fetcher<'_> {
             }
             TargetMode::RemoteBranch => self.advertised(&[format!("refs/heads/{target}")]).await,
             TargetMode::RemoteCommit => match refname::parse_commit_name(target) {
-                Some(CommitName::Full(commit)) => Ok(Some(commit)),
+                Some(CommitName::Full(commit)) => {
+                    self.network(&["ls-remote", "--quiet", "origin", "HEAD"])
+                        .await?;
+                    Ok(Some(commit))
+                }
                 Some(CommitName::Abbreviated(_)) | None => Ok(None),
                 Some(CommitName::Reference(name)) => {
                     self.advertised(&[format!("{name}^{{}}"), name.to_owned()])

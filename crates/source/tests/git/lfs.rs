@@ -97,6 +97,7 @@ async fn without_a_word_in_the_configuration_pointers_stay_and_the_log_says_so()
         "{}",
         fetched.error()
     );
+    assert!(!fetched.result.as_ref().unwrap().is_all);
     let said = "big.bin is kept with LFS and stays a pointer";
     assert!(fetched.log.contains(said), "{}", fetched.log);
     assert!(!fetched.log.contains("plain.txt"), "{}", fetched.log);

@@ -38,6 +38,7 @@ async fn the_remote_head_is_its_branch_with_one_commit() {
         (checkout.commit.as_str(), checkout.commit_time_unix),
         (commits[3].as_str(), 1_700_000_180)
     );
+    assert!(checkout.is_all);
     assert_eq!(fetched.read("link"), "other\n");
     assert_eq!(
         fetched.git(&["symbolic-ref", "HEAD"]),

@@ -85,6 +85,7 @@ async fn without_a_word_in_the_configuration_none_is_fetched_and_the_log_says_so
     let _project = project(&server, &[("m", "../inner.git")], &commit);
     let fetched = run(&source_of(&server.url("project")), &quick()).await;
     assert_eq!(fetched.read("a"), "outer\n");
+    assert!(!fetched.result.as_ref().unwrap().is_all);
     assert!(is_empty(&fetched, "m"));
     let said = "submodule \"m\" is not fetched: the configuration wants none (git.submodules)";
     assert!(fetched.log.contains(said), "{}", fetched.log);

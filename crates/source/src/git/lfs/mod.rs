@@ -112,6 +112,13 @@ struct Fetcher<'a> {
     scratch: PathBuf,
 }
 
+/// Whether a repository keeps anything with LFS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    Nothing,
+    Something,
+}
+
 /// Replaces the pointers that were checked out at `location`, or says in the log which there are.
 pub(super) async fn fill(
     git: &Git<'_>,
@@ -119,7 +126,7 @@ pub(super) async fn fill(
     source: &GitSource,
     credential: Option<&Credential>,
     location: &Path,
-) -> Result<(), FetchError> {
+) -> Result<Kept, FetchError> {
     let listing = git
         .expect(
             Reach::Local,
@@ -129,11 +136,11 @@ pub(super) async fn fill(
         .await?;
     let pointers = pointers(location, &listing)?;
     if pointers.is_empty() {
-        return Ok(());
+        return Ok(Kept::Nothing);
     }
     if session.options.lfs == Lfs::Off {
         say_what_stays(git, location, &pointers);
-        return Ok(());
+        return Ok(Kept::Something);
     }
     let limits = &session.options.limits;
     let sizes = pointers
@@ -158,7 +165,7 @@ pub(super) async fn fill(
         scratch: location.join(".git/kiln-lfs"),
     };
     tokio::select! {
-        filled = fetcher.fill(&pointers) => filled,
+        filled = fetcher.fill(&pointers) => filled.map(|()| Kept::Something),
         () = session.stop.cancelled() => Err(FetchError::Cancelled),
     }
 }
