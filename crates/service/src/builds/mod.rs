@@ -172,7 +172,16 @@ pub enum Joined {
 impl Builds {
     /// Returns the builds that are known from before, once they were found again.
     pub async fn open(parts: Parts) -> Result<Self, RecoverError> {
-        let builds = Self {
+        let builds = Self::none(parts);
+        recover::recover(&builds).await?;
+        retention::spawn(&builds);
+        let places = drive::tell_places(builds.clone());
+        builds.inner.tasks.spawn(places);
+        Ok(builds)
+    }
+
+    fn none(parts: Parts) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 starts: Semaphore::new(STARTS_MAX),
                 room: parts.room,
@@ -189,12 +198,7 @@ impl Builds {
                 shutdown: parts.shutdown,
                 tasks: TaskTracker::new(),
             }),
-        };
-        recover::recover(&builds).await?;
-        retention::spawn(&builds);
-        let places = drive::tell_places(builds.clone());
-        builds.inner.tasks.spawn(places);
-        Ok(builds)
+        }
     }
 
     /// Returns which inputs made which images.

@@ -205,9 +205,31 @@ async fn forget_outputs(builds: &Builds) {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use engine::event::Event;
+    use engine::spec::{BuildSpec, Record};
+    use engine::turn::Turn;
+    use futures_util::future::BoxFuture;
+    use store::collect::{Collected, Policy};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::agents::{AgentId, Agents};
+    use crate::builds::build::{Build, Progress};
+    use crate::builds::provenance::Provenance;
+    use crate::builds::requests::Requests;
+    use crate::builds::room::Room;
+    use crate::builds::turns::{Share, TurnLimits};
+    use crate::builds::{Limits, Parts};
+    use crate::environment::Environment;
+    use crate::executor::{Disk, Executor, ExecutorError, Running};
+    use crate::telemetry::Metrics;
 
     const MINUTE_MS: u64 = 60_000;
+    const HOUR_MS: u64 = 60 * MINUTE_MS;
+    const NOW_MS: u64 = 2 * HOUR_MS;
 
     fn end(at_ms: u64, n: u8) -> End {
         (at_ms, BuildId::from_random([n; 16]))
@@ -247,42 +269,144 @@ mod tests {
         assert_eq!(size(&root.path().join("none")), 0);
     }
 
-    /// What one minute looks at.
-    fn looked_at(kept: &mut Kept, now_ms: u64) -> [usize; 3] {
-        let old = past(&kept.ends, Duration::from_secs(7 * 24 * 3600), now_ms);
-        let outputs = past(&kept.with_outputs, outputs::LIFETIME, now_ms);
-        for end in &outputs {
-            kept.with_outputs.remove(end);
-        }
-        let unmeasured = kept.unmeasured.clone();
-        for end in &unmeasured {
-            kept.measured(end, 4096, now_ms);
-        }
-        [old.len(), outputs.len(), unmeasured.len()]
+    /// Nobody who carries builds out.
+    struct Nobody;
+
+    fn nothing<T: Send + 'static>() -> BoxFuture<'static, Result<T, ExecutorError>> {
+        let problem = "nobody is there".to_owned();
+        Box::pin(std::future::ready(Err(ExecutorError::NotReady { problem })))
     }
 
-    #[test]
-    fn a_minute_costs_what_has_happened_and_not_what_is_kept() {
+    impl Executor for Nobody {
+        fn start(
+            &self,
+            _: Record,
+            _: BuildSpec,
+            _: Vec<AgentId>,
+            _: Turn,
+        ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
+            nothing()
+        }
+
+        fn turn(&self, _: BuildId, _: Turn) -> BoxFuture<'_, Result<(), ExecutorError>> {
+            nothing()
+        }
+
+        fn adopt(&self, _: BuildId) -> BoxFuture<'_, Result<Option<Running>, ExecutorError>> {
+            nothing()
+        }
+
+        fn cancel(&self, _: BuildId) -> BoxFuture<'_, Result<(), ExecutorError>> {
+            nothing()
+        }
+
+        fn collect(&self, _: Policy) -> BoxFuture<'_, Result<Collected, ExecutorError>> {
+            nothing()
+        }
+
+        fn disk(&self) -> io::Result<Disk> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn ready(&self) -> BoxFuture<'_, Result<(), ExecutorError>> {
+            nothing()
+        }
+    }
+
+    /// Returns builds of which none is known, two hours after the clock's beginning.
+    fn none(state: &Path) -> Builds {
+        let turns = TurnLimits {
+            running: 1,
+            queued: 1,
+            each: Share {
+                weight: 1,
+                running: 1,
+                queued: 1,
+            },
+            tenants: BTreeMap::new(),
+        };
+        let executor: Arc<dyn Executor> = Arc::new(Nobody);
+        Builds::none(Parts {
+            room: Arc::new(Room::new(
+                Arc::clone(&executor),
+                crate::config::Cache::default(),
+                None,
+            )),
+            executor,
+            state: state.to_owned(),
+            provenance: Provenance::open(&state.join("names")).unwrap(),
+            requests: Requests::open(&state.join("requests")).unwrap(),
+            limits: Limits {
+                turns,
+                retention: Duration::from_secs(7 * 24 * 3600),
+                retention_bytes: Some(u64::MAX),
+            },
+            environment: Environment {
+                now_ms: || NOW_MS,
+                ..Environment::real()
+            },
+            metrics: Metrics::default(),
+            shutdown: CancellationToken::new(),
+        })
+    }
+
+    fn ended(builds: &Builds, n: u64, at_ms: u64) -> PathBuf {
+        let mut random = [0; 16];
+        random[..8].copy_from_slice(&n.to_le_bytes());
+        let id = BuildId::from_random(random);
+        let folder = builds.inner.state.join("builds").join(id.as_str());
+        fs::create_dir_all(folder.join(outputs::FOLDER)).unwrap();
+        fs::write(folder.join("journal"), "x").unwrap();
+        let text = format!(
+            r#"{{"id":"{id}","tenant":"default","reference":"r","base_reference":"b","started_at_ms":1}}"#
+        );
+        let mut progress = Progress {
+            folder: Some(folder.clone()),
+            ..Progress::default()
+        };
+        progress.take(&Event::Cancelled, at_ms);
+        let record = serde_json::from_str(&text).unwrap();
+        let build = Arc::new(Build::new(record, Agents::default(), progress));
+        builds.table().insert(&build);
+        folder
+    }
+
+    /// What a minute of upkeep has touched: outputs that it has removed, and builds that it has measured.
+    async fn minute(builds: &Builds, folders: &[PathBuf]) -> [usize; 2] {
+        let before = builds.table().kept.sizes.clone();
+        for folder in folders {
+            // What it would find if it looked.
+            fs::create_dir_all(folder.join(outputs::FOLDER)).unwrap();
+            let journal = folder.join("journal");
+            let size = fs::metadata(&journal).unwrap().len();
+            fs::write(&journal, vec![1; usize::try_from(size).unwrap() + 8192]).unwrap();
+        }
+        sweep(builds).await;
+        forget_outputs(builds).await;
+        let removed = folders
+            .iter()
+            .filter(|folder| !folder.join(outputs::FOLDER).exists());
+        let table = builds.table();
+        let sizes = table.kept.sizes.iter();
+        let measured = sizes.filter(|(end, bytes)| before.get(end) != Some(bytes));
+        [removed.count(), measured.count()]
+    }
+
+    #[tokio::test]
+    async fn a_minute_costs_what_has_happened_and_not_what_is_kept() {
         for n_kept in [10, 1000] {
-            let mut kept = Kept::default();
-            let mut now_ms = 90 * MINUTE_MS;
-            for n in 0..n_kept {
-                let mut random = [0; 16];
-                random[..8].copy_from_slice(&u64::to_le_bytes(n));
-                kept.add((n, BuildId::from_random(random)));
-            }
-            let all = usize::try_from(n_kept).unwrap();
-            assert_eq!(looked_at(&mut kept, now_ms), [0, all, all]);
-            assert_eq!(looked_at(&mut kept, now_ms), [0; 3], "{n_kept}");
-            // One more ends: it is measured until it has settled, and its outputs are looked for once.
-            kept.add(end(now_ms, 255));
-            assert_eq!(looked_at(&mut kept, now_ms), [0, 0, 1]);
-            now_ms += MINUTE_MS;
-            assert_eq!(looked_at(&mut kept, now_ms), [0, 0, 1]);
-            assert_eq!(looked_at(&mut kept, now_ms), [0; 3], "{n_kept}");
-            now_ms += 60 * MINUTE_MS;
-            assert_eq!(looked_at(&mut kept, now_ms), [0, 1, 0]);
-            assert_eq!(kept.total_bytes, (n_kept + 1) * 4096);
+            let state = tempfile::tempdir().unwrap();
+            let builds = none(state.path());
+            let mut folders: Vec<PathBuf> = (0..n_kept).map(|n| ended(&builds, n, n)).collect();
+            let all = folders.len();
+            assert_eq!(minute(&builds, &folders).await, [all, all]);
+            assert_eq!(minute(&builds, &folders).await, [0, 0], "{n_kept}");
+            // One that ended a moment ago is measured until it has settled, and keeps its outputs; another has ended an hour ago.
+            folders.push(ended(&builds, n_kept, NOW_MS - 1));
+            folders.push(ended(&builds, n_kept + 1, NOW_MS - HOUR_MS));
+            assert_eq!(minute(&builds, &folders).await, [1, 2], "{n_kept}");
+            assert_eq!(minute(&builds, &folders).await, [0, 1], "{n_kept}");
+            assert_eq!(builds.table().kept.ends.len(), folders.len());
         }
     }
 }
