@@ -48,6 +48,7 @@ pub fn conclude_as(folder: &Path, cause: Cause) -> Result<(), JournalError> {
     if state::of(folder)?.0.is_terminal() {
         // Whoever wrote the end may have been killed before, or not have been able to.
         let _absent = fs::remove_file(folder.join(journal::RESERVE));
+        remove_work(folder);
         return Ok(());
     }
     // A machine that goes down may leave holes in what was written last.
@@ -64,12 +65,36 @@ pub fn conclude_as(folder: &Path, cause: Cause) -> Result<(), JournalError> {
         Cause::NotStarted { kind, message } => failed(kind, message),
         Cause::Lost => lost(folder, cut_at),
     };
-    // As the host's root this removes everything; anybody else may lack the right to some of it, which costs space only.
-    let _what_is_left = engine::rootfs::remove::remove_tree(&folder.join(folder::WORK));
+    remove_work(folder);
     writer.end(&journal::Record {
         at_ms: (Environment::real().now_ms)(),
         body: Body::Event(event),
     })
+}
+
+/// As the host's root this removes everything; anybody else may lack the right to some of it, which costs space only.
+fn remove_work(folder: &Path) {
+    let work = folder.join(folder::WORK);
+    if work.exists() {
+        let _what_is_left = engine::rootfs::remove::remove_tree(&work);
+    }
+}
+
+/// Removes what builds in `state` that have ended have left, whose workers were killed after they had told the end, when no server waited for
+/// them.
+pub fn tidy(state: &Path) {
+    let Ok(builds) = fs::read_dir(state.join(folder::BUILDS)) else {
+        return;
+    };
+    for folder in builds.flatten().map(|build| build.path()) {
+        let has_ended = || state::of(&folder).is_ok_and(|(state, _)| state.is_terminal());
+        if folder.join(folder::WORK).exists()
+            && has_ended()
+            && let Err(error) = conclude(&folder)
+        {
+            tracing::warn!(%error, folder = %folder.display(), "what a build has left stays");
+        }
+    }
 }
 
 fn failed(kind: FailureKind, message: String) -> Event {
@@ -138,9 +163,29 @@ mod tests {
             assert!(format!("{state:?}").contains(word), "{state:?}");
             assert!(!folder.path().join(folder::WORK).exists());
             // Whoever comes later, and knows nothing.
+            std::fs::create_dir(folder.path().join(folder::WORK)).unwrap();
             conclude(folder.path()).unwrap();
+            assert!(!folder.path().join(folder::WORK).exists());
             let (again, _): (BuildState, _) = state::of(folder.path()).unwrap();
             assert_eq!(again, state);
         }
+    }
+
+    #[test]
+    fn what_a_build_has_left_goes_once_it_has_ended() {
+        let state = tempfile::tempdir().unwrap();
+        let build = |name: &str| {
+            let folder = state.path().join(folder::BUILDS).join(name);
+            std::fs::create_dir_all(folder.join(folder::WORK).join("layers")).unwrap();
+            drop(Writer::create(&folder).unwrap());
+            folder
+        };
+        let (ended, goes_on) = (build("ended"), build("goes-on"));
+        conclude_as(&ended, Cause::Cancelled).unwrap();
+        std::fs::create_dir_all(ended.join(folder::WORK).join("layers")).unwrap();
+        tidy(state.path());
+        assert!(!ended.join(folder::WORK).exists());
+        assert!(goes_on.join(folder::WORK).exists());
+        tidy(&state.path().join("nothing"));
     }
 }

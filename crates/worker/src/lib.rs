@@ -27,7 +27,7 @@ mod start;
 pub mod storage;
 pub mod userns;
 
-pub use conclude::{Cause, conclude, conclude_as};
+pub use conclude::{Cause, conclude, conclude_as, tidy};
 pub use outside::sweep;
 pub use run::{WorkerArgs, main};
 pub use start::{

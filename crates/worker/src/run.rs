@@ -165,17 +165,17 @@ async fn carry_out(
         (None, end) => end,
     };
     sandbox.shut_down().await;
+    recorder.event(&end);
+    let told = recorder.take_error();
+    // Nobody waits for this but the next build: the end is told, and this one's turn is over when we are gone.
     let removed = tokio::task::spawn_blocking(move || remove_tree(&work)).await;
-    if let Ok(Err(error)) = removed {
-        recorder.warn(format!(
+    match (told, removed) {
+        (Some(error), _) => Err(chain(&error)),
+        (None, Ok(Err(error))) => Err(format!(
             "scratch files could not be removed: {}",
             chain(&error)
-        ));
-    }
-    recorder.event(&end);
-    match recorder.take_error() {
-        Some(error) => Err(chain(&error)),
-        None => Ok(()),
+        )),
+        (None, _) => Ok(()),
     }
 }
 

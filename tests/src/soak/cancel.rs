@@ -126,6 +126,9 @@ async fn a_cancelled_build_leaves_nothing_behind_whatever_it_was_at() {
         let publish = (*name == "push").then_some(unanswered.as_str());
         let id = begun(&scene, (url, publish), |text| text.contains(ready)).await;
         let (processes, disk) = cancelled(&scene, &id, word).await;
+        if processes.max(disk) > Duration::from_secs(1) {
+            println!("F16 {name}: {processes:?} and {disk:?} {id} at {}", super::now_ms());
+        }
         gone.push(u64::try_from(processes.as_millis()).unwrap());
         back.push(u64::try_from(disk.as_millis()).unwrap());
     }

@@ -77,13 +77,14 @@ pub(crate) async fn run(args: ServeArgs) -> Outcome {
         .or_exit(Exit::Machine)
 }
 
-/// Removes what workers leave outside of their folders who are on their way out, and whose server was killed. Builds that go on are waited
+/// Removes what workers leave, in their folders and outside of them, who are on their way out, and whose server was killed. Builds that go on are waited
 /// for by whoever adopts them.
 fn sweep_for_a_while(state: Option<PathBuf>) {
     let Some(state) = state else {
         return;
     };
     std::thread::spawn(move || {
+        worker::tidy(&state);
         for _ in 0..SWEEPS_MAX {
             if worker::sweep(&state) == 0 {
                 return;

@@ -188,11 +188,11 @@ async fn committed(
     if let Some((checkout, key)) = commits.recall(into, &say, cancel).await? {
         let all = into.with_extension("all");
         let later = commits.later((&checkout.commit, key), all, (recorder, cancel));
-        return Ok((checkout, Some(Rest::Commit(later))));
+        return Ok((checkout, Some(Rest::Commit(Box::new(later)))));
     }
     let checkout = fetch(spec, git, into, step, cancel).await?;
     let key = commits.remember(into, &checkout);
-    let there = key.map(|key| Rest::Commit(commits.there(key)));
+    let there = key.map(|key| Rest::Commit(Box::new(commits.there(key))));
     Ok((checkout, there))
 }
 

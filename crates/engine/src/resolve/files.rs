@@ -25,7 +25,7 @@ pub(crate) enum Rest {
     /// Of an uploaded folder.
     Uploaded(Deferred),
     /// Of a commit, which may be there.
-    Commit(Later),
+    Commit(Box<Later>),
 }
 
 /// Files that COPY and ADD see.
