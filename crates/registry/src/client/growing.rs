@@ -1,6 +1,7 @@
 //! Sending a blob while it is being written, when nobody knows yet what it is and how large.
 //!
-//! 1. Wait until more was written than goes into one request: what stays smaller is left to the ordinary push.
+//! 1. Wait until more was written than goes into one request. What stays smaller is sent like any other small blob once it is whole: it is
+//!    looked for, and then goes in one request.
 //! 2. Begin a session, and send what there is and what comes in one PATCH without a length, as docker does.
 //! 3. As soon as it is known what the blob is, ask whether the registry has it, if much is left to be sent; nobody could ask before.
 //! 4. Close the session with the digest, which the registry compares.
@@ -49,7 +50,7 @@ pub struct GrowingBlob {
 }
 
 impl Client {
-    /// Sends a blob while it grows. Nothing is returned when it was not sent, because it stayed small, was given up or cancelled.
+    /// Sends a blob while it grows. Nothing is returned when it was not sent, because it was given up or cancelled.
     ///
     /// # Errors
     /// Any failure, after the first try. No session is left that the registry does not refuse to put away.
@@ -121,7 +122,7 @@ enum Streamed {
 impl Sending<'_> {
     async fn run(&mut self) -> Result<Option<Pushed>, Problem> {
         if !self.grows_beyond_one_request().await? {
-            return Ok(None);
+            return self.send_whole().await;
         }
         let known = self.blob.known.borrow().clone();
         if let Some(blob) = &known
@@ -139,8 +140,26 @@ impl Sending<'_> {
         let Some(blob) = what_it_is(&mut self.blob.known).await else {
             return Ok(None);
         };
-        self.close(url, &blob).await?;
-        self.session = None;
+        self.close(url, &blob, Bytes::new()).await?;
+        Ok(Some(Pushed::Uploaded))
+    }
+
+    /// Sends what fits into one request.
+    async fn send_whole(&mut self) -> Result<Option<Pushed>, Problem> {
+        let Some(blob) = what_it_is(&mut self.blob.known).await else {
+            return Ok(None);
+        };
+        if self.target.has(self.scopes, &blob).await? {
+            return Ok(Some(Pushed::Existed));
+        }
+        let (mut reader, mut bytes) = (self.blob.growth.reader(), Vec::new());
+        let read = move || reader.read_to_end(&mut bytes).map(|_| bytes);
+        let attempt = "read the blob to push";
+        let bytes = tokio::task::spawn_blocking(read).await;
+        let bytes = bytes.map_err(|error| Problem::local(attempt, error))?;
+        let bytes = bytes.map_err(|error| Problem::local(attempt, error))?;
+        let url = self.begin().await?;
+        self.close(url, &blob, Bytes::from(bytes)).await?;
         Ok(Some(Pushed::Uploaded))
     }
 
@@ -215,14 +234,15 @@ impl Sending<'_> {
         }
     }
 
-    /// Says that this was all, and what it is.
-    async fn close(&self, mut url: Url, blob: &Descriptor) -> Result<(), Problem> {
+    /// Sends the rest, and says that this was all and what it is.
+    async fn close(&mut self, mut url: Url, blob: &Descriptor, rest: Bytes) -> Result<(), Problem> {
         let inner = self.target.inner;
         name_digest(&mut url, blob);
         let mut call = self.target.call(self.scopes, Method::PUT, url);
         call.headers = octets();
         let limit = inner.options.finish_timeout;
-        let response = inner.send_once(&call, &Bytes::new(), limit).await?;
+        let response = inner.send_once(&call, &rest, limit).await?;
+        self.session = None;
         match content_digest(response.headers()).unwrap_or_default() {
             Some(digest) if digest != blob.digest => Err(Problem::DigestMismatch {
                 what: "the pushed blob",

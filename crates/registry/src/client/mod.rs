@@ -33,7 +33,7 @@ pub use blob::BlobStream;
 pub use error::{Error, ErrorKind, Problem};
 pub use growing::GrowingBlob;
 pub use pull::{Resolved, ResolvedImage};
-pub use push::{BlobToPush, ImageToPush};
+pub use push::{BlobToPush, ImageToPush, Presence};
 pub use source::BlobSource;
 pub use upload::Pushed;
 

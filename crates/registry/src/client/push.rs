@@ -49,6 +49,18 @@ pub struct BlobToPush {
     pub source: BlobSource,
     /// Repositories of the same registry that may lend it.
     pub mount_from: Vec<Reference>,
+    /// What is known of the registry.
+    pub presence: Presence,
+}
+
+/// Whether a registry has a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Presence {
+    /// It has to be asked.
+    #[default]
+    Unknown,
+    /// It has said so a moment ago. It is asked again once the image is pushed, as for all blobs.
+    Told,
 }
 
 impl Client {
@@ -104,7 +116,10 @@ impl Client {
                 return Err(problem.into_error(push_attempt(reference), reference.host()));
             }
         };
-        let all: Vec<&BlobToPush> = image.blobs.iter().collect();
+        let all = image.blobs.iter();
+        let all: Vec<&BlobToPush> = all
+            .filter(|blob| blob.presence == Presence::Unknown)
+            .collect();
         self.push_blobs(reference, &all, Look::First, progress)
             .await?;
         let pushed = self.push_manifest(reference, &image.media_type, &image.manifest);
@@ -136,6 +151,17 @@ impl Client {
         let digest = pushed.await?;
         self.verify_pushed(reference, &digest, &manifest).await?;
         Ok(digest)
+    }
+
+    /// Pushes blobs that an image needs, side by side, before the image itself is pushed.
+    pub async fn push_beforehand(
+        &self,
+        reference: &Reference,
+        blobs: &[BlobToPush],
+    ) -> Result<(), Error> {
+        let blobs: Vec<&BlobToPush> = blobs.iter().collect();
+        self.push_blobs(reference, &blobs, Look::First, &|_, _| ())
+            .await
     }
 
     async fn push_blobs(

@@ -173,12 +173,26 @@ async fn real_registries_take_blobs_of_unknown_length() {
 }
 
 #[tokio::test]
-async fn what_stays_small_and_what_is_given_up_early_asks_the_registry_nothing() {
+async fn what_stays_small_is_looked_for_and_goes_in_one_request() {
+    let (evil, memory) = spoiled(Chunked::Never, |_, _| None).await;
+    let (client, repository) = (client(), evil.reference("a/b"));
+    for size in [0, 1, 1000] {
+        let bytes = noise(size);
+        let n_asked = methods(&evil).len();
+        let sent = send(&client, &repository, (&bytes, size / 2), async || ()).await;
+        assert_eq!(sent.unwrap(), Some(Pushed::Uploaded));
+        assert!(memory.blob("a/b", &Digest::sha256(&bytes)).unwrap() == bytes);
+        assert_eq!(methods(&evil)[n_asked..], ["HEAD", "POST", "PUT"]);
+        let sent = send(&client, &repository, (&bytes, size / 2), async || ()).await;
+        assert_eq!(sent.unwrap(), Some(Pushed::Existed));
+        assert_eq!(methods(&evil)[n_asked + 3..], ["HEAD"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_up_early_asks_the_registry_nothing() {
     let (evil, _) = spoiled(Chunked::Whole, |_, _| None).await;
     let (client, repository) = (client(), evil.reference("a/b"));
-    let sent = send(&client, &repository, (&noise(1000), 10), async || ()).await;
-    assert_eq!(sent.unwrap(), None);
-
     let mut writing = Writing::new();
     writing.write(&noise(999));
     let (blob, cancel) = (writing.blob.clone(), CancellationToken::new());

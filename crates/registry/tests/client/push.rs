@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use oci::{Digest, Manifest, media_type};
-use registry::client::{BlobSource, BlobToPush, ErrorKind, ImageToPush, Pushed};
+use registry::client::{BlobSource, BlobToPush, ErrorKind, ImageToPush, Presence, Pushed};
 
 use super::support::client;
 use super::support::evil::{Asked, Evil, Manner, Reply, descriptor, layer, noise};
@@ -39,6 +39,7 @@ fn image(config: &[u8], layers: &[&[u8]]) -> ImageToPush {
         descriptor: descriptor(media_type, bytes),
         source: BlobSource::Bytes(Bytes::copy_from_slice(bytes)),
         mount_from: Vec::new(),
+        presence: Presence::Unknown,
     };
     let mut blobs = vec![blob(media_type::OCI_CONFIG, config)];
     blobs.extend(layers.iter().map(|l| blob(media_type::OCI_LAYER_GZIP, l)));
@@ -328,6 +329,32 @@ async fn an_image_is_pushed_only_when_the_registry_shows_all_of_it() {
     }
     let head = client().head(&reference).await.unwrap().unwrap();
     assert_eq!(head.digest, digest);
+}
+
+#[tokio::test]
+async fn blobs_that_were_sent_before_are_asked_for_at_the_end_alone() {
+    let (evil, memory) = spoiled(|_, _, _| None).await;
+    let (config, one, two) = (b"{}".to_vec(), noise(5000), noise(7000));
+    let mut image = image(&config, &[&one, &two]);
+    for blob in &mut image.blobs[1..] {
+        blob.presence = Presence::Told;
+    }
+    for bytes in [&one, &two] {
+        memory.put_blob("a/b", bytes);
+    }
+    let push = async || {
+        let target = evil.reference("a/b:v1");
+        let pushed = client().push_image(&target, &image, &|_, _| {}).await;
+        pushed.unwrap();
+    };
+    push().await;
+    for bytes in [&one, &two] {
+        assert_eq!(evil.count("HEAD", &Digest::sha256(bytes).to_string()), 1);
+    }
+    // What is not there, whatever was said, is sent all the same.
+    memory.forget_blob("a/b", &Digest::sha256(&two));
+    push().await;
+    assert!(memory.blob("a/b", &Digest::sha256(&two)).unwrap() == two);
 }
 
 #[tokio::test]

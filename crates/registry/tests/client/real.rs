@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use oci::{Digest, Platform, media_type};
-use registry::client::{BlobSource, BlobToPush, Client, ErrorKind, ImageToPush, Options, Pushed};
+use registry::client::{
+    BlobSource, BlobToPush, Client, ErrorKind, ImageToPush, Options, Presence, Pushed,
+};
 use registry::hosts::Hosts;
 use registry::keychain::Keychain;
 use store::Store;
@@ -34,6 +36,7 @@ fn image() -> ImageToPush {
         descriptor: descriptor(media_type, &bytes),
         source: BlobSource::Bytes(bytes.into()),
         mount_from: Vec::new(),
+        presence: Presence::Unknown,
     };
     let mut blobs = vec![blob(media_type::OCI_CONFIG, config)];
     blobs.extend(layers.map(|layer| blob(media_type::OCI_LAYER, layer)));
