@@ -4,14 +4,15 @@
 //!   image is pushed over the network: the embedded registry shares the store. The first such name is sent to; others take it from there.
 //! * A layer is sent once its step has succeeded. When a later one fails, what was sent is in a repository without a manifest that names it,
 //!   as after a push that broke off, and sessions are put away before the build ends.
-//! * Nothing depends on it. The push looks for every blob, and sends those that are not there; after a failure this build sends nothing
+//! * Nothing depends on it. The push sends what did not arrive, and asks for everything at its end; after a failure this build sends nothing
 //!   ahead any more.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dockerfile::{BaseRef, Plan, PlanStage, StageIndex};
-use oci::{Descriptor, Reference};
+use oci::{Descriptor, Digest, Reference};
 use registry::client::{Client, GrowingBlob, Pushed};
 use store::{Growth, Ingest};
 use tokio::sync::{Semaphore, watch};
@@ -21,8 +22,8 @@ use tokio_util::task::TaskTracker;
 use crate::failure::chain;
 use crate::spec::Output;
 
-/// Layers that are sent at the same time.
-const PARALLEL: usize = 4;
+/// Layers that are sent at the same time: as many as small ones by a push, for else it would be sooner done. Of large ones there are seldom two.
+const PARALLEL: usize = 8;
 /// Layers that are sent or wait for their turn; each is an open file. Further ones are left to the push.
 const WAITING_MAX: usize = 32;
 
@@ -42,6 +43,10 @@ struct Going {
     has_failed: AtomicBool,
     n_layers: AtomicU64,
     n_bytes: AtomicU64,
+    /// Layers that are known, whether they have arrived or not.
+    known: Mutex<BTreeSet<Digest>>,
+    /// Those that the registry has said to have.
+    there: Mutex<BTreeSet<Digest>>,
 }
 
 /// What was sent ahead.
@@ -53,7 +58,10 @@ pub(crate) struct Sent {
 
 /// Has to be told what a layer is once it is written. Dropped before, nothing is sent of it.
 #[derive(Debug)]
-pub(super) struct Announced(watch::Sender<Option<Descriptor>>);
+pub(super) struct Announced {
+    announce: watch::Sender<Option<Descriptor>>,
+    going: Arc<Going>,
+}
 
 impl Ahead {
     /// Sends to the first of `outputs` that is pushed over the network; `embedded` are names of our own registry.
@@ -81,6 +89,8 @@ impl Ahead {
                 has_failed: AtomicBool::new(false),
                 n_layers: AtomicU64::new(0),
                 n_bytes: AtomicU64::new(0),
+                known: Mutex::default(),
+                there: Mutex::default(),
             })
         });
         Self { going }
@@ -97,22 +107,42 @@ impl Ahead {
         let (announce, known) = watch::channel(None);
         let blob = GrowingBlob { growth, known };
         let going = Arc::clone(going);
-        let tasks = going.tasks.clone();
-        tasks.spawn(async move { going.send(blob).await });
-        Some(Announced(announce))
+        let sending = Arc::clone(&going);
+        going.tasks.spawn(async move { sending.send(blob).await });
+        Some(Announced { announce, going })
     }
 
-    /// Waits until nothing is on its way to `reference`, and returns what was sent there.
-    pub(crate) async fn arrived(&self, reference: &Reference) -> Sent {
-        let Some(going) = self.going.as_ref().filter(|going| going.to == *reference) else {
-            return Sent::default();
-        };
-        going.tasks.close();
-        going.tasks.wait().await;
-        Sent {
+    /// Waits until nothing is on its way to `reference`.
+    pub(crate) async fn arrived(&self, reference: &Reference) {
+        if let Some(going) = self.to(reference) {
+            going.tasks.close();
+            going.tasks.wait().await;
+        }
+    }
+
+    /// Returns what was sent to `reference`.
+    pub(crate) fn sent(&self, reference: &Reference) -> Sent {
+        self.to(reference).map_or_else(Sent::default, |going| Sent {
             n_layers: going.n_layers.load(Ordering::Relaxed),
             n_bytes: going.n_bytes.load(Ordering::Relaxed),
-        }
+        })
+    }
+
+    /// Tells whether a layer is on its way to `reference`, or has been.
+    pub(crate) fn was_begun(&self, reference: &Reference, layer: &Digest) -> bool {
+        self.to(reference)
+            .is_some_and(|going| lock(&going.known).contains(layer))
+    }
+
+    /// Tells whether a layer was sent to `reference`, or found there, since the build began.
+    pub(crate) fn has_sent(&self, reference: &Reference, layer: &Digest) -> bool {
+        self.to(reference)
+            .is_some_and(|going| lock(&going.there).contains(layer))
+    }
+
+    fn to(&self, reference: &Reference) -> Option<&Going> {
+        let going = self.going.as_deref();
+        going.filter(|going| going.to == *reference)
     }
 
     /// Gives up what is on its way, and waits until the registry was told so.
@@ -128,7 +158,8 @@ impl Ahead {
 impl Announced {
     /// Says what the layer is, all of which was written.
     pub(super) fn is(self, layer: &Descriptor) {
-        self.0.send_replace(Some(layer.clone()));
+        lock(&self.going.known).insert(layer.digest.clone());
+        self.announce.send_replace(Some(layer.clone()));
     }
 }
 
@@ -142,12 +173,17 @@ impl Going {
         let known = blob.known.clone();
         let sent = self.client.push_growing(&self.to, blob, &self.cancel).await;
         match sent {
-            Ok(Some(Pushed::Uploaded)) => {
-                let n_bytes = known.borrow().as_ref().map_or(0, |layer| layer.size);
-                self.n_layers.fetch_add(1, Ordering::Relaxed);
-                self.n_bytes.fetch_add(n_bytes, Ordering::Relaxed);
+            Ok(Some(pushed)) => {
+                let Some(layer) = known.borrow().clone() else {
+                    return;
+                };
+                if pushed == Pushed::Uploaded {
+                    self.n_layers.fetch_add(1, Ordering::Relaxed);
+                    self.n_bytes.fetch_add(layer.size, Ordering::Relaxed);
+                }
+                lock(&self.there).insert(layer.digest);
             }
-            Ok(_) => {}
+            Ok(None) => {}
             Err(error) => {
                 let is_first = !self.has_failed.swap(true, Ordering::Relaxed);
                 if is_first && !self.cancel.is_cancelled() {
@@ -157,6 +193,10 @@ impl Going {
             }
         }
     }
+}
+
+fn lock(set: &Mutex<BTreeSet<Digest>>) -> MutexGuard<'_, BTreeSet<Digest>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells whether every layer of `stage` will be in the image: it is the target, or the target stands on it.

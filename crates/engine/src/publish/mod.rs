@@ -86,11 +86,12 @@ pub(crate) async fn publish(
                 to_store(publisher, image, reference, Keeping::Published).await
             }
             Output::Publish { reference } => {
-                let sent = publisher.ahead.arrived(reference).await;
+                let pushed = remote::push(publisher, image, reference, &references).await;
+                let sent = publisher.ahead.sent(reference);
                 if sent.n_layers > 0 {
                     step.say(&told(sent));
                 }
-                remote::push(publisher, image, reference, &references).await
+                pushed
             }
             Output::Keep { reference } => {
                 to_store(publisher, image, reference, Keeping::Kept).await

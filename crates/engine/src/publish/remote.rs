@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use oci::Reference;
-use registry::client::{BlobSource, BlobToPush, ImageToPush};
+use registry::client::{BlobSource, BlobToPush, ImageToPush, Presence};
 
 use super::{Publisher, bring_all};
 use crate::assemble::{Image, LayerRef};
@@ -24,13 +24,8 @@ pub(super) async fn push(
             .map(|layer| bring_if_needed(publisher, reference, layer)),
     )
     .await?;
-    let to_push = image_to_push(publisher, image, reference, earlier);
     let attempt = format!("push {}", reference.familiar());
-    let pushed = publisher
-        .client
-        .push_image(reference, &to_push, &|_, _| ())
-        .await;
-    let Err(error) = pushed else {
+    let Err(error) = push_once(publisher, image, reference, earlier).await else {
         return Ok(());
     };
     // A layer that was to be mounted, and never pulled: pull it after all and send it.
@@ -48,6 +43,34 @@ pub(super) async fn push(
         .push_image(reference, &to_push, &|_, _| ())
         .await;
     pushed.map(drop).map_err(|e| registry_failure(&attempt, &e))
+}
+
+/// Pushes what is not on its way already while the rest of that arrives, and then the image.
+async fn push_once(
+    publisher: &Publisher,
+    image: &Image,
+    reference: &Reference,
+    earlier: &[Reference],
+) -> Result<(), registry::client::Error> {
+    let (ahead, client) = (&publisher.ahead, &publisher.client);
+    let mut others = image_to_push(publisher, image, reference, earlier).blobs;
+    others.retain(|blob| !ahead.was_begun(reference, &blob.descriptor.digest));
+    let arriving = async {
+        ahead.arrived(reference).await;
+        Ok(())
+    };
+    tokio::try_join!(arriving, client.push_beforehand(reference, &others))?;
+    let mut to_push = image_to_push(publisher, image, reference, earlier);
+    for blob in &mut to_push.blobs {
+        if others
+            .iter()
+            .any(|other| other.descriptor.digest == blob.descriptor.digest)
+        {
+            blob.presence = Presence::Told;
+        }
+    }
+    let pushed = client.push_image(reference, &to_push, &|_, _| ());
+    pushed.await.map(drop)
 }
 
 /// A layer of a base need not come here when the target has it, or can take it from its own repository.
@@ -110,6 +133,11 @@ fn image_to_push(
                 descriptor: descriptor.clone(),
                 source,
                 mount_from: origin.chain(&neighbours).cloned().collect(),
+                presence: if publisher.ahead.has_sent(reference, &descriptor.digest) {
+                    Presence::Told
+                } else {
+                    Presence::Unknown
+                },
             }
         });
     let config_origin = image
@@ -120,6 +148,7 @@ fn image_to_push(
         descriptor: image.manifest.config.clone(),
         source: BlobSource::Bytes(Bytes::from(image.config_bytes.clone())),
         mount_from: config_origin.cloned().collect(),
+        presence: Presence::Unknown,
     };
     ImageToPush {
         manifest: Bytes::from(image.manifest_bytes.clone()),

@@ -73,22 +73,27 @@ fn said(outcome: &Outcome, bench: &Bench) -> String {
 async fn a_layer_of_the_image_is_at_the_registry_before_the_next_step_ends() {
     let registry = DockerRegistry::start();
     let proxy = Arc::new(Proxy::in_front_of(registry.host()));
-    let dockerfile = "FROM scratch AS base\nCOPY big /big\nFROM base\nRUN [\"/wait\"]\n";
+    let dockerfile =
+        "FROM scratch AS base\nCOPY big /big\nFROM base\nCOPY small /\nRUN [\"/wait\"]\n";
     let mut bench = bench(dockerfile, &proxy.host());
     let seen = Arc::clone(&proxy);
     let outcome = bench.build(move |step: &StepCommand| -> Script {
-        until(|| count(&seen.requests(), "PUT", 201) == 1);
+        until(|| count(&seen.requests(), "PUT", 201) == 2);
         put(step, "made", "by the step");
         exit(0)
     });
     let outcome = outcome.await;
     let text = said(&outcome, &bench);
-    assert!(text.contains("sent while steps ran: 1 layer, 3"), "{text}");
-    // The layer was sent once. The other one and the configuration are small: one request begins, one sends.
+    assert!(text.contains("sent while steps ran: 3 layers, 3"), "{text}");
+    // Each was sent once. The others and the configuration are small: one request begins, one sends.
     let requests = proxy.requests();
     assert_eq!(count(&requests, "PATCH", 202), 1, "{requests:?}");
-    assert_eq!(count(&requests, "POST", 202), 3, "{requests:?}");
-    assert_eq!(count(&requests, "PUT", 201), 3, "{requests:?}");
+    assert_eq!(count(&requests, "POST", 202), 4, "{requests:?}");
+    assert_eq!(count(&requests, "PUT", 201), 4, "{requests:?}");
+    // Looked for once before, when they were small or had to wait, and once at the end.
+    let is_look = |request: &&ProxyRequest| request.method == "HEAD";
+    let n_looks = requests.iter().filter(is_look).count();
+    assert!((7..=8).contains(&n_looks), "{requests:?}");
     assert_eq!(count(&requests, "DELETE", 204), 0, "{requests:?}");
 }
 
