@@ -1,6 +1,6 @@
 //! Builds that are cancelled at the worst moments, of which nothing may be left soon after.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,21 @@ async fn cancelled(scene: &Scene, id: &str, word: &str) -> (Duration, Duration) 
     (times.0.unwrap(), times.1.unwrap())
 }
 
+/// Returns what is built: something to push, something that is never pulled, and what makes it hard to end.
+fn dockerfiles(base: &str, nobody: SocketAddr) -> [String; 5] {
+    let push = format!("FROM {base}\nRUN echo x > /x\n");
+    let pull = format!("FROM {nobody}/never/answers:1\n");
+    let stubborn = format!(
+        "FROM {base}\nRUN trap '' TERM INT HUP; for i in $(seq 20); do (trap '' TERM; exec setsid sleep 98761) & done; \
+         dd if=/dev/zero of=/large bs=1M count=300 2>/dev/null; for i in $(seq 5000); do echo $i > /f$i; done; echo beg'un'; wait\n"
+    );
+    let busy = format!(
+        "FROM {base}\nRUN for i in $(seq 8); do (while :; do sleep 0.98763; done) & done; echo beg'un'; wait\n"
+    );
+    let loud = format!("FROM {base}\nRUN echo beg'un'; yes 98762 98762 98762\n");
+    [push, pull, stubborn, busy, loud]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_build_leaves_nothing_behind_whatever_it_was_at() {
     let scene = Scene::start(Target::Embedded);
@@ -79,16 +94,7 @@ async fn a_cancelled_build_leaves_nothing_behind_whatever_it_was_at() {
         scene.git.repository(name).commit("main", &[file]);
         scene.git.url(name)
     };
-    let push = format!("FROM {base}\nRUN echo x > /x\n");
-    let pull = format!("FROM {nobody}/never/answers:1\n");
-    let stubborn = format!(
-        "FROM {base}\nRUN trap '' TERM INT HUP; for i in $(seq 20); do (trap '' TERM; exec setsid sleep 98761) & done; \
-         dd if=/dev/zero of=/large bs=1M count=300 2>/dev/null; for i in $(seq 5000); do echo $i > /f$i; done; echo beg'un'; wait\n"
-    );
-    let busy = format!(
-        "FROM {base}\nRUN for i in $(seq 8); do (while :; do sleep 0.98763; done) & done; echo beg'un'; wait\n"
-    );
-    let loud = format!("FROM {base}\nRUN echo beg'un'; yes 98762 98762 98762\n");
+    let [push, pull, stubborn, busy, loud] = dockerfiles(&base, nobody);
     // What it is at, where its source is, what its journal has then, and what stands in the commands of its processes.
     let moments = [
         (
