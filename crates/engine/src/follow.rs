@@ -9,12 +9,16 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use futures_util::Stream;
 use rustix::fs::inotify;
 use tokio::sync::watch;
 
 use crate::journal::{Body, FILE_NAME, FIRST_OFFSET, JournalError, Reader, Record};
+
+/// Between two looks at what was told.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Returns every record of the journal in `folder` from the first, waits for more, and ends after the terminal event.
 pub fn follow(
@@ -49,15 +53,27 @@ impl Follower {
         Self::open_at(folder, FIRST_OFFSET)
     }
 
+    /// Starts at the first record, for [`Self::next_event`]: little is read of what is passed over.
+    pub fn skim(folder: &Path) -> Result<Self, JournalError> {
+        Self::of(folder, Reader::skim)
+    }
+
     /// Starts at the record that begins at `offset`: at what [`Self::offset`] has said of another one.
     pub fn open_at(folder: &Path, offset: u64) -> Result<Self, JournalError> {
+        Self::of(folder, |folder| Reader::open_at(folder, offset))
+    }
+
+    fn of(
+        folder: &Path,
+        open: impl FnOnce(&Path) -> Result<Reader, JournalError>,
+    ) -> Result<Self, JournalError> {
         // Watch before reading: what is appended in between is then either read or told.
         let path = folder.join(FILE_NAME);
         let subscription = Hub::get()
             .and_then(|hub| hub.subscribe(&path))
             .map_err(|source| JournalError::Open { path, source })?;
         Ok(Self {
-            reader: Reader::open_at(folder, offset)?,
+            reader: open(folder)?,
             subscription,
             ended: false,
         })
@@ -79,12 +95,38 @@ impl Follower {
                 self.ended = matches!(&record.body, Body::Event(event) if event.is_terminal());
                 return Ok(Some(record));
             }
-            if self.subscription.changes.changed().await.is_err() {
-                return Err(JournalError::Read(io::Error::other(
-                    "the watch on the journal ended",
-                )));
-            }
+            self.subscription.changed().await?;
         }
+    }
+
+    /// Returns the next event, and passes over what steps write before it: that is neither read nor checked. `None` once the terminal event
+    /// was returned. Dropping the future loses nothing.
+    pub async fn next_event(&mut self) -> Result<Option<Record>, JournalError> {
+        if self.ended {
+            return Ok(None);
+        }
+        loop {
+            self.subscription.changes.borrow_and_update();
+            if let Some(record) = self.try_next_event()? {
+                return Ok(Some(record));
+            }
+            self.subscription.changed().await?;
+        }
+    }
+
+    /// Returns the next event that is already there, without waiting.
+    pub fn try_next_event(&mut self) -> Result<Option<Record>, JournalError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let Some((at_ms, event)) = self.reader.next_event()? else {
+            return Ok(None);
+        };
+        self.ended = event.is_terminal();
+        Ok(Some(Record {
+            at_ms,
+            body: Body::Event(event),
+        }))
     }
 
     /// Waits until everything that was written so far is durable, whoever wrote it.
@@ -153,6 +195,10 @@ impl Hub {
         let mut buffer = [MaybeUninit::uninit(); 16 << 10];
         let mut events = inotify::Reader::new(&self.inotify, &mut buffer);
         loop {
+            // What is told meanwhile is told together: of a journal that grows fast, not with each record.
+            if events.is_buffer_empty() {
+                std::thread::sleep(PAUSE);
+            }
             match events.next() {
                 Ok(event) => {
                     let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -187,6 +233,13 @@ impl Hub {
             id,
             changes,
         })
+    }
+}
+
+impl Subscription {
+    async fn changed(&mut self) -> Result<(), JournalError> {
+        let changed = self.changes.changed().await;
+        changed.map_err(|_| JournalError::Read(io::Error::other("the watch on the journal ended")))
     }
 }
 

@@ -268,7 +268,7 @@ async fn read_to_end(
     folder: &Path,
     ended: impl Future<Output = ()> + Clone,
 ) -> Result<(), JournalError> {
-    let mut follower = Follower::open(folder)?;
+    let mut follower = Follower::skim(folder)?;
     let caught_up = catch_up(build, &mut follower, builds.inner.opened_ms).await?;
     let metrics = &builds.inner.metrics;
     metrics.build_begun_again(caught_up.n_begun_again);
@@ -278,8 +278,8 @@ async fn read_to_end(
     loop {
         let record = tokio::select! {
             biased;
-            record = follower.next() => record?,
-            () = ended.clone() => match follower.try_next()? {
+            record = follower.next_event() => record?,
+            () = ended.clone() => match follower.try_next_event()? {
                 Some(record) => Some(record),
                 None => break,
             },
@@ -316,12 +316,12 @@ async fn catch_up(
     since_ms: u64,
 ) -> Result<CaughtUp, JournalError> {
     let (mut known, mut caught_up) = (Progress::default(), CaughtUp::default());
-    while let Some(record) = follower.try_next()? {
+    while let Some(record) = follower.try_next_event()? {
         let Body::Event(event) = &record.body else {
-            // A log may be long, and others wait for this thread.
-            tokio::task::consume_budget().await;
             continue;
         };
+        // A journal may be long, and others wait for this thread.
+        tokio::task::consume_budget().await;
         if event.is_terminal() {
             caught_up.end = Some(record);
             break;
@@ -481,7 +481,7 @@ mod tests {
         let build = Build::new(record(), Agents::default(), found);
         let mut watch = build.watch();
         watch.mark_unchanged();
-        let mut follower = Follower::open(folder.path()).unwrap();
+        let mut follower = Follower::skim(folder.path()).unwrap();
         let caught_up = catch_up(&build, &mut follower, 2).await.unwrap();
         assert_eq!((caught_up.end, caught_up.n_begun_again), (None, 0));
         assert!(!watch.has_changed().unwrap());
@@ -489,7 +489,7 @@ mod tests {
         // What was written since is news, and so is the end.
         append(phase(Phase::Pushing));
         append(Event::Cancelled);
-        let mut follower = Follower::open(folder.path()).unwrap();
+        let mut follower = Follower::skim(folder.path()).unwrap();
         let caught_up = catch_up(&build, &mut follower, 1).await.unwrap();
         let end = caught_up.end.unwrap().body;
         assert_eq!(end, Body::Event(Event::Cancelled));
