@@ -2,10 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::time::Duration;
 
 use testkit::docker_registry::DockerRegistry;
 use testkit::git_server::{File, GitServer};
-use testkit::process::tool;
+use testkit::kiln;
+use testkit::process::{self, Daemon, tool};
+use testkit::scratch::Scratch;
 
 use crate::scene::{Scene, Target, request, set_password};
 
@@ -193,4 +196,25 @@ async fn the_server_gets_the_processors_before_its_builds_which_get_them_like_ot
         let threads = niceness(scene.kiln.id().unwrap());
         assert!(threads.iter().all(|one| *one == expected), "{threads:?}");
     }
+}
+
+#[test]
+fn a_server_starts_in_a_session_whose_leader_is_outside_its_pid_namespace() {
+    // As from a shell that `docker exec` or `kubectl exec` has brought into a container.
+    let scratch = Scratch::new();
+    let (state, log) = (scratch.join("state"), scratch.join("log"));
+    let address = state.join("server/address");
+    let mut command = process::clean_command(tool("unshare", "util-linux"));
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(kiln::binary());
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--state"])
+        .arg(&state);
+    let mut server = Daemon::start(&mut command, &log);
+    server.wait_for("kiln serve", Duration::from_secs(30), |_| {
+        let text = std::fs::read_to_string(&address).ok()?;
+        text.contains(':').then_some(())
+    });
+    // `unshare` passes no wish to end on; its child ends with it.
+    server.kill();
 }
