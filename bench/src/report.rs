@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::peer::{Peer, Timed};
 
-/// Whom the ratios are to.
+/// Whom the goals are to.
 const REFERENCE: &str = "buildkit";
 const OURS: &str = "kiln";
 
@@ -77,8 +77,9 @@ impl Row {
         self.cells.iter().find(|cell| cell.builder == builder)
     }
 
-    fn ratio(&self) -> Option<f64> {
-        Some(self.cell(OURS)?.median() / self.cell(REFERENCE)?.median())
+    /// Returns how long we take, to how long `builder` does.
+    fn ratio(&self, builder: &str) -> Option<f64> {
+        Some(self.cell(OURS)?.median() / self.cell(builder)?.median())
     }
 }
 
@@ -136,39 +137,43 @@ impl Report {
             // Writing to a text cannot fail.
             let _infallible = writeln!(out, "{text}");
         };
-        let heads: Vec<String> = self
-            .names
-            .iter()
-            .map(|name| format!(" {name}, s | CPU s | MB | MiB |"))
-            .collect();
-        let heads = heads.concat();
-        line(format_args!("| | what |{heads} ratio | goal |"));
+        let heads = self.each(|name| format!(" {name}, s | CPU s | MB | MiB |"));
+        let ratios = self.each_other(|name| format!(" {OURS} : {name} |"));
+        line(format_args!("| | what |{heads}{ratios} goal |"));
         line(format_args!(
-            "|---|---|{}---|---|",
-            "---|---|---|---|".repeat(self.names.len())
+            "|---|---|{}{}---|",
+            self.each(|_| "---|---|---|---|".to_owned()),
+            self.each_other(|_| "---|".to_owned())
         ));
         for row in &self.rows {
-            let cells: Vec<String> = self
-                .names
-                .iter()
-                .map(|name| cell_text(row.cell(name)))
-                .collect();
-            let cells = cells.concat();
-            let ratio = row
-                .ratio()
-                .map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
+            let cells = self.each(|name| cell_text(row.cell(name)));
+            let ratios = self.each_other(|name| match row.ratio(name) {
+                Some(ratio) => format!(" {ratio:.2} |"),
+                None => " – |".to_owned(),
+            });
             line(format_args!(
-                "| {} | {} |{cells} {ratio} | ≤ {:.2} |",
+                "| {} | {} |{cells}{ratios} ≤ {:.2} |",
                 row.id, row.what, row.goal
             ));
         }
         line(format_args!(
-            "\nSeconds are medians; CPU s is the processor time of all processes of the builder; MB are the layers that were made, compressed; MiB the most memory of all processes of the builder at once; ratio is {OURS} to {REFERENCE}."
+            "\nSeconds are medians; CPU s is the processor time of all processes of the builder; MB are the layers that were made, compressed; MiB the most memory of all processes of the builder at once; {OURS} : another is the ratio of their seconds, and the goal is that to {REFERENCE}."
         ));
         for told in &self.told {
             line(format_args!("\n{told}"));
         }
         out
+    }
+
+    /// Returns a text for each builder, one after another.
+    fn each(&self, text: impl Fn(&str) -> String) -> String {
+        self.names.iter().map(|name| text(name)).collect()
+    }
+
+    /// Returns a text for each builder that we are compared to, one after another.
+    fn each_other(&self, text: impl Fn(&str) -> String) -> String {
+        let others = self.names.iter().filter(|name| **name != OURS);
+        others.map(|name| text(name)).collect()
     }
 }
 
@@ -186,5 +191,48 @@ fn cell_text(cell: Option<&Cell>) -> String {
             cell.peak_bytes as f64 / f64::from(1 << 20)
         ),
         None => " – | – | – | – |".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn took(seconds: f64) -> Timed {
+        Timed {
+            seconds,
+            cpu_seconds: 0.0,
+            peak_bytes: 0,
+            image_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn every_builder_has_a_ratio_of_its_own() {
+        let mut row = Row::new("W1", "something", 0.4);
+        row.add("kiln", took(1.0));
+        row.add("buildkit", took(4.0));
+        row.add("docker", took(2.0));
+        let report = Report {
+            machine: "a machine".to_owned(),
+            builders: Vec::new(),
+            rows: vec![row],
+            told: Vec::new(),
+            names: vec!["kiln", "buildkit", "buildah", "docker"],
+        };
+        let text = report.markdown();
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
+        assert!(
+            lines[0].ends_with("| kiln : buildkit | kiln : buildah | kiln : docker | goal |"),
+            "{text}"
+        );
+        assert!(lines[2].ends_with("| 0.25 | – | 0.50 | ≤ 0.40 |"), "{text}");
+        let n_columns = |line: &str| line.matches('|').count();
+        assert!(
+            lines
+                .iter()
+                .all(|line| n_columns(line) == n_columns(lines[0])),
+            "{text}"
+        );
     }
 }
