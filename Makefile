@@ -72,8 +72,8 @@ corpus: packages
 world: packages
 	scripts/world.sh $(APPS)
 
-# Ratios to BuildKit where buildkitd and buildctl are on PATH, to buildah where that is; docs/performance.md has what they were. As root, for
-# BuildKit is at its best then. What was measured is written to target/bench.
+# Ratios to BuildKit where buildkitd and buildctl are on PATH, to buildah where that is, to Docker where dockerd, docker, containerd and runc are;
+# docs/performance.md has what they were. As root, for BuildKit is at its best then. What was measured is written to target/bench.
 bench: packages
 	cargo build --release --package kiln --package bench
 	$${CARGO_TARGET_DIR:-target}/release/bench --kiln $${CARGO_TARGET_DIR:-target}/release/kiln --rounds $(ROUNDS) --out target/bench $(WORKLOADS)

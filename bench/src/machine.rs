@@ -47,3 +47,23 @@ pub(crate) fn cpu_seconds(process: &str) -> f64 {
     let ticks = ticks.filter_map(|field| field.parse::<u32>().ok());
     ticks.map(f64::from).sum::<f64>() / TICKS_PER_SECOND
 }
+
+/// Returns the processor time of a process, of everything that descends from it and runs (dockerd's containerd does), and of what has ended.
+pub(crate) fn cpu_seconds_of_all(process: u32) -> f64 {
+    let below: f64 = children(process).into_iter().map(cpu_seconds_of_all).sum();
+    cpu_seconds(&process.to_string()) + below
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, fields)| {
+            let parent = fields.split_whitespace().nth(1)?;
+            parent.parse().ok()
+        });
+        parent == Some(process)
+    })
+    .collect()
+}

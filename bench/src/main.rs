@@ -13,6 +13,7 @@ mod again;
 mod bases;
 mod check;
 mod context;
+mod docker;
 mod filesystem;
 mod machine;
 mod memory;

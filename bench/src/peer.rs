@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use testkit::process::{self, Daemon};
 
+use crate::docker::{self, Docker};
 use crate::machine;
 use crate::memory::Sampler;
 
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A builder.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ enum Kind {
     Buildah {
         buildah: PathBuf,
     },
+    Docker(Docker),
 }
 
 /// Something to build and push.
@@ -89,6 +91,7 @@ impl Peer {
             Some(buildah) => kinds.push(Kind::Buildah { buildah }),
             None => missing("buildah", "the Debian package buildah"),
         }
+        kinds.extend(Docker::find().map(Kind::Docker));
         let peers = kinds.into_iter().map(|kind| {
             let state = scratch.join(kind.name());
             Self {
@@ -109,12 +112,15 @@ impl Peer {
 
     /// Returns its name and version.
     pub(crate) fn version(&self) -> String {
-        let (Kind::Kiln { kiln: program, .. }
-        | Kind::BuildKit {
-            buildkitd: program, ..
-        }
-        | Kind::Buildah { buildah: program }) = &self.kind;
-        format!("{}: {}", self.name(), machine::version(program))
+        let version = match &self.kind {
+            Kind::Kiln { kiln: program, .. }
+            | Kind::BuildKit {
+                buildkitd: program, ..
+            }
+            | Kind::Buildah { buildah: program } => machine::version(program),
+            Kind::Docker(docker) => docker.version(),
+        };
+        format!("{}: {version}", self.name())
     }
 
     /// Makes it know nothing, and ready to build.
@@ -123,40 +129,48 @@ impl Peer {
         remove_tree(&self.state);
         fs::create_dir(&self.state).with_context(|| format!("make {}", self.state.display()))?;
         fs::set_permissions(&self.state, fs::Permissions::from_mode(0o711))?;
-        if let Kind::BuildKit { buildkitd, .. } = &self.kind {
-            self.n_starts += 1;
-            let config = self.state.join("buildkitd.toml");
-            fs::write(
-                &config,
-                format!("[registry.\"{}\"]\nhttp = true\n", self.registry),
-            )?;
-            let socket = self.state.join("sock");
-            let mut command = Command::new(buildkitd);
-            command
-                .args([
-                    "--oci-worker-snapshotter=overlayfs",
-                    "--containerd-worker=false",
-                ])
-                .arg("--config")
-                .arg(&config)
-                .arg("--root")
-                .arg(self.state.join("root"))
-                .arg("--addr")
-                .arg(format!("unix://{}", socket.display()));
-            let log = self.state.with_extension(format!("{}.log", self.n_starts));
-            let mut daemon = Daemon::start(&mut command, &log);
-            daemon.wait_for("buildkitd", START_TIMEOUT, |_| {
-                let answers = self.buildctl(&["debug", "workers"]).ok()?;
-                answers.status.success().then_some(())
-            });
-            self.daemon = Some(daemon);
-        }
+        self.n_starts += 1;
+        let log = self.state.with_extension(format!("{}.log", self.n_starts));
+        self.daemon = match &self.kind {
+            Kind::Kiln { .. } | Kind::Buildah { .. } => None,
+            Kind::BuildKit { buildkitd, .. } => Some(self.start_buildkit(buildkitd, &log)?),
+            Kind::Docker(docker) => Some(docker.start(&self.state, &self.registry, &log)?),
+        };
         Ok(())
+    }
+
+    fn start_buildkit(&self, buildkitd: &Path, log: &Path) -> Result<Daemon> {
+        let config = self.state.join("buildkitd.toml");
+        fs::write(
+            &config,
+            format!("[registry.\"{}\"]\nhttp = true\n", self.registry),
+        )?;
+        let mut command = Command::new(buildkitd);
+        command
+            .args([
+                "--oci-worker-snapshotter=overlayfs",
+                "--containerd-worker=false",
+            ])
+            .arg("--config")
+            .arg(&config)
+            .arg("--root")
+            .arg(self.state.join("root"))
+            .arg("--addr")
+            .arg(self.address());
+        let mut daemon = Daemon::start(&mut command, log);
+        daemon.wait_for("buildkitd", START_TIMEOUT, |_| {
+            let answers = self.buildctl(&["debug", "workers"]).ok()?;
+            answers.status.success().then_some(())
+        });
+        Ok(daemon)
     }
 
     /// Ends what runs of it.
     pub(crate) fn stop(&mut self) {
         drop(self.daemon.take());
+        if let Kind::Docker(_) = self.kind {
+            docker::end_rest(&self.state);
+        }
         // What a killed step may have left.
         for point in testkit::scratch::mounts_below(&self.state) {
             let _tried = Command::new("umount").arg("-l").arg(point).output();
@@ -170,7 +184,7 @@ impl Peer {
         let memory = Sampler::start(roots, self.state.display().to_string());
         let cpu = || {
             let daemon = self.daemon.iter().map(Daemon::id);
-            let of_daemon: f64 = daemon.map(|id| machine::cpu_seconds(&id.to_string())).sum();
+            let of_daemon: f64 = daemon.map(machine::cpu_seconds_of_all).sum();
             of_daemon + machine::cpu_seconds("self")
         };
         let (started, cpu_before) = (Instant::now(), cpu());
@@ -235,6 +249,7 @@ impl Peer {
                 command.arg("-c").arg(script);
                 command
             }
+            Kind::Docker(docker) => docker.build(&self.state, job),
         }
     }
 
@@ -252,12 +267,20 @@ impl Peer {
     }
 }
 
+impl Drop for Peer {
+    /// Also where a build failed: the file system that it works on could not be unmounted else.
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 impl Kind {
     fn name(&self) -> &'static str {
         match self {
             Self::Kiln { name, .. } => name,
             Self::BuildKit { .. } => "buildkit",
             Self::Buildah { .. } => "buildah",
+            Self::Docker(_) => "docker",
         }
     }
 }
@@ -267,14 +290,16 @@ pub(crate) fn remove_tree(path: &Path) {
     let _tried = Command::new("rm").arg("-rf").arg(path).output();
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Returns where a program is on `PATH`.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|folder| folder.join(program))
         .find(|path| path.is_file())
 }
 
-fn missing(what: &str, from: &str) {
+/// Says what is not found.
+pub(crate) fn missing(what: &str, from: &str) {
     crate::workload::eprint(&format!("LEFT OUT: {what} not found on PATH ({from})"));
 }
 
