@@ -15,6 +15,7 @@ use futures_util::Stream;
 use rustix::fs::inotify;
 use tokio::sync::watch;
 
+use crate::event::Event;
 use crate::journal::{Body, FILE_NAME, FIRST_OFFSET, JournalError, Reader, Record};
 
 /// Between two looks at what was told.
@@ -99,34 +100,29 @@ impl Follower {
         }
     }
 
-    /// Returns the next event, and passes over what steps write before it: that is neither read nor checked. `None` once the terminal event
-    /// was returned. Dropping the future loses nothing.
-    pub async fn next_event(&mut self) -> Result<Option<Record>, JournalError> {
+    /// Returns the next event and when it was written, and passes over what steps write before it: that is neither read nor checked. `None`
+    /// once the terminal event was returned. Dropping the future loses nothing.
+    pub async fn next_event(&mut self) -> Result<Option<(u64, Event)>, JournalError> {
         if self.ended {
             return Ok(None);
         }
         loop {
             self.subscription.changes.borrow_and_update();
-            if let Some(record) = self.try_next_event()? {
-                return Ok(Some(record));
+            if let Some(event) = self.try_next_event()? {
+                return Ok(Some(event));
             }
             self.subscription.changed().await?;
         }
     }
 
     /// Returns the next event that is already there, without waiting.
-    pub fn try_next_event(&mut self) -> Result<Option<Record>, JournalError> {
+    pub fn try_next_event(&mut self) -> Result<Option<(u64, Event)>, JournalError> {
         if self.ended {
             return Ok(None);
         }
-        let Some((at_ms, event)) = self.reader.next_event()? else {
-            return Ok(None);
-        };
-        self.ended = event.is_terminal();
-        Ok(Some(Record {
-            at_ms,
-            body: Body::Event(event),
-        }))
+        let next = self.reader.next_event()?;
+        self.ended = next.as_ref().is_some_and(|(_, event)| event.is_terminal());
+        Ok(next)
     }
 
     /// Waits until everything that was written so far is durable, whoever wrote it.
@@ -264,7 +260,7 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, Phase, StepId, Stream as OutputStream};
+    use crate::event::{Phase, StepId, Stream as OutputStream};
     use crate::journal::Writer;
 
     fn record(n: u32) -> Record {

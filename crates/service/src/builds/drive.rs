@@ -1,6 +1,5 @@
 //! The task that goes with each build: start it, tell it when it is its turn, follow its journal to the end.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use engine::event::{Event, Failure as BuildFailure, FailureKind};
 use engine::follow::Follower;
 use engine::id::BuildId;
-use engine::journal::{Body, JournalError, Record as JournalRecord};
+use engine::journal::JournalError;
 use engine::spec::{BuildSpec, Purpose, Record};
 use engine::state;
 use engine::turn::Turn;
@@ -272,22 +271,17 @@ async fn read_to_end(
     let caught_up = catch_up(build, &mut follower, builds.inner.opened_ms).await?;
     let metrics = &builds.inner.metrics;
     metrics.build_begun_again(caught_up.n_begun_again);
-    if let Some(record) = caught_up.end {
-        take(builds, build, &record, &follower).await;
+    if let Some(end) = caught_up.end {
+        take(builds, build, end, &follower).await;
     }
     loop {
-        let record = tokio::select! {
+        let next = tokio::select! {
             biased;
-            record = follower.next_event() => record?,
-            () = ended.clone() => match follower.try_next_event()? {
-                Some(record) => Some(record),
-                None => break,
-            },
+            next = follower.next_event() => next?,
+            () = ended.clone() => follower.try_next_event()?,
         };
-        match record {
-            Some(record) => take(builds, build, &record, &follower).await,
-            None => break,
-        }
+        let Some(next) = next else { break };
+        take(builds, build, next, &follower).await;
     }
     if !build.has_ended() {
         end(builds, build, &lost());
@@ -303,8 +297,8 @@ async fn read_to_end(
 /// What was in a journal already.
 #[derive(Default)]
 struct CaughtUp {
-    /// The build's end, which is yet to be taken in.
-    end: Option<JournalRecord>,
+    /// The build's end and when it came, which is yet to be taken in.
+    end: Option<(u64, Event)>,
     /// How often it was begun again since this process is there: an earlier one has counted what was before.
     n_begun_again: u64,
 }
@@ -316,19 +310,16 @@ async fn catch_up(
     since_ms: u64,
 ) -> Result<CaughtUp, JournalError> {
     let (mut known, mut caught_up) = (Progress::default(), CaughtUp::default());
-    while let Some(record) = follower.try_next_event()? {
-        let Body::Event(event) = &record.body else {
-            continue;
-        };
+    while let Some((at_ms, event)) = follower.try_next_event()? {
         // A journal may be long, and others wait for this thread.
         tokio::task::consume_budget().await;
         if event.is_terminal() {
-            caught_up.end = Some(record);
+            caught_up.end = Some((at_ms, event));
             break;
         }
-        let is_again = matches!(event, Event::BegunAgain { .. }) && record.at_ms >= since_ms;
+        let is_again = matches!(event, Event::BegunAgain { .. }) && at_ms >= since_ms;
         caught_up.n_begun_again += u64::from(is_again);
-        known.take(event, record.at_ms);
+        known.take(&event, at_ms);
     }
     build.update(|progress| {
         let is_news = !progress.state.is_terminal() && progress.state != known.state;
@@ -340,26 +331,27 @@ async fn catch_up(
     Ok(caught_up)
 }
 
-async fn take(builds: &Builds, build: &Arc<Build>, record: &JournalRecord, follower: &Follower) {
-    let Body::Event(event) = &record.body else {
-        return;
-    };
+async fn take(
+    builds: &Builds,
+    build: &Arc<Build>,
+    (at_ms, mut event): (u64, Event),
+    follower: &Follower,
+) {
     if matches!(event, Event::BegunAgain { .. }) {
         builds.inner.metrics.build_begun_again(1);
     }
-    let mut event = Cow::Borrowed(event);
     // Before anybody hears of the end: the worker makes it durable itself, but it may be killed or fail on the way.
     if event.is_terminal()
         && let Err(error) = follower.sync().await
     {
         tracing::error!(error = chain(&error), build = %build.record.id, "the end of a build is not durable");
-        event = Cow::Owned(not_durable(event.into_owned(), &error));
+        event = not_durable(event, &error);
     }
     // Before anybody hears of the success: who asks next must find it.
-    if let Event::Succeeded { image } = &*event {
+    if let Event::Succeeded { image } = &event {
         remember(builds, build, &image.digest).await;
     }
-    end_at(builds, build, &event, record.at_ms);
+    end_at(builds, build, &event, at_ms);
 }
 
 /// Returns what is told of an end that may be gone when the machine goes down: nobody is promised a success that may be another end then.
@@ -446,7 +438,7 @@ fn failed(kind: FailureKind, message: String) -> Event {
 #[cfg(test)]
 mod tests {
     use engine::event::Phase;
-    use engine::journal::Writer;
+    use engine::journal::{Body, Record as JournalRecord, Writer};
 
     use super::*;
     use crate::agents::Agents;
@@ -491,8 +483,7 @@ mod tests {
         append(Event::Cancelled);
         let mut follower = Follower::skim(folder.path()).unwrap();
         let caught_up = catch_up(&build, &mut follower, 1).await.unwrap();
-        let end = caught_up.end.unwrap().body;
-        assert_eq!(end, Body::Event(Event::Cancelled));
+        assert_eq!(caught_up.end, Some((1, Event::Cancelled)));
         assert_eq!(caught_up.n_begun_again, 1);
         assert!(watch.has_changed().unwrap());
         assert!(build.stands(|state| *state
