@@ -5,7 +5,7 @@
 //! * A layer is sent once its step has succeeded. When a later one fails, what was sent is in a repository without a manifest that names it,
 //!   as after a push that broke off, and sessions are put away before the build ends.
 //! * Nothing depends on it. The push sends what did not arrive, and asks for everything at its end; after a failure this build sends nothing
-//!   ahead any more.
+//!   ahead any more. The log of the push says which layers broke off, and why.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +47,16 @@ struct Going {
     known: Mutex<BTreeSet<Digest>>,
     /// Those that the registry has said to have.
     there: Mutex<BTreeSet<Digest>>,
+    /// What broke off and was not told yet.
+    broken: Mutex<Vec<Broken>>,
+}
+
+/// A layer that could not be sent.
+#[derive(Debug)]
+struct Broken {
+    /// What it is, which may be known later.
+    known: watch::Receiver<Option<Descriptor>>,
+    error: String,
 }
 
 /// What was sent ahead.
@@ -91,6 +101,7 @@ impl Ahead {
                 n_bytes: AtomicU64::new(0),
                 known: Mutex::default(),
                 there: Mutex::default(),
+                broken: Mutex::default(),
             })
         });
         Self { going }
@@ -126,6 +137,20 @@ impl Ahead {
             n_layers: going.n_layers.load(Ordering::Relaxed),
             n_bytes: going.n_bytes.load(Ordering::Relaxed),
         })
+    }
+
+    /// Returns, a line for each, which layers could not be sent to `reference`, of those of which it was not said before.
+    pub(crate) fn broken_off(&self, reference: &Reference) -> Vec<String> {
+        let going = self.to(reference);
+        let broken = going.map_or_else(Vec::new, |going| std::mem::take(&mut *lock(&going.broken)));
+        let line = |Broken { known, error }| {
+            let layer = known.borrow();
+            let digest = &layer.as_ref()?.digest;
+            Some(format!(
+                "layer {digest} could not be sent while steps ran, and goes with the rest, as those after it do: {error}"
+            ))
+        };
+        broken.into_iter().filter_map(line).collect()
     }
 
     /// Tells whether a layer is on its way to `reference`, or has been.
@@ -185,18 +210,16 @@ impl Going {
             }
             Ok(None) => {}
             Err(error) => {
-                let is_first = !self.has_failed.swap(true, Ordering::Relaxed);
-                if is_first && !self.cancel.is_cancelled() {
-                    let error = chain(&error);
-                    tracing::info!(%error, "layers are not sent while they are written");
-                }
+                self.has_failed.store(true, Ordering::Relaxed);
+                let error = chain(&error);
+                lock(&self.broken).push(Broken { known, error });
             }
         }
     }
 }
 
-fn lock(set: &Mutex<BTreeSet<Digest>>) -> MutexGuard<'_, BTreeSet<Digest>> {
-    set.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells whether every layer of `stage` will be in the image: it is the target, or the target stands on it.

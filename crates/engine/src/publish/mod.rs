@@ -18,7 +18,7 @@ use crate::event::{Event, Failure};
 use crate::execute::ahead::{Ahead, Sent};
 use crate::execute::depot::Depot;
 use crate::failure::platform;
-use crate::recorder::Recorder;
+use crate::recorder::{Recorder, Step};
 use crate::spec::{ExportFormat, Output};
 use crate::subassembly;
 
@@ -86,12 +86,7 @@ pub(crate) async fn publish(
                 to_store(publisher, image, reference, Keeping::Published).await
             }
             Output::Publish { reference } => {
-                let pushed = remote::push(publisher, image, reference, &references).await;
-                let sent = publisher.ahead.sent(reference);
-                if sent.n_layers > 0 {
-                    step.say(&told(sent));
-                }
-                pushed
+                to_registry(publisher, image, (reference, &references), &step).await
             }
             Output::Keep { reference } => {
                 to_store(publisher, image, reference, Keeping::Kept).await
@@ -128,6 +123,30 @@ pub(crate) async fn publish(
         }
     }
     Ok(references)
+}
+
+/// Pushes over the network, and says what was sent before and what could not be.
+async fn to_registry(
+    publisher: &Publisher,
+    image: &Image,
+    (reference, earlier): (&Reference, &[Reference]),
+    step: &Step,
+) -> Result<(), Failure> {
+    let ahead = &publisher.ahead;
+    let say_broken = || {
+        for line in ahead.broken_off(reference) {
+            step.say(&line);
+        }
+    };
+    // What broke off while steps ran, before anybody waits for it; and what was still on its way.
+    say_broken();
+    let pushed = remote::push(publisher, image, reference, earlier).await;
+    say_broken();
+    let sent = ahead.sent(reference);
+    if sent.n_layers > 0 {
+        step.say(&told(sent));
+    }
+    pushed
 }
 
 fn told(sent: Sent) -> String {

@@ -85,6 +85,7 @@ async fn a_layer_of_the_image_is_at_the_registry_before_the_next_step_ends() {
     let outcome = outcome.await;
     let text = said(&outcome, &bench);
     assert!(text.contains("sent while steps ran: 3 layers, 3"), "{text}");
+    assert!(!text.contains("could not be sent"), "{text}");
     // Each was sent once. The others and the configuration are small: one request begins, one sends.
     let requests = proxy.requests();
     assert_eq!(count(&requests, "PATCH", 202), 1, "{requests:?}");
@@ -141,7 +142,21 @@ async fn a_registry_that_refuses_bodies_without_length_gets_the_image_all_the_sa
     });
     let outcome = outcome.await;
     let text = said(&outcome, &bench);
-    assert!(!text.contains("sent while steps ran"), "{text}");
+    assert!(!text.contains("sent while steps ran:"), "{text}");
+    // The log of the push says why it took that long: of the layer that broke off, once.
+    let is_layer = |event: &Event| match event {
+        Event::LayerWritten { digest, .. } => Some(digest.clone()),
+        _ => None,
+    };
+    let first = outcome.events.iter().find_map(is_layer).unwrap();
+    let is_told = |line: &&str| line.contains("could not be sent while steps ran");
+    let told: Vec<&str> = text.lines().filter(is_told).collect();
+    let [line] = &told[..] else {
+        panic!("{text}");
+    };
+    assert!(line.starts_with(&format!("layer {first} ")), "{line}");
+    assert!(line.contains("411"), "{line}");
+    // It is nothing to worry about.
     let is_warning = |event: &Event| matches!(event, Event::Warning { .. });
     assert!(
         !outcome.events.iter().any(is_warning),
