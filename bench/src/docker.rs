@@ -35,7 +35,7 @@ const BUILD_AND_PUSH: &str = r#""$0" --host "$1" build --quiet --network host --
 #[derive(Debug)]
 pub(crate) struct Docker {
     dockerd: PathBuf,
-    docker: PathBuf,
+    cli: PathBuf,
     /// How the client speaks to the `BuildKit` that dockerd has in it.
     client: Client,
 }
@@ -55,10 +55,6 @@ impl Docker {
         const PROGRAMS: &str = "dockerd, docker, containerd and runc";
         const PACKAGES: &str =
             "the Debian package docker.io, and docker-cli where that is one of its own";
-        if !fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
-            crate::workload::eprint("LEFT OUT: dockerd, which only root can start");
-            return None;
-        }
         let found = (
             find("dockerd"),
             find("docker"),
@@ -69,13 +65,17 @@ impl Docker {
             missing(PROGRAMS, PACKAGES);
             return None;
         };
+        if !fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+            crate::workload::eprint("LEFT OUT: dockerd, which only root can start");
+            return None;
+        }
         let client = client(&docker);
         if client.is_none() {
             missing("docker's plugin buildx", "the Debian package docker-buildx");
         }
         Some(Self {
             dockerd,
-            docker,
+            cli: docker,
             client: client?,
         })
     }
@@ -100,7 +100,7 @@ impl Docker {
         // One of its own in place of the machine's, with the one path that there is no option for.
         let config = serde_json::json!({ "deprecated-key-path": below("key.json") });
         fs::write(state.join("daemon.json"), config.to_string())?;
-        let plugins = serde_json::json!({ "cliPluginsExtraDirs": plugin_folders(&self.docker) });
+        let plugins = serde_json::json!({ "cliPluginsExtraDirs": plugin_folders(&self.cli) });
         fs::write(state.join("config/config.json"), plugins.to_string())?;
         let mut command = command("unshare", state);
         command
@@ -134,7 +134,7 @@ impl Docker {
         ]);
         let mut daemon = Daemon::start(&mut command, log);
         daemon.wait_for("dockerd", crate::peer::START_TIMEOUT, |_| {
-            let mut ask = self::command(&self.docker, state);
+            let mut ask = self::command(&self.cli, state);
             ask.args(["--host", &address(state), "version"]);
             let answers = process::finish(&mut ask);
             answers.status.success().then_some(())
@@ -147,7 +147,7 @@ impl Docker {
         let mut command = command("sh", state);
         command
             .args(["-c", BUILD_AND_PUSH])
-            .arg(&self.docker)
+            .arg(&self.cli)
             .args([&address(state), job.reference])
             .arg(job.folder)
             .env("DOCKER_BUILDKIT", "1")
@@ -161,7 +161,9 @@ impl Docker {
 /// groups), and removes the control groups, which stay in any case.
 pub(crate) fn end_rest(state: &Path) {
     let named = process::processes_using(state);
-    named.iter().for_each(|(id, _)| kill(*id));
+    for (id, _) in named {
+        kill(id);
+    }
     // One hierarchy, or one below each folder.
     let all = Path::new("/sys/fs/cgroup");
     for hierarchy in [all.to_owned()].into_iter().chain(folders(all)) {
@@ -185,7 +187,9 @@ fn cgroup(state: &Path) -> String {
 
 /// Ends what is in a control group and removes it with those in it; what is not there is fine.
 fn remove_groups(group: &Path) {
-    folders(group).iter().for_each(|below| remove_groups(below));
+    for below in folders(group) {
+        remove_groups(&below);
+    }
     let began = Instant::now();
     while group.exists() && fs::remove_dir(group).is_err() && began.elapsed() < END_TIMEOUT {
         let inside = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();

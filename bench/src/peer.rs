@@ -40,6 +40,7 @@ enum Kind {
     Buildah {
         buildah: PathBuf,
     },
+    /// A daemon with one below it, and a client.
     Docker(Docker),
 }
 
