@@ -242,11 +242,11 @@ async fn a_build_writes_its_log_as_fast_with_many_readers_as_with_none() {
             "FROM {base}\nRUN sleep {head_start}\nRUN yes {line} | head -c {megabytes}000000; : {name}\n"
         )
     };
-    let id = begin(&scene, scene.dockerfile("alone", &text("alone", 3))).await;
+    let request = scene.dockerfile("alone", &text("alone", 3));
+    let id = begin(&scene, request.clone()).await;
     // Who waits for its end reads nothing of its log.
-    scene
-        .build(scene.dockerfile("alone", &text("alone", 3)))
-        .await;
+    let same_build = scene.build(request).await.build_id().unwrap();
+    assert_eq!(same_build, id, "another build has written beside it");
     let alone = written(&scene, &id, "head -c").await;
 
     let id = begin(&scene, scene.dockerfile("read", &text("read", 3))).await;
