@@ -10,15 +10,12 @@
 //! of it. The bytes are read from the file that they are written to, so that a slow registry neither holds up the writing nor takes memory.
 
 use std::io::{self, Read as _};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method};
-use http_body::{Body, Frame};
 use oci::{Descriptor, Reference};
 use store::Growth;
 use tokio::sync::{mpsc, watch};
@@ -31,11 +28,10 @@ use super::auth::Scopes;
 use super::call::{Payload, content_digest};
 use super::error::{Error, Problem};
 use super::session::{Target, name_digest, session_url};
+use super::source::{Moving, READ_BYTES};
 use super::upload::{Pushed, UPLOAD_MAX};
 
-/// Bytes that are read from the file at a time.
-const READ_BYTES: usize = 256 << 10;
-/// So many of those wait for the connection.
+/// So many pieces of the file wait for the connection.
 const PIECES_MAX: usize = 4;
 /// Longest time that a registry is given to hear that a session is not needed: somebody waits for the end of a build.
 const PUT_AWAY_MAX: Duration = Duration::from_secs(5);
@@ -311,7 +307,7 @@ struct Rising {
 impl Payload for Rising {
     async fn open(&self) -> Result<reqwest::Body, Problem> {
         let mut reader = self.growth.reader();
-        let (send, pieces) = mpsc::channel(PIECES_MAX);
+        let (send, mut pieces) = mpsc::channel(PIECES_MAX);
         // Waits for whoever writes, or for the connection. It ends with either of them.
         tokio::task::spawn_blocking(move || {
             loop {
@@ -331,36 +327,12 @@ impl Payload for Rising {
             }
         });
         self.moved.send_replace(0);
-        Ok(reqwest::Body::wrap(Unsized {
-            pieces,
+        let pieces = futures_util::stream::poll_fn(move |context| pieces.poll_recv(context));
+        Ok(reqwest::Body::wrap(Moving {
+            pieces: Box::pin(pieces),
             offset: 0,
+            end: None,
             moved: self.moved.clone(),
         }))
-    }
-}
-
-/// A body of unknown size that tells how far it got.
-struct Unsized {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    offset: u64,
-    moved: watch::Sender<u64>,
-}
-
-impl Body for Unsized {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.pieces.poll_recv(context).map(|piece| {
-            let piece = piece?;
-            Some(piece.map(|piece| {
-                self.offset += piece.len() as u64;
-                self.moved.send_replace(self.offset);
-                Frame::data(piece)
-            }))
-        })
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies of uploads: the end of a blob from any offset, read as often as need be, with its size known beforehand.
+//! Bodies of uploads: the end of a blob from any offset, read as often as need be; and what tells how far it got, also of a blob that grows.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use super::error::Problem;
 use super::pull::check_size;
 
 /// Bytes that are read from disk at a time.
-const READ_BYTES: usize = 256 << 10;
+pub(super) const READ_BYTES: usize = 256 << 10;
 
 /// Where the bytes of a blob come from; they can be read again when a connection breaks.
 #[derive(Debug, Clone)]
@@ -87,10 +87,10 @@ impl Payload for Rest<'_> {
                 self.read(tokio::fs::File::from_std(file)).await?
             }
         };
-        Ok(reqwest::Body::wrap(Sized {
+        Ok(reqwest::Body::wrap(Moving {
             pieces,
             offset: self.offset,
-            end: self.end,
+            end: Some(self.end),
             moved: self.moved.clone(),
         }))
     }
@@ -110,15 +110,16 @@ impl Rest<'_> {
     }
 }
 
-/// A body of a known size that tells how far it got.
-struct Sized {
-    pieces: Pieces,
-    offset: u64,
-    end: u64,
-    moved: watch::Sender<u64>,
+/// A body that tells how far it got.
+pub(super) struct Moving {
+    pub(super) pieces: Pieces,
+    pub(super) offset: u64,
+    /// Where it ends, if that is known.
+    pub(super) end: Option<u64>,
+    pub(super) moved: watch::Sender<u64>,
 }
 
-impl Body for Sized {
+impl Body for Moving {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -134,7 +135,7 @@ impl Body for Sized {
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
-            Poll::Ready(None) if self.offset < self.end => {
+            Poll::Ready(None) if self.end.is_some_and(|end| self.offset < end) => {
                 let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the blob became shorter");
                 Poll::Ready(Some(Err(error)))
             }
@@ -143,10 +144,11 @@ impl Body for Sized {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.offset >= self.end
+        self.end.is_some_and(|end| self.offset >= end)
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.end.saturating_sub(self.offset))
+        let n_left = self.end.map(|end| end.saturating_sub(self.offset));
+        n_left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
