@@ -6,16 +6,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use api::builder::build_source::From;
-use api::builder::{
-    BuildRegistryAuth, BuildRegistryAuthTotal, BuildRequest, BuildSource, BuildSourceDockerfile,
-    build_registry_auth,
-};
-use api::contentservice::{
-    CloneTargetMode, GitInitializer, WorkspaceInitializer, workspace_initializer,
-};
+use api::builder::BuildRequest;
 use testkit::git_server::{File, GitServer};
-use testkit::process;
+use testkit::{process, requests};
 
 use crate::{context, service, workspace};
 
@@ -47,7 +40,7 @@ pub(crate) fn measure(kiln: &Path, scratch: &Path, base: &str) -> Result<Again> 
     context::many_files(&folder)?;
     let git = GitServer::start();
     let commit = git.repository("app").commit("main", &files(&folder)?);
-    let usual = request(&git.url("app"), &commit);
+    let usual = requests::of_commit(&git.url("app"), &commit);
     let forced = BuildRequest {
         force_rebuild: true,
         ..usual.clone()
@@ -129,32 +122,4 @@ fn files(folder: &Path) -> Result<Vec<File>> {
         }
     }
     Ok(found)
-}
-
-fn request(url: &str, commit: &str) -> BuildRequest {
-    let git = GitInitializer {
-        remote_uri: url.to_owned(),
-        target_mode: CloneTargetMode::RemoteCommit.into(),
-        clone_taget: commit.to_owned(),
-        ..GitInitializer::default()
-    };
-    let file = BuildSourceDockerfile {
-        source: Some(WorkspaceInitializer {
-            spec: Some(workspace_initializer::Spec::Git(git)),
-        }),
-        dockerfile_version: commit.to_owned(),
-        dockerfile_path: "Dockerfile".to_owned(),
-        context_path: ".".to_owned(),
-    };
-    let total = BuildRegistryAuthTotal { allow_all: true };
-    BuildRequest {
-        source: Some(BuildSource {
-            from: Some(From::File(file)),
-        }),
-        auth: Some(BuildRegistryAuth {
-            mode: Some(build_registry_auth::Mode::Total(total)),
-            ..BuildRegistryAuth::default()
-        }),
-        ..BuildRequest::default()
-    }
 }

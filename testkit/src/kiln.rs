@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::builder::image_builder_client::ImageBuilderClient;
 use api::builder::subassembly_service_client::SubassemblyServiceClient;
 use api::kiln::v1::kiln_client::KilnClient;
+use api::kiln::v1::{Build, GetBuildRequest};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::faults::soak_time;
@@ -195,6 +196,17 @@ impl Kiln {
     /// Returns a client of our own API.
     pub async fn native(&self) -> KilnClient<Channel> {
         KilnClient::new(self.channel().await)
+    }
+
+    /// Returns what the server says of a build that there is.
+    pub async fn build_by_id(&self, build_id: &str) -> Build {
+        let request = GetBuildRequest {
+            build_id: build_id.to_owned(),
+        };
+        let found = self.native().await.get_build(request).await;
+        let found = found.unwrap_or_else(|error| panic!("look for build {build_id}: {error}"));
+        let build = found.into_inner().build;
+        build.unwrap_or_else(|| panic!("build {build_id} is nothing"))
     }
 
     fn log_path(&self) -> PathBuf {

@@ -13,6 +13,7 @@
 //! | [`bases`] | base images made on this machine: busybox, Debian with a C compiler |
 //! | [`s3`] | `SeaweedFS`, a store with the protocol of S3 |
 //! | [`kiln`] | the built `kiln serve`, with gRPC clients |
+//! | [`requests`] | requests of the published API |
 //!
 //! Nothing here mocks anything. A tool that is missing is a panic that names the Debian package, never a skipped test.
 //! All functions panic when they fail: a test cannot go on.
@@ -34,5 +35,6 @@ pub mod kiln;
 pub mod power;
 pub mod process;
 pub mod proxy;
+pub mod requests;
 pub mod s3;
 pub mod scratch;

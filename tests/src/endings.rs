@@ -76,18 +76,14 @@ async fn a_build_that_is_cancelled_before_its_worker_listens_is_cancelled_and_no
         let request = Box::pin(client.start_build(files_request(&url, None)));
         let build_id = request.await.unwrap().into_inner().build.unwrap().build_id;
         tokio::time::sleep(Duration::from_millis(4 * n)).await;
-        let build_id = || build_id.clone();
         let cancel = wire::CancelBuildRequest {
-            build_id: build_id(),
+            build_id: build_id.clone(),
         };
         client.cancel_build(cancel).await.unwrap();
         let ended = async {
             loop {
-                let get = wire::GetBuildRequest {
-                    build_id: build_id(),
-                };
-                let build = client.get_build(get).await.unwrap().into_inner().build;
-                if let Some(failure) = build.unwrap().failure {
+                let build = scene.kiln.build_by_id(&build_id).await;
+                if let Some(failure) = build.failure {
                     return failure;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -124,10 +120,8 @@ async fn who_follows_a_lost_build_hears_its_end_as_soon_as_it_can_be_written() {
     std::fs::rename(&aside, &folder).unwrap();
     let log = tokio::time::timeout(BUILD_TIMEOUT, scene.log(&id)).await;
     assert!(log.unwrap().contains("begun"));
-    let mut client = scene.kiln.native().await;
-    let get = wire::GetBuildRequest { build_id: id };
-    let build = client.get_build(get).await.unwrap().into_inner().build;
-    let failure = build.unwrap().failure.unwrap();
+    let build = scene.kiln.build_by_id(&id).await;
+    let failure = build.failure.unwrap();
     assert_eq!(failure.reason(), wire::FailureReason::WorkerLost);
 }
 

@@ -4,17 +4,14 @@ use std::time::Duration;
 
 use api::builder::build_source::From;
 use api::builder::{
-    BuildRegistryAuth, BuildRegistryAuthTotal, BuildRequest, BuildResponse, BuildSource,
-    BuildSourceDockerfile, BuildSourceReference, BuildStatus, LogsRequest, build_registry_auth,
+    BuildRequest, BuildResponse, BuildSource, BuildSourceReference, BuildStatus, LogsRequest,
 };
-use api::contentservice::{
-    CloneTargetMode, GitAuthMethod, GitConfig, GitInitializer, WorkspaceInitializer,
-    workspace_initializer,
-};
+use api::contentservice::{GitAuthMethod, GitConfig, workspace_initializer};
 use testkit::bases::{self, Base};
 use testkit::docker_registry::DockerRegistry;
 use testkit::git_server::{File, GitServer};
 use testkit::kiln::Kiln;
+pub(crate) use testkit::requests::{all_credentials, of_commit as request};
 use testkit::scratch::Scratch;
 
 /// How long one build of these tests may take.
@@ -159,41 +156,6 @@ impl Said {
         let last = self.last();
         assert_eq!(last.status(), BuildStatus::DoneFailure, "{last:?}");
         &last.message
-    }
-}
-
-/// Returns the right to use every credential that the service has.
-pub(crate) fn all_credentials() -> BuildRegistryAuth {
-    let total = BuildRegistryAuthTotal { allow_all: true };
-    BuildRegistryAuth {
-        mode: Some(build_registry_auth::Mode::Total(total)),
-        ..BuildRegistryAuth::default()
-    }
-}
-
-/// Returns a request to build the Dockerfile at the root of a commit.
-pub(crate) fn request(url: &str, commit: &str) -> BuildRequest {
-    let git = GitInitializer {
-        remote_uri: url.to_owned(),
-        target_mode: CloneTargetMode::RemoteCommit.into(),
-        clone_taget: commit.to_owned(),
-        ..GitInitializer::default()
-    };
-    let file = BuildSourceDockerfile {
-        source: Some(WorkspaceInitializer {
-            spec: Some(workspace_initializer::Spec::Git(git)),
-        }),
-        dockerfile_version: commit.to_owned(),
-        dockerfile_path: "Dockerfile".to_owned(),
-        context_path: ".".to_owned(),
-    };
-    BuildRequest {
-        source: Some(BuildSource {
-            from: Some(From::File(file)),
-        }),
-        auth: Some(all_credentials()),
-        triggered_by: "tests".to_owned(),
-        ..BuildRequest::default()
     }
 }
 

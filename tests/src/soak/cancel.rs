@@ -50,16 +50,7 @@ async fn cancelled(scene: &Scene, id: &str, word: &str) -> (Duration, Duration) 
         assert!(begun.elapsed() < PATIENCE, "{word}: {times:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let request = wire::GetBuildRequest {
-        build_id: id.to_owned(),
-    };
-    let build = client
-        .get_build(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .build
-        .unwrap();
+    let build = scene.kiln.build_by_id(id).await;
     assert_eq!(
         build.failure.unwrap().reason(),
         wire::FailureReason::Cancelled

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use api::builder::BuildStatus;
-use api::kiln::v1::{Build, BuildPhase, FailureReason, GetBuildRequest, GetLogRequest, LogForm};
+use api::kiln::v1::{Build, BuildPhase, FailureReason, GetLogRequest, LogForm};
 use testkit::faults::{Dice, figure};
 
 use super::{Course, Ledger, check};
@@ -193,17 +193,7 @@ async fn begin(scene: &Scene, base: &str, nonce: u64) -> String {
 async fn ended(scene: &Scene, id: &str) -> Build {
     let began = Instant::now();
     loop {
-        let mut native = scene.kiln.native().await;
-        let request = GetBuildRequest {
-            build_id: id.to_owned(),
-        };
-        let build = native
-            .get_build(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .build
-            .unwrap();
+        let build = scene.kiln.build_by_id(id).await;
         if build.ended_at_ms > 0 {
             return build;
         }
