@@ -20,6 +20,7 @@ pub mod check;
 mod conclude;
 pub mod doctor;
 pub mod folder;
+mod handle;
 mod line;
 mod outside;
 mod run;
@@ -28,9 +29,9 @@ pub mod storage;
 pub mod userns;
 
 pub use conclude::{Cause, conclude, conclude_as, tidy};
+pub use handle::{Canceller, Gone, WorkerHandle, WorkerSignals, adopt};
 pub use outside::sweep;
 pub use run::{WorkerArgs, main};
 pub use start::{
-    Canceller, Gone, StartError, WorkerCommand, WorkerHandle, WorkerSignals, adopt, begin_again,
-    launch, launch_in_turn, make_durable, prepare, start,
+    StartError, WorkerCommand, begin_again, launch, launch_in_turn, make_durable, prepare, start,
 };
