@@ -7,6 +7,7 @@
 pub(crate) mod ahead;
 mod allowed;
 pub(crate) mod cache;
+mod command;
 mod commit;
 mod copy;
 pub(crate) mod depot;
@@ -14,6 +15,7 @@ mod export;
 pub(crate) mod layers;
 mod mounts;
 mod place;
+mod prospect;
 mod remote;
 mod run;
 pub(crate) mod shown;

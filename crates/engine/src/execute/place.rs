@@ -10,8 +10,8 @@ use dockerfile::{CopyOp, CopySource as Planned, InlineFile, Link, Unpack};
 
 use super::Execution;
 use super::copy::path_source;
+use super::prospect::prospect;
 use super::remote::Brought;
-use super::run::prospect;
 use crate::event::{Failure, FailureKind};
 use crate::failure::{dockerfile as dockerfile_failure, failure, platform};
 use crate::rootfs::copy::{self, Archives, CopyOptions, CopyReport, Destination, Mtime, Owner};
