@@ -112,6 +112,8 @@ fn start_log() -> Outcome {
     started.map_err(|error| Failure::text(Exit::Internal, format!("start the log: {error}")))
 }
 
+type BoxedError = Box<dyn Error + Send + Sync>;
+
 /// Starts workers on this machine.
 struct Workers {
     command: WorkerCommand,
@@ -155,12 +157,33 @@ impl Workers {
         &self,
         id: &BuildId,
         speak: impl FnOnce(&WorkerSignals) -> std::io::Result<()> + Send + 'static,
-    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    ) -> Result<(), BoxedError> {
         let Some(signals) = self.contacts.of(id) else {
             return Ok(());
         };
         tokio::task::spawn_blocking(move || speak(&signals)).await??;
         Ok(())
+    }
+
+    /// [`worker::prepare`], on a thread that may wait for the disk.
+    async fn prepare(&self, record: Record) -> Result<PathBuf, BoxedError> {
+        let command = self.command.clone();
+        let prepared = tokio::task::spawn_blocking(move || worker::prepare(&command, &record));
+        Ok(prepared.await??)
+    }
+
+    /// [`worker::launch_in_turn`], on a thread that may wait until the new process has got a processor. Returns the spec too.
+    async fn launch(
+        &self,
+        spec: BuildSpec,
+        turn: Turn,
+    ) -> Result<(WorkerHandle, BuildSpec), BoxedError> {
+        let (command, runtime) = (self.command.clone(), tokio::runtime::Handle::current());
+        let launched = tokio::task::spawn_blocking(move || {
+            let launched = runtime.block_on(worker::launch_in_turn(&command, &spec, turn));
+            launched.map(|handle| (handle, spec))
+        });
+        Ok(launched.await??)
     }
 
     /// Puts up a socket for each of `agents` in the build's folder, and says in `spec` where.
@@ -185,10 +208,7 @@ impl Workers {
 }
 
 /// Ends the build in `folder`, for which no worker could be started, as its caller is told; returns why. Also who starts after us finds that end.
-async fn not_started(
-    folder: &Path,
-    error: Box<dyn Error + Send + Sync>,
-) -> Box<dyn Error + Send + Sync> {
+async fn not_started(folder: &Path, error: BoxedError) -> BoxedError {
     if let Err(error) = watch::conclude(folder, because(&*error)).await {
         let error = chain(&*error);
         tracing::error!(folder = %folder.display(), error, "a build that was not started could not be concluded");
@@ -213,11 +233,11 @@ impl Executor for Workers {
     ) -> BoxFuture<'_, Result<Running, ExecutorError>> {
         async move {
             let id = record.id.clone();
-            let failed = |source: Box<dyn Error + Send + Sync>| ExecutorError::Start {
+            let failed = |source: BoxedError| ExecutorError::Start {
                 id: id.clone(),
                 source,
             };
-            let folder = worker::prepare(&self.command, &record).map_err(|e| failed(e.into()))?;
+            let folder = self.prepare(record).await.map_err(failed)?;
             let agents = match self.listen(&folder, agents, &mut spec) {
                 Ok(agents) => agents,
                 Err(error) => return Err(failed(not_started(&folder, error.into()).await)),
@@ -225,17 +245,16 @@ impl Executor for Workers {
             // Beside each other: nobody is told of the build before both are done.
             let to_keep = folder.clone();
             let durable = tokio::task::spawn_blocking(move || worker::make_durable(&to_keep));
-            let launched = worker::launch_in_turn(&self.command, &spec, turn);
-            let (durable, handle) = tokio::join!(durable, launched);
-            let handle = match handle {
-                Ok(handle) => handle,
-                Err(error) => return Err(failed(not_started(&folder, error.into()).await)),
+            let (durable, launched) = tokio::join!(durable, self.launch(spec, turn));
+            let (handle, spec) = match launched {
+                Ok(launched) => launched,
+                Err(error) => return Err(failed(not_started(&folder, error).await)),
             };
             let durable = match durable {
                 Ok(durable) => durable.map_err(Into::into),
                 Err(error) => Err(error.into()),
             };
-            let durable: Result<(), Box<dyn Error + Send + Sync>> = durable;
+            let durable: Result<(), BoxedError> = durable;
             if let Err(error) = durable {
                 if let Err(error) = handle.withdraw(because(&*error)).await {
                     tracing::error!(%id, error = %chain(&error), "a build that was not accepted could not be concluded");
@@ -252,7 +271,7 @@ impl Executor for Workers {
 
     fn adopt(&self, id: BuildId) -> BoxFuture<'_, Result<Option<Running>, ExecutorError>> {
         async move {
-            let failed = |source: Box<dyn Error + Send + Sync>| ExecutorError::Adopt {
+            let failed = |source: BoxedError| ExecutorError::Adopt {
                 id: id.clone(),
                 source,
             };

@@ -13,7 +13,7 @@ use crate::worker_args::NICENESS;
 /// The niceness of the session of whoever reads or writes this, where the system groups by session.
 const SESSION: &str = "/proc/self/autogroup";
 
-/// State of this process, proc_pid_stat(5). `getsid` of rustix does not bear a session whose leader is in another pid namespace, as that of
+/// State of this process, `proc_pid_stat(5)`. `getsid` of rustix does not bear a session whose leader is in another pid namespace, as that of
 /// a shell in a container may be.
 const STATE: &str = "/proc/self/stat";
 

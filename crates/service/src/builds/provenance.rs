@@ -16,10 +16,11 @@
 //! A name goes when nothing stands under it, no build of it is kept, and nobody has started one meanwhile.
 
 use std::fs::{self, DirBuilder, ReadDir};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci::Digest;
 use serde::{Deserialize, Serialize};
@@ -30,13 +31,15 @@ use crate::whole;
 const VERSION: u32 = 1;
 /// Most inputs that are remembered for one name; the oldest go first.
 const ENTRIES_MAX: usize = 64;
+/// Names that can be written at the same time: each waits for the disk, and the disk takes many for the price of one.
+const LOCKS: usize = 32;
 
 /// What is known of names. Blocking.
 #[derive(Debug)]
 pub struct Provenance {
     folder: PathBuf,
-    // Files are read, changed and replaced: one at a time.
-    writing: Mutex<()>,
+    // Files are read, changed and replaced: each by one at a time.
+    writing: [Mutex<()>; LOCKS],
 }
 
 /// Tells why it is not known where an image came from.
@@ -137,7 +140,7 @@ impl Provenance {
         })?;
         Ok(Self {
             folder: folder.to_owned(),
-            writing: Mutex::default(),
+            writing: [const { Mutex::new(()) }; LOCKS],
         })
     }
 
@@ -183,6 +186,15 @@ impl Provenance {
         Ok(claim.is_plain && !others)
     }
 
+    /// Waits until nobody else writes what is known of a name.
+    fn lock(&self, name: &str) -> Option<MutexGuard<'_, ()>> {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let index = usize::try_from(hasher.finish() % LOCKS as u64).ok()?;
+        let lock = self.writing.get(index)?;
+        Some(lock.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         let file = Digest::sha256(name.as_bytes());
         self.folder.join(format!("{}.json", file.hex()))
@@ -211,7 +223,7 @@ impl Provenance {
         name: &str,
         change: impl FnOnce(&mut Vec<Entry>),
     ) -> Result<(), ProvenanceError> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.lock(name);
         let mut entries = self.read(name)?;
         change(&mut entries);
         if entries.len() > ENTRIES_MAX {
@@ -252,7 +264,7 @@ impl Provenance {
         seen: &Remembered,
         is_needed: impl FnOnce() -> bool,
     ) -> Result<bool, ProvenanceError> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.lock(&seen.name);
         let path = self.path(&seen.name);
         let is_as_seen = match fs::read(&path) {
             Ok(bytes) => bytes == seen.bytes,
