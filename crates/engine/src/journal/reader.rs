@@ -104,7 +104,7 @@ impl Reader {
             } else {
                 let end = self.file.metadata().map_err(JournalError::Read)?.len();
                 // What was read ahead may have been taken back, and something else follow: only what is still there is passed over.
-                let is_still_there = self.is_on_disk(&head)?;
+                let is_still_there = self.is_on_disk(&head.bytes)?;
                 self.forget();
                 if !is_still_there {
                     continue;
@@ -138,10 +138,12 @@ impl Reader {
         }))
     }
 
-    fn is_on_disk(&self, head: &Head) -> Result<bool, JournalError> {
+    /// Tells whether the next record begins like this on the disk.
+    fn is_on_disk(&self, beginning: &[u8]) -> Result<bool, JournalError> {
         let mut bytes = [0; FRAME_BYTES + 1];
-        match self.file.read_exact_at(&mut bytes, self.offset) {
-            Ok(()) => Ok(bytes == head.bytes),
+        let bytes = bytes.get_mut(..beginning.len()).unwrap_or_default();
+        match self.file.read_exact_at(bytes, self.offset) {
+            Ok(()) => Ok(bytes == beginning),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(JournalError::Read(error)),
         }
@@ -243,6 +245,12 @@ impl Reader {
                 // The beginning of a record may be taken back: it is read again with the rest.
                 self.forget();
                 return Ok(None);
+            }
+            let n_before = have.min(FRAME_BYTES + 1);
+            let beginning = self.buffer.get(..n_before).unwrap_or_default();
+            if !self.is_on_disk(beginning)? {
+                // It was taken back since it was read, and what was read now belongs to another record.
+                self.forget();
             }
         }
         Ok(self.buffer.get(self.start + skip..self.start + wanted))

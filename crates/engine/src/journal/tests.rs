@@ -152,3 +152,42 @@ fn a_file_of_another_kind_is_refused() {
         Err(JournalError::Format { .. })
     ));
 }
+
+#[test]
+fn a_length_of_which_a_part_was_taken_back_passes_over_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = |size: usize| Record {
+        at_ms: 5,
+        body: Body::Output {
+            step: StepId(1),
+            stream: Stream::Stdout,
+            bytes: vec![b'x'; size],
+        },
+    };
+    let event = |phase| Record {
+        at_ms: 6,
+        body: Body::Event(Event::Phase { phase }),
+    };
+    for n_torn in 1..=FRAME_BYTES {
+        let path = folder.path().join(FILE_NAME);
+        let mut writer = Writer::create(folder.path()).unwrap();
+        writer.append(&event(Phase::Resolving)).unwrap();
+        writer.append(&output(10)).unwrap();
+        let whole = path.metadata().unwrap().len();
+        let mut file = plainly().append(true).open(&path).unwrap();
+        let torn = encode(&output(100)).unwrap();
+        file.write_all(&torn[..n_torn]).unwrap();
+        let mut reader = Reader::skim(folder.path()).unwrap();
+        // Reads ahead, and so the part that is taken back now.
+        reader.next_event().unwrap().unwrap();
+        file.set_len(whole).unwrap();
+        for record in [output(300), event(Phase::Running), output(300)] {
+            writer.append(&record).unwrap();
+        }
+        let running = Event::Phase {
+            phase: Phase::Running,
+        };
+        assert_eq!(reader.next_event().unwrap(), Some((6, running)), "{n_torn}");
+        std::fs::remove_file(path).unwrap();
+    }
+}
