@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::builder::{BuildStatus, ListBuildsRequest};
-use api::kiln::v1::{FailureReason, GetBuildRequest};
+use api::kiln::v1::FailureReason;
 use testkit::docker_registry::DockerRegistry;
 use testkit::faults::figure;
 use testkit::process::{finish, run, tool};
@@ -134,13 +134,7 @@ async fn one(case: &Case, n: usize) -> Duration {
     );
     let message = said.failure().to_owned();
     let id = said.build_id().unwrap();
-    let mut native = scene.kiln.native().await;
-    let found = native
-        .get_build(GetBuildRequest {
-            build_id: id.clone(),
-        })
-        .await;
-    let build = found.unwrap().into_inner().build.unwrap();
+    let build = scene.kiln.build_by_id(&id).await;
     let reason = build
         .failure
         .as_ref()

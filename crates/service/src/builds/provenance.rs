@@ -187,12 +187,13 @@ impl Provenance {
     }
 
     /// Waits until nobody else writes what is known of a name.
-    fn lock(&self, name: &str) -> Option<MutexGuard<'_, ()>> {
+    fn lock(&self, name: &str) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
-        let index = usize::try_from(hasher.finish() % LOCKS as u64).ok()?;
-        let lock = self.writing.get(index)?;
-        Some(lock.lock().unwrap_or_else(PoisonError::into_inner))
+        let index = usize::try_from(hasher.finish() % LOCKS as u64);
+        let lock = index.ok().and_then(|index| self.writing.get(index));
+        let lock = lock.unwrap_or(&self.writing[0]);
+        lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, name: &str) -> PathBuf {
